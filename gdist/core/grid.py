@@ -1,0 +1,110 @@
+"""How a tensor is cut: slabs for devices, shards for hosts, inner chunks for readers.
+
+    tensor   ⊇  shard  (one file: what one host keeps, or an even part of it)
+             ⊇  slab   (what one device holds)
+             ⊇  chunk  (a row block of a slab, near 16 MiB: the unit read and digested alone)
+
+All four are regular grids, each dividing the one before, so "which shards hold this box" is arithmetic.
+Where a shard is cut smaller than a slab, the order of the middle two is the other way round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from gdist.core.box import Box
+from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_index, split_counts
+
+CHUNK_BYTES = 16 * 2**20  # facts: reading speed is flat from 1 to 64 MiB; 16 keeps digests and indexes small
+
+
+@dataclass(frozen=True, slots=True)
+class ShardGrid:
+    """Shapes, in elements, of a tensor and of its shards, slabs and inner chunks."""
+
+    shape: tuple[int, ...]
+    shard: tuple[int, ...]
+    slab: tuple[int, ...]
+    chunk: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for size, shard, slab, chunk in zip(self.shape, self.shard, self.slab, self.chunk, strict=True):
+            if size:
+                fits = size % shard == size % slab == shard % chunk == slab % chunk == 0
+                assert fits and (shard % slab == 0 or slab % shard == 0), f"grid {self}"
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """Number of shards per dimension."""
+        return tuple(size // shard for size, shard in zip(self.shape, self.shard, strict=True))
+
+    def box_of(self, index: tuple[int, ...]) -> Box:
+        """The box of one shard."""
+        start = tuple(i * s for i, s in zip(index, self.shard, strict=True))
+        return Box(start, tuple(a + s for a, s in zip(start, self.shard, strict=True)))
+
+
+def row_block(shape: tuple[int, ...], itemsize: int, limit: int) -> tuple[int, ...]:
+    """The largest even row block of a C-ordered array within `limit` bytes; at least one row.
+
+    Leading dimensions 1, one dimension cut by a divisor, trailing dimensions whole: such blocks, one
+    after the other, are the array's own bytes.
+    """
+    block = list(shape)
+    for dimension, size in enumerate(shape):
+        if prod(block) * itemsize <= limit or not size:
+            break
+        rest = prod(block[dimension + 1 :]) * itemsize
+        most = max(limit // max(rest, 1), 1)
+        block[dimension] = max(d for d in range(1, min(most, size) + 1) if size % d == 0)
+    return tuple(block)
+
+
+def _host_factor(mesh: Mesh, spec: PartitionSpec, ndim: int, count: int) -> tuple[int, ...]:
+    """How many neighbouring slabs per dimension every one of `count` hosts holds together."""
+    factors: list[int] | None = None
+    for host in range(count):
+        held = [slab_index(mesh, spec, ndim, device) for device in HostGroup(host, count).devices(mesh)]
+        lengths = []
+        for d in range(ndim):
+            places = sorted({index[d] for index in held})
+            whole = places[-1] - places[0] + 1 == len(places) and places[0] % len(places) == 0
+            lengths.append(len(places) if whole else 1)
+        if prod(lengths) != len(set(held)):  # not a box of slabs: files of one slab each
+            lengths = [1] * ndim
+        factors = lengths if factors is None else [a if a == b else 1 for a, b in zip(factors, lengths, strict=True)]
+    return tuple(factors or [1] * ndim)
+
+
+class GridMaker:
+    """Makes grids for one mesh and number of hosts; remembers what a spec means on it."""
+
+    def __init__(self, mesh: Mesh, hosts: int = 1, *, chunk_bytes: int = CHUNK_BYTES, shard_bytes: int | None = None):
+        self._mesh = mesh
+        self._hosts = hosts
+        self._chunk_bytes = chunk_bytes
+        self._shard_bytes = shard_bytes
+        self._factors: dict[tuple[PartitionSpec, int], tuple[int, ...]] = {}
+
+    def grid(self, shape: tuple[int, ...], itemsize: int, spec: PartitionSpec) -> ShardGrid:
+        """The grid of a tensor; the spec must divide the shape.
+
+        `shard_bytes` bounds a shard, for targets that take a shard whole and in memory.
+        """
+        ndim = len(shape)
+        if 0 in shape:  # no element, no shard: any legal shapes do
+            ones = tuple(max(size, 1) for size in shape)
+            return ShardGrid(shape, ones, ones, ones)
+        counts = split_counts(self._mesh, spec, ndim)
+        slab = tuple(size // count for size, count in zip(shape, counts, strict=True))
+        chunk = row_block(slab, itemsize, self._chunk_bytes)
+        key = (spec, ndim)
+        if key not in self._factors:
+            self._factors[key] = _host_factor(self._mesh, spec, ndim, self._hosts)
+        shard = tuple(s * f for s, f in zip(slab, self._factors[key], strict=True))
+        if self._shard_bytes is not None and prod(shard) * itemsize > self._shard_bytes:
+            shard = row_block(slab, itemsize, self._shard_bytes)
+            if any(s % c for s, c in zip(shard, chunk, strict=True)):
+                chunk = row_block(shard, itemsize, self._chunk_bytes)
+        return ShardGrid(shape, shard, slab, chunk)

@@ -1,0 +1,162 @@
+"""From pieces to shards: the state machine of a fetch, without any I/O.
+
+    placer = Placer(plan)
+    placer.wanted()               pieces still to come, in loading order
+    placer.accept(4711)           -> placements: which bytes of the piece go where
+    ... the sink writes them ...
+    placer.settle(4711)           -> shards that are now whole
+
+Placements never overlap, so the number of bytes a shard still misses is all its state. After a restart
+`done` shards are whole, and the bytes of `placed` pieces are in the shards listed in `partial` already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from gdist.core.box import Box, boxes_of_run, tiles_of
+from gdist.core.extent import Extent
+from gdist.core.plan import HostPlan, ShardTask
+from gdist.core.tensor import Order, Part
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Take bytes of a piece, see them as an array, put a box of it into a shard.
+
+    `source` counts from the start of the piece. Seen as bytes (last dimension: the bytes of an element)
+    they have shape `view`; `take` is a box of that view, `target` the same box in the shard, counted from
+    its first element. With Fortran `order`, `view` and `take` have all but the last dimension reversed.
+    """
+
+    shard: ShardTask
+    source: Extent
+    view: tuple[int, ...]
+    take: Box
+    target: Box
+    order: Order
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that go into the shard."""
+        return self.take.size
+
+
+class Placer:
+    """Where the bytes of each piece go, and which shards are whole; see the module's text."""
+
+    def __init__(
+        self,
+        plan: HostPlan,
+        *,
+        done: Collection[ShardTask] = (),
+        placed: Iterable[int] = (),
+        partial: Collection[ShardTask] = (),
+    ):
+        self._plan = plan
+        self._tasks = {(task.tensor, task.index): task for p in plan.tensors for task in p.shards}
+        self._missing = {
+            key: plan.tensors[task.tensor].tensor.spec.nbytes_of(task.box) for key, task in self._tasks.items()
+        }
+        self._parts: dict[int, list[tuple[int, Part]]] = {}
+        for number, tensor in enumerate(plan.tensors):
+            if tensor.shards:
+                for part in tensor.tensor.parts:
+                    for piece in plan.payload.pieces_of(part.extent):
+                        self._parts.setdefault(piece, []).append((number, part))
+        self._settled: set[int] = set()
+        self._pending: dict[int, tuple[Placement, ...]] = {}
+        self._partial: frozenset[tuple[int, tuple[int, ...]]] = frozenset()
+        self._placed: set[int] = set()
+        for task in done:
+            self._missing[task.tensor, task.index] = 0
+        if done or placed:
+            self._replay(set(placed), frozenset((task.tensor, task.index) for task in partial))
+
+    def _replay(self, placed: set[int], partial: frozenset[tuple[int, tuple[int, ...]]]) -> None:
+        for piece in sorted(placed & set(self._plan.pieces)):
+            for placement in self._find(piece):
+                key = placement.shard.tensor, placement.shard.index
+                if key in partial:
+                    self._missing[key] -= placement.nbytes
+        self._partial, self._placed = partial, placed
+        open_tensors = {number for (number, _), missing in self._missing.items() if missing}
+        for piece in self._plan.pieces:
+            touches_open = any(number in open_tensors for number, _ in self._parts[piece])
+            if not touches_open or not self._find(piece):
+                self._settled.add(piece)
+
+    def wanted(self) -> tuple[int, ...]:
+        """Pieces that still have bytes to place, in loading order."""
+        return tuple(piece for piece in self._plan.pieces if piece not in self._settled)
+
+    @property
+    def missing_nbytes(self) -> int:
+        """Bytes of this host's shards that are not placed yet."""
+        return sum(self._missing.values())
+
+    def whole(self) -> tuple[ShardTask, ...]:
+        """Shards that miss nothing, in plan order."""
+        return tuple(task for key, task in self._tasks.items() if not self._missing[key])
+
+    def accept(self, piece: int) -> tuple[Placement, ...]:
+        """Where the bytes of a verified piece go; empty when none of them is wanted any more."""
+        if piece in self._settled:
+            return ()
+        if piece not in self._pending:
+            self._pending[piece] = self._find(piece)
+        return self._pending[piece]
+
+    def _find(self, piece: int) -> tuple[Placement, ...]:
+        extent = self._plan.payload.extent_of(piece)
+        known = self._partial if piece in self._placed else ()
+        placements: list[Placement] = []
+        for number, part in self._parts.get(piece, ()):
+            placements.extend(
+                p
+                for p in self._of_part(number, part, extent)
+                if self._missing[number, p.shard.index] and (number, p.shard.index) not in known
+            )
+        return tuple(placements)
+
+    def _of_part(self, number: int, part: Part, piece: Extent) -> Iterable[Placement]:
+        plan = self._plan.tensors[number]
+        itemsize = plan.tensor.spec.dtype.itemsize
+        common = part.extent.intersect(piece)
+        assert common is not None, f"piece {piece} has nothing of part {part}"
+        fortran = part.order is Order.F
+        stored = (*(part.box.shape[::-1] if fortran else part.box.shape), itemsize)
+        position = common.start - piece.start
+        first = common.start - part.extent.start
+        for view in boxes_of_run(stored, first, first + common.length):
+            source = Extent(position, view.size)
+            position += view.size
+            logical = Box((*view.start[:-1][::-1], view.start[-1]), (*view.stop[:-1][::-1], view.stop[-1]))
+            inside = (logical if fortran else view).shift((*part.box.start, 0))
+            for index, piece_box in tiles_of(inside, (*plan.grid.shard, itemsize)):
+                task = self._tasks.get((number, index[:-1]))
+                if task is None:
+                    continue
+                take = piece_box.relative_to(inside.start)
+                if fortran:
+                    take = Box((*take.start[:-1][::-1], take.start[-1]), (*take.stop[:-1][::-1], take.stop[-1]))
+                target = piece_box.relative_to((*task.box.start, 0))
+                yield Placement(task, source, view.shape, take, target, part.order)
+
+    def settle(self, piece: int) -> tuple[ShardTask, ...]:
+        """Records that a piece's placements are written; gives the shards that are whole since.
+
+        Raises:
+            AssertionError: if it places more than was missing.
+        """
+        whole = []
+        for placement in self.accept(piece):
+            key = placement.shard.tensor, placement.shard.index
+            self._missing[key] -= placement.nbytes
+            assert self._missing[key] >= 0, f"shard {key} of {self._plan.identity} overfilled by piece {piece}"
+            if not self._missing[key]:
+                whole.append(placement.shard)
+        self._settled.add(piece)
+        self._pending.pop(piece, None)
+        return tuple(whole)

@@ -1,0 +1,170 @@
+"""What one host will do: its shards, the pieces they need, in loading order, and what that costs.
+
+Planner and placer intersect the same boxes, so they cannot disagree: the pieces planned here are exactly
+those that `Placer` finds bytes in (a property test holds them to it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from gdist.core.box import Box, runs_of_box
+from gdist.core.extent import Extent, coalesce
+from gdist.core.grid import GridMaker, ShardGrid
+from gdist.core.layout import ShardLayout
+from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_indices
+from gdist.core.payload import Payload
+from gdist.core.rules import Rules, resolve_specs
+from gdist.core.tensor import Order, StoredTensor
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """One shard to write: `tensor` is the index in the plan, `index` the shard's place in its grid."""
+
+    tensor: int
+    index: tuple[int, ...]
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One tensor, how it is split and cut, and the shards of it that this host writes, in C order."""
+
+    tensor: StoredTensor
+    spec: PartitionSpec
+    grid: ShardGrid
+    shards: tuple[ShardTask, ...]
+
+    def layout(self) -> ShardLayout:
+        """Where bytes lie in the shard files."""
+        return ShardLayout(self.grid, self.tensor.spec.dtype.itemsize)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor that this host keeps."""
+        return sum(self.tensor.spec.nbytes_of(shard.box) for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """All that one host will do; `tensors` are in loading order."""
+
+    payload: Payload
+    mesh: Mesh
+    host: HostGroup
+    tensors: tuple[TensorPlan, ...]
+    identity: str = field(default="")
+
+    @cached_property
+    def pieces(self) -> tuple[int, ...]:
+        """Pieces that hold a byte of this host's shards, in the order their tensors are loaded."""
+        ordered: dict[int, None] = {}
+        for plan in self.tensors:
+            for extent in touched(plan, self.payload.piece_length - 1):
+                ordered.update(dict.fromkeys(self.payload.pieces_of(extent)))
+        return tuple(ordered)
+
+    @cached_property
+    def bytes_wanted(self) -> int:
+        """Bytes this host keeps."""
+        return sum(plan.nbytes for plan in self.tensors)
+
+    @cached_property
+    def bytes_touched(self) -> int:
+        """Bytes of all the pieces that hold them."""
+        return sum(self.payload.extent_of(piece).length for piece in self.pieces)
+
+    @property
+    def amplification(self) -> float:
+        """Bytes touched over bytes wanted; 1.0 when every piece is wanted whole."""
+        return self.bytes_touched / self.bytes_wanted if self.bytes_wanted else 1.0
+
+    @cached_property
+    def store_nbytes(self) -> int:
+        """Bytes of the shard files, indexes and padding included."""
+        return sum(len(plan.shards) * plan.layout().file_nbytes for plan in self.tensors if plan.shards)
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the plan: equal for the same torrent, tensors, grids, mesh and host; SHA-256, hex."""
+        content = [
+            self.identity,
+            str(self.mesh),
+            [self.host.index, self.host.count],
+            [
+                [p.tensor.spec.name, p.tensor.spec.dtype.name, p.grid.shape, p.grid.shard, p.grid.slab, p.grid.chunk]
+                for p in self.tensors
+            ],
+            [[part.extent.start, part.extent.length] for p in self.tensors for part in p.tensor.parts],
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def touched(plan: TensorPlan, gap: int) -> Iterator[Extent]:
+    """Extents of the payload that cover this host's bytes of a tensor, joined where at most `gap` apart."""
+    itemsize = plan.tensor.spec.dtype.itemsize
+    extents: list[Extent] = []
+    for part, shard in itertools.product(plan.tensor.parts, plan.shards):
+        common = part.box.intersect(shard.box)
+        if common is None:
+            continue
+        inside = common.relative_to(part.box.start)
+        shape = part.box.shape
+        if part.order is Order.F:
+            inside, shape = inside.reversed(), shape[::-1]
+        for run in runs_of_box((*shape, itemsize), inside.with_bytes(itemsize), gap):
+            extents.append(run.shift(part.extent.start))
+    yield from coalesce(extents, gap)
+
+
+def plan_host(
+    payload: Payload,
+    tensors: Sequence[StoredTensor],
+    mesh: Mesh,
+    rules: Rules | None,
+    host: HostGroup | None = None,
+    *,
+    identity: str = "",
+    shard_bytes: int | None = None,
+) -> HostPlan:
+    """The plan of one host for tensors given in loading order.
+
+    `rules` None splits tensors automatically (`automatic_spec`); `identity` names the source (its
+    info-hash) in the plan's digest; `shard_bytes` bounds a shard file, for targets that take it whole.
+
+    Raises:
+        RequestError: for every tensor without a rule or that the mesh does not divide, and when the hosts
+            do not divide the mesh.
+    """
+    group = host or HostGroup()
+    devices = group.devices(mesh)
+    specs = resolve_specs(mesh, rules, tensors)
+    maker = GridMaker(mesh, group.count, shard_bytes=shard_bytes)
+    plans = []
+    for number, (tensor, spec) in enumerate(zip(tensors, specs, strict=True)):
+        grid = maker.grid(tensor.spec.shape, tensor.spec.dtype.itemsize, spec)
+        plans.append(TensorPlan(tensor, spec, grid, _shards(number, grid, mesh, spec, devices)))
+    return HostPlan(payload, mesh, group, tuple(plans), identity)
+
+
+def _shards(
+    number: int, grid: ShardGrid, mesh: Mesh, spec: PartitionSpec, devices: range
+) -> tuple[ShardTask, ...]:
+    """The shards that hold the slabs of some devices."""
+    if 0 in grid.shape:
+        return ()
+    ndim = len(grid.shape)
+    found: set[tuple[int, ...]] = set()
+    for slab in slab_indices(mesh, spec, ndim, devices):
+        ranges = (
+            range(i * size // cut, max((i + 1) * size // cut, i * size // cut + 1))
+            for i, size, cut in zip(slab, grid.slab, grid.shard, strict=True)
+        )
+        found.update(itertools.product(*ranges))
+    return tuple(ShardTask(number, index, grid.box_of(index)) for index in sorted(found))

@@ -1,0 +1,170 @@
+"""Partition rules: which PartitionSpec a tensor gets, by its name.
+
+The convention of EasyLM and of Grok-1's own table: a list of `(regex, spec)`, the regex is searched in the
+tensor's name, the first match wins. Both halves of a quantised pair go by the pair's name; what the spec
+means for the scales is worked out in `spec_for_tensor`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from gdist.core.mesh import Mesh, PartitionSpec, misfit, split_counts
+from gdist.core.tensor import StoredTensor
+from gdist.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`spec` for the tensors in whose name the regular expression `pattern` is found."""
+
+    pattern: str
+    spec: PartitionSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Rules in order, and the mesh axes they speak of."""
+
+    axes: tuple[str, ...]
+    rules: tuple[Rule, ...]
+
+    def spec_for(self, name: str) -> PartitionSpec | None:
+        """The spec of the first rule that matches, or None."""
+        for rule in self.rules:
+            if re.search(rule.pattern, name):
+                return rule.spec
+        return None
+
+    def to_json(self) -> dict[str, object]:
+        """The form `parse_rules` reads."""
+        return {"axes": list(self.axes), "rules": [[r.pattern, r.spec.to_json()] for r in self.rules]}
+
+
+def parse_spec(value: object) -> PartitionSpec:
+    """Reads `[null, "model", ["data", "model"]]`.
+
+    Raises:
+        RequestError: for anything else.
+    """
+    if not isinstance(value, list | tuple):
+        raise RequestError(f"partition spec {value!r} is not a list", hint='for example [null, "model"]')
+    dims: list[tuple[str, ...]] = []
+    for item in value:
+        if item is None:
+            dims.append(())
+        elif isinstance(item, str):
+            dims.append((item,))
+        elif isinstance(item, list | tuple) and all(isinstance(name, str) for name in item):
+            dims.append(tuple(item))
+        else:
+            raise RequestError(f"partition spec {value!r} has {item!r}, which is no axis name, list or null")
+    return PartitionSpec(tuple(dims))
+
+
+def parse_rules(value: object) -> Rules:
+    """Reads `{"axes": ["data", "model"], "rules": [[REGEX, SPEC], ...]}`.
+
+    Raises:
+        RequestError: naming every rule that is not one.
+    """
+    hint = 'rules look like {"axes": ["data", "model"], "rules": [["wq$", [null, "model"]], [".*", []]]}'
+    if not isinstance(value, dict) or not isinstance(value.get("rules"), list):
+        raise RequestError("rules are not an object with a list named 'rules'", hint=hint)
+    axes = value.get("axes", [])
+    if not isinstance(axes, list) or not all(isinstance(axis, str) for axis in axes):
+        raise RequestError(f"axes of the rules are {axes!r}, not a list of names", hint=hint)
+    rules, faults = [], []
+    for number, item in enumerate(value["rules"]):
+        if not isinstance(item, list | tuple) or len(item) != 2 or not isinstance(item[0], str):
+            faults.append(f"rule {number} ({item!r}) is not [REGEX, SPEC]")
+            continue
+        try:
+            re.compile(item[0])
+            rules.append(Rule(item[0], parse_spec(item[1])))
+        except re.error as error:
+            faults.append(f"rule {number}: {item[0]!r} is not a regular expression ({error})")
+        except RequestError as error:
+            faults.append(f"rule {number}: {error}")
+    if faults:
+        raise RequestError("; ".join(faults), hint=hint)
+    return Rules(tuple(axes), tuple(rules))
+
+
+def automatic_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
+    """A spec for a tensor nobody wrote a rule for: fully sharded on its largest dimension that allows it.
+
+    The whole mesh's axes split the largest dimension they divide; else the most axes that divide any
+    dimension; vectors and scalars, and what nothing divides, are replicated.
+    """
+    if len(shape) < 2:
+        return PartitionSpec()
+    names = [name for name, size in mesh.axes if size > 1]
+    sizes = dict(mesh.axes)
+    best: tuple[int, int, int, tuple[str, ...]] | None = None
+    for dimension, size in enumerate(shape):
+        for first in range(len(names)):
+            axes = tuple(names[first:])
+            count = prod(sizes[name] for name in axes)
+            if size and size % count == 0:
+                candidate = (count, size, -dimension, axes)
+                best = max(best, candidate) if best else candidate
+    if best is None:
+        return PartitionSpec()
+    return PartitionSpec(((),) * -best[2] + (best[3],))
+
+
+def spec_for_tensor(mesh: Mesh, rules: Rules | None, tensor: StoredTensor) -> PartitionSpec | None:
+    """The spec of one tensor on a mesh, or None when no rule matches.
+
+    For the scales of a quantised pair the rule speaks of the weight: a dimension of the scales that its
+    axes do not divide (the groups of Grok-1 are tied to 8-way splits; size 1 is the common case) stays
+    whole, which is right on every mesh, since each device then finds all the groups its weight needs.
+    """
+    if rules is None:
+        spec = automatic_spec(mesh, tensor.spec.shape)
+    else:
+        found = rules.spec_for(tensor.rule_name)
+        if found is None:
+            return None
+        spec = found
+    if tensor.quantisation and tensor.quantisation.role == "scales":
+        counts = split_counts(mesh, spec, len(tensor.spec.shape))
+        fits = zip(tensor.spec.shape, counts, strict=True)
+        dims = (spec.axes_of(d) if size > 1 and size % count == 0 else () for d, (size, count) in enumerate(fits))
+        spec = PartitionSpec(tuple(dims))
+    return spec
+
+
+def resolve_specs(mesh: Mesh, rules: Rules | None, tensors: Iterable[StoredTensor]) -> tuple[PartitionSpec, ...]:
+    """The spec of every tensor, in order.
+
+    Raises:
+        RequestError: naming every tensor without a rule, and every one that the mesh does not divide.
+    """
+    specs, unmatched, misfits = [], [], []
+    for tensor in tensors:
+        spec = spec_for_tensor(mesh, rules, tensor)
+        if spec is None:
+            unmatched.append(tensor.spec.name)
+            continue
+        fault = misfit(mesh, spec, tensor.spec.name, tensor.spec.shape)
+        if fault:
+            misfits.append(fault)
+        specs.append(spec)
+    if unmatched:
+        raise RequestError(
+            f"no rule matches {len(unmatched)} tensors: {', '.join(unmatched)}",
+            hint='end the rules with [".*", []] to replicate what is left',
+            tensors=tuple(unmatched),
+        )
+    if misfits:
+        raise RequestError(
+            f"mesh {mesh} does not divide {len(misfits)} tensors: {'; '.join(misfits)}",
+            hint="choose a mesh whose axes divide these dimensions, or rules that split others",
+            faults=tuple(misfits),
+        )
+    return tuple(specs)

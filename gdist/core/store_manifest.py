@@ -1,0 +1,243 @@
+"""What was written: the manifest of a store, or of one host's part of it, and its JSON.
+
+`gdist.json` (one host) or `gdist.host-00003-of-00008.json` appears last and atomically: a directory without
+one is not a store. It names the info-hash, the plan, every tensor with its grid, and the BLAKE3 digest of
+every inner chunk this host wrote; `digest` seals the rest. See `docs/reference/store-format.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gdist.core.dtypes import DType
+from gdist.core.grid import ShardGrid
+from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
+from gdist.core.rules import parse_spec
+from gdist.core.tensor import Quantisation, dtype_named
+from gdist.errors import CorruptError, RequestError
+
+FORMAT = 1
+MANIFEST_NAME = "gdist.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSource:
+    """Where a store's bytes came from: hex info-hashes ("" when the torrent has none), name, release, profile."""
+
+    info_hash_v1: str
+    info_hash_v2: str
+    name: str
+    piece_length: int
+    nbytes: int
+    magnet: str = ""
+    profile: str = ""
+
+    @property
+    def info_hash(self) -> str:
+        """The one hash that names the source: v1 where there is one."""
+        return self.info_hash_v1 or self.info_hash_v2
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTensor:
+    """A tensor of a store, and the digests of the inner chunks of the shards that are here, by shard index."""
+
+    name: str
+    dtype: DType
+    grid: ShardGrid
+    spec: PartitionSpec
+    quantisation: Quantisation | None
+    shards: Mapping[tuple[int, ...], tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole tensor."""
+        return self.grid.shape
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAsset:
+    """A small file of the release that holds no tensor, kept as it is under `assets/`."""
+
+    path: str
+    nbytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreManifest:
+    """Enough to load a store and to verify it; `tensors` are in loading order."""
+
+    source: StoreSource
+    plan: str
+    mesh: Mesh
+    host: HostGroup
+    tensors: tuple[StoreTensor, ...]
+    assets: tuple[StoreAsset, ...] = ()
+    codec: str = "none"
+    tool: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, whole."""
+        total = 0
+        for tensor in self.tensors:
+            size = tensor.dtype.itemsize
+            for length in tensor.shape:
+                size *= length
+            total += size
+        return total
+
+
+def manifest_name(host: HostGroup) -> str:
+    """The file name of one host's manifest."""
+    if host.count == 1:
+        return MANIFEST_NAME
+    return f"gdist.host-{host.index:05}-of-{host.count:05}.json"
+
+
+def tensor_attributes(spec: PartitionSpec, quantisation: Quantisation | None) -> dict[str, object]:
+    """gdist's attributes in the `zarr.json` of a tensor."""
+    attributes: dict[str, object] = {"partition_spec": spec.to_json()}
+    if quantisation:
+        q = quantisation
+        attributes |= {"pair": q.pair, "role": q.role, "groups": q.groups, "groups_dimension": q.dimension}
+    return {"gdist": attributes}
+
+
+def store_manifest_to_json(manifest: StoreManifest) -> bytes:
+    """The JSON document, sealed with its own digest; one line a tensor, so that it can be read and compared."""
+    body = _body(manifest)
+    tensors = body.pop("tensors")
+    assert isinstance(tensors, list)
+    seal = _seal({**body, "tensors": tensors})
+    lines = json.dumps({**body, "digest": seal}, indent=1, ensure_ascii=False)[:-2]
+    rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in tensors)
+    return f'{lines},\n "tensors": [\n  {rows}\n ]\n}}\n'.encode()
+
+
+def _seal(body: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _body(manifest: StoreManifest) -> dict[str, object]:
+    source = manifest.source
+    return {
+        "gdist_store": FORMAT,
+        "tool": manifest.tool,
+        "source": {
+            "info_hash_v1": source.info_hash_v1,
+            "info_hash_v2": source.info_hash_v2,
+            "name": source.name,
+            "piece_length": source.piece_length,
+            "nbytes": source.nbytes,
+            "magnet": source.magnet,
+            "profile": source.profile,
+        },
+        "plan": manifest.plan,
+        "mesh": [list(axis) for axis in manifest.mesh.axes],
+        "host": [manifest.host.index, manifest.host.count],
+        "codec": manifest.codec,
+        "digests": "blake3",
+        "assets": [{"path": a.path, "nbytes": a.nbytes, "digest": a.digest} for a in manifest.assets],
+        "tensors": [_tensor_row(tensor) for tensor in manifest.tensors],
+    }
+
+
+def _tensor_row(tensor: StoreTensor) -> dict[str, object]:
+    row: dict[str, object] = {
+        "name": tensor.name,
+        "dtype": tensor.dtype.name,
+        "shape": list(tensor.shape),
+        "spec": tensor.spec.to_json(),
+        "shard": list(tensor.grid.shard),
+        "slab": list(tensor.grid.slab),
+        "chunk": list(tensor.grid.chunk),
+    }
+    if tensor.quantisation:
+        q = tensor.quantisation
+        row["quantisation"] = [q.pair, q.role, q.groups, q.dimension]
+    row["shards"] = [[list(index), list(digests)] for index, digests in tensor.shards.items()]
+    return row
+
+
+def parse_store_manifest(data: bytes, where: str) -> StoreManifest:
+    """The manifest in a JSON document; `where` names it in messages.
+
+    Raises:
+        CorruptError: when it is damaged: not JSON, not sealed by its digest, or not of this form.
+        RequestError: when a newer gdist wrote it.
+    """
+    try:
+        body: Any = json.loads(data)  # Any: checked field by field below, all faults become one error
+        version = body["gdist_store"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{where} is not a store manifest", hint="fetch the store again") from error
+    if version != FORMAT:
+        raise RequestError(f"{where} is of store format {version}, this gdist reads {FORMAT}", hint="update gdist")
+    try:
+        seal = body.pop("digest")
+        if _seal(body) != seal:
+            raise CorruptError(f"{where} was changed: its digest does not match", hint="fetch the store again")
+        return _parse_body(body)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise CorruptError(f"{where} is damaged: {error!r}", hint="fetch the store again") from error
+
+
+def _parse_body(body: Any) -> StoreManifest:
+    source = StoreSource(**body["source"])
+    return StoreManifest(
+        source=source,
+        plan=str(body["plan"]),
+        mesh=Mesh(tuple((str(name), int(size)) for name, size in body["mesh"])),
+        host=HostGroup(*body["host"]),
+        tensors=tuple(_parse_tensor(row) for row in body["tensors"]),
+        assets=tuple(StoreAsset(**row) for row in body["assets"]),
+        codec=str(body["codec"]),
+        tool=str(body["tool"]),
+    )
+
+
+def _parse_tensor(row: Any) -> StoreTensor:
+    grid = ShardGrid(*(tuple(map(int, row[key])) for key in ("shape", "shard", "slab", "chunk")))
+    shards = {tuple(map(int, index)): tuple(map(str, digests)) for index, digests in row["shards"]}
+    quantisation = Quantisation(*row["quantisation"]) if "quantisation" in row else None
+    return StoreTensor(row["name"], dtype_named(row["dtype"]), grid, parse_spec(row["spec"]), quantisation, shards)
+
+
+def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
+    """The one store that several hosts' parts are together.
+
+    Raises:
+        RequestError: when they are of different sources, meshes or grids.
+    """
+    parts = list(manifests)
+    assert parts, "no manifest to join"
+    first = parts[0]
+    joined: list[dict[tuple[int, ...], tuple[str, ...]]] = [{} for _ in first.tensors]
+    for part in parts:
+        same = (part.source.info_hash, part.mesh, part.codec) == (first.source.info_hash, first.mesh, first.codec)
+        grids = [(t.name, t.dtype, t.grid) for t in part.tensors] == [(t.name, t.dtype, t.grid) for t in first.tensors]
+        if not (same and grids):
+            raise RequestError(
+                f"host {part.host.index}'s part is of another job than host {first.host.index}'s: "
+                f"{part.source.info_hash} on mesh {part.mesh}, {first.source.info_hash} on mesh {first.mesh}",
+                hint="join only directories that one fetch wrote",
+            )
+        for shards, tensor in zip(joined, part.tensors, strict=True):
+            for index, digests in tensor.shards.items():
+                if shards.setdefault(index, digests) != digests:
+                    raise CorruptError(f"two hosts' digests of shard {index} of {tensor.name!r} differ")
+    tensors = tuple(
+        StoreTensor(t.name, t.dtype, t.grid, t.spec, t.quantisation, shards)
+        for t, shards in zip(first.tensors, joined, strict=True)
+    )
+    return StoreManifest(
+        first.source, first.plan, first.mesh, HostGroup(), tensors, first.assets, first.codec, first.tool
+    )
+
+

@@ -1,0 +1,152 @@
+"""What a checkpoint holds: arrays as a format finds them, and logical tensors as a user names them."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from enum import Enum
+from math import prod
+
+from gdist.core.box import Box
+from gdist.core.dtypes import BY_NAME, DType
+from gdist.core.extent import Extent
+from gdist.errors import UnsupportedError
+
+
+class Order(Enum):
+    """How the elements of a stored array lie: C (last dimension fastest) or Fortran (first fastest)."""
+
+    C = "C"
+    F = "F"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundArray:
+    """What a format saw in one file.
+
+    `key` names the array inside the file ("" when the file holds just one); `extent` counts from the
+    start of the file and its length is exactly that of `shape` in `dtype`. `role` is "weight" or
+    "scales" for the two arrays of a quantised pair, whose `key` is then the same, else "".
+    """
+
+    key: str
+    extent: Extent
+    shape: tuple[int, ...]
+    dtype: DType
+    order: Order = Order.C
+    role: str = ""
+
+    def __post_init__(self) -> None:
+        expected = prod(self.shape) * self.dtype.itemsize
+        assert self.extent.length == expected, f"{self.key!r}: {self.extent.length} bytes, shape needs {expected}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A logical tensor's name, shape and element type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def nbytes_of(self, box: Box) -> int:
+        """Bytes of one box of it."""
+        return box.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stored run of bytes that holds one box of a tensor.
+
+    `extent` counts from the start of the payload. Fortran order is C order with the dimensions reversed.
+    """
+
+    extent: Extent
+    box: Box
+    order: Order = Order.C
+
+
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """That a tensor is one half of a quantised pair.
+
+    `pair` is the common name, `role` "weight" or "scales". The scales have `groups` entries along
+    `dimension` (the contracting one): entry g belongs to the g-th of `groups` equal runs of the weight.
+    """
+
+    pair: str
+    role: str
+    groups: int
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A logical tensor and the stored parts that tile it, each byte of it in exactly one part.
+
+    `quantisation` is set on both halves of a quantised pair.
+    """
+
+    spec: TensorSpec
+    parts: tuple[Part, ...]
+    quantisation: Quantisation | None = None
+
+    def __post_init__(self) -> None:
+        stored = sum(part.extent.length for part in self.parts)
+        assert stored == self.spec.nbytes, f"{self.spec.name!r}: parts hold {stored} of {self.spec.nbytes} bytes"
+        for part in self.parts:
+            assert part.extent.length == self.spec.nbytes_of(part.box), f"{self.spec.name!r}: part {part}"
+
+    @property
+    def rule_name(self) -> str:
+        """The name partition rules are searched in: both halves of a pair go by the pair's name."""
+        return self.quantisation.pair if self.quantisation else self.spec.name
+
+
+def dtype_named(name: str) -> DType:
+    """The element type of that name.
+
+    Raises:
+        UnsupportedError: when gdist stores no such type.
+    """
+    try:
+        return BY_NAME[name]
+    except KeyError:
+        raise UnsupportedError(f"element type {name!r} is not one gdist stores", dtype=name) from None
+
+
+MAX_NAME_BYTES = 240  # a directory entry holds 255; what we add to a name must fit too
+
+
+def check_name(name: str) -> None:
+    """That a tensor's name is safe to be a path below the store; `/` makes nested groups.
+
+    Raises:
+        UnsupportedError: for names that climb, are absolute, empty, too long, hold control characters,
+            or collide with the store's own documents.
+    """
+
+    def refuse(why: str) -> None:
+        raise UnsupportedError(f"tensor name {name[:200]!r} {why}", name=name)
+
+    if not name:
+        refuse("is empty")
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in name) or "\\" in name:
+        refuse("holds a control character, a surrogate or a backslash")
+    for part in name.split("/"):
+        if part in ("", ".", "..") or set(part) == {"."}:
+            refuse("is not a plain relative path")
+        if part.startswith(("__", ".")) or part in RESERVED_NAMES:
+            refuse("collides with a name the store keeps for itself")
+        if len(part.encode()) > MAX_NAME_BYTES:
+            refuse(f"has a part longer than {MAX_NAME_BYTES} bytes")
+
+
+RESERVED_NAMES = frozenset(
+    {"zarr.json", "c", "gdist.json", "assets", "payload", "_METADATA", "_CHECKPOINT_METADATA", "_sharding"}
+)

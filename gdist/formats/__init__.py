@@ -1,0 +1,56 @@
+"""Checkpoint formats: from the bytes of a file to the arrays in it.
+
+A format does no I/O. Its `scan` is a generator that asks for extents of the file, is sent their bytes,
+and returns what it found; so one scan runs over a local file, over a torrent whose pieces are still
+coming, or, for hundreds of files at once, over all of them side by side, waiting for none.
+
+    scan = grok_pickle.scan(size)
+    wanted = next(scan)                 # Extent
+    wanted = scan.send(data)            # bytes of it, exactly `wanted.length` long
+    ...  StopIteration.value            # tuple[FoundArray, ...]
+
+A new format is one new module here with `NAME`, `sniff` and `scan`, listed in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Protocol
+
+from gdist.core.extent import Extent
+from gdist.core.tensor import FoundArray
+
+Scan = Generator[Extent, bytes, tuple[FoundArray, ...]]
+
+SNIFF_BYTES = 512  # enough for every magic number, the first opcodes of a pickle, a safetensors header's start
+
+
+class Format(Protocol):
+    """What a format module offers."""
+
+    NAME: str
+
+    def sniff(self, head: bytes, size: int) -> bool:
+        """True when a file of `size` bytes that starts with `head` (up to `SNIFF_BYTES`) is of this format."""
+        ...
+
+    def scan(self, size: int) -> Scan:
+        """Finds the arrays of a file of `size` bytes.
+
+        Raises:
+            UnsupportedError: the file holds something that is not allowed or not read; says what, and at
+                which offset.
+            CorruptError: the file contradicts itself (lengths, shapes, offsets).
+        """
+        ...
+
+
+def drive(scan: Scan, read: Callable[[Extent], bytes]) -> tuple[FoundArray, ...]:
+    """Runs one scan to its end over `read`, which gives the bytes of an extent of the file."""
+    try:
+        wanted = next(scan)
+        while True:
+            wanted = scan.send(read(wanted))
+    except StopIteration as stop:
+        found: tuple[FoundArray, ...] = stop.value
+        return found
