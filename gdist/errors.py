@@ -13,6 +13,8 @@ next. The exit code of each class is in `gdist.cli.exits` and in `docs/reference
 
 from __future__ import annotations
 
+import errno
+
 
 class GdistError(Exception):
     """Root of all errors gdist raises on purpose.
@@ -72,3 +74,12 @@ class InterruptedRun(TransferError):
 
 class ResumeError(GdistError):
     """The destination holds another job's work, or its record cannot be read."""
+
+
+def translate(error: OSError, doing: str) -> GdistError:
+    """An operating system's error as ours; `doing` says what failed, with the path."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SpaceError(
+            f"no space left {doing}", hint="free some space and run the same command again: it resumes", path=error.filename
+        )
+    return FilesystemError(f"{error.strerror or error} {doing}", hint="check the destination and its permissions")

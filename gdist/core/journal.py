@@ -8,6 +8,7 @@ while it was written) says nothing and is dropped.
     {"pieces": [[0, 12], [40, 41]]}                      placed in shards not yet whole; half-open ranges
     {"shard": ["layer.0.w", [0, 1]], "digests": [...]}   whole, synced, renamed
     {"file": "ckpt-0/tensor00000_000"}                   its headers agree with the manifest
+    {"asset": ["ckpt-0/README.md", 312, "<digest>"]}      kept under assets/
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Progress:
     shards: dict[tuple[str, tuple[int, ...]], ShardRecord] = field(default_factory=dict)
     pieces: set[int] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
+    assets: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
 def header_line(plan: str) -> str:
@@ -63,6 +65,11 @@ def pieces_line(pieces: Iterable[int]) -> str:
 def file_line(path: str) -> str:
     """The line of a payload file whose headers were checked."""
     return json.dumps({"file": path})
+
+
+def asset_line(path: str, nbytes: int, digest: str) -> str:
+    """The line of a file kept under `assets/`."""
+    return json.dumps({"asset": [path, nbytes, digest]})
 
 
 def _ranges(pieces: Iterable[int]) -> Iterator[list[int]]:
@@ -103,6 +110,9 @@ def parse_journal(data: bytes) -> tuple[Progress | None, int]:
             elif "pieces" in entry:
                 for start, stop in entry["pieces"]:
                     progress.pieces.update(range(int(start), int(stop)))
+            elif "asset" in entry:
+                path, nbytes, digest = entry["asset"]
+                progress.assets[str(path)] = (int(nbytes), str(digest))
             else:
                 progress.files.add(str(entry["file"]))
         except (ValueError, KeyError, TypeError) as error:

@@ -92,10 +92,17 @@ class ShardLayout:
         return b"".join(struct.pack("<QQ", extent.start, extent.length) for _, extent in self.chunks())
 
 
+# Codecs of inner chunks after `bytes`, by the name on the command line.
+CODECS: dict[str, tuple[dict[str, object], ...]] = {
+    "none": (),
+    "zstd": ({"name": "zstd", "configuration": {"level": 3, "checksum": False}},),
+}
+
+
 def array_document(
-    grid: ShardGrid, dtype: DType, attributes: Mapping[str, object], codecs: list[dict[str, object]] | None = None
+    grid: ShardGrid, dtype: DType, attributes: Mapping[str, object], codec: str = "none"
 ) -> dict[str, object]:
-    """The `zarr.json` of one tensor. `codecs` are those inside the shards, uncompressed bytes by default."""
+    """The `zarr.json` of one tensor; `codec` is one of `CODECS`."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     return {
         "zarr_format": 3,
@@ -110,7 +117,7 @@ def array_document(
                 "name": "sharding_indexed",
                 "configuration": {
                     "chunk_shape": list(grid.chunk),
-                    "codecs": [little, *(codecs or [])],
+                    "codecs": [little, *CODECS[codec]],
                     "index_codecs": [little, {"name": "crc32c"}],
                     "index_location": "end",
                 },

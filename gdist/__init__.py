@@ -1,0 +1,40 @@
+"""Streams a magnet link of a model checkpoint into a verified, sharded Zarr v3 store, and hands it to JAX.
+
+    import gdist
+
+    gdist.fetch("magnet:?...", "/data/model", mesh="8x8")     # while it downloads; safe to repeat
+    tree = gdist.load("/data/model", mesh=mesh)               # jax.Array tree on this host's devices
+
+The names below are all that is public. Each is imported when it is first used, so `import gdist` needs
+neither libtorrent nor JAX, TensorStore or Zarr.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "fetch": "gdist.run.fetch",
+    "plan": "gdist.run.plan",
+    "verify": "gdist.run.verify",
+    "inspect": "gdist.run.inspect",
+    "open": "gdist.stores",
+    "load": "gdist.loader",
+    "QuantizedWeight8bit": "gdist.loader",
+}
+
+__all__ = ["QuantizedWeight8bit", "__version__", "fetch", "inspect", "load", "open", "plan", "verify"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gdist' has no attribute {name!r}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # found once; later look-ups do not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,64 @@
+"""The documents that make a directory of Zarr v3 arrays an Orbax checkpoint.
+
+Orbax keeps a tree's arrays as one Zarr array each, in a directory named by the leaf's path joined with
+".", and the tree itself in `_METADATA`. Since gdist names tensors by the same rule, its store needs two
+more files, and Orbax 0.12 restores it unmodified:
+
+    STORE/_METADATA             the tree, and how the arrays are stored
+    STORE/commit_success.txt    that the checkpoint is whole; it must appear last
+    STORE/NAME/zarr.json ...    the arrays, as they are
+
+`store_array_data_equal_to_fill_value` says that no chunk was left out because it held only fill values;
+Orbax then fails on a missing shard instead of filling it. Every leaf is declared `np.ndarray`: a leaf
+declared `jax.Array` would want a record of shardings that no mesh of gdist's wrote. A caller who gives
+`jax.ShapeDtypeStruct` targets still gets `jax.Array` leaves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+METADATA = "_METADATA"
+COMMIT_MARKER = "commit_success.txt"  # Orbax's CommitFileTemporaryPath; what object stores go by
+
+_DICT_KEY = 2  # Orbax's KeyType.DICT
+
+
+def orbax_documents(names: Iterable[str]) -> dict[str, bytes]:
+    """Contents of the files beside the arrays of these names, by file name, in the order to write them.
+
+    The tree has a level per part between dots, `layers.0.weight` being `{"layers": {"0": {"weight"`,
+    unless `tree_paths` keeps it flat. The order of leaves is that of `names`.
+    """
+    leaves = {
+        str(path): {
+            "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in path],
+            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+        }
+        for path in tree_paths(names).values()
+    }
+    metadata = {
+        "tree_metadata": leaves,
+        "use_ocdbt": False,
+        "use_zarr3": True,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+    return {
+        METADATA: json.dumps(metadata, indent=1).encode(),
+        COMMIT_MARKER: b"Checkpoint commit was successful\n",
+    }
+
+
+def tree_paths(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The keys that lead to each name's leaf: its parts between dots.
+
+    Where one name's parts begin another's (`a` and `a.b`), a leaf would have to be a branch as well; the
+    whole tree is then flat, one key a name. Either way the keys joined by "." are the name.
+    """
+    paths = {name: tuple(name.split(".")) for name in names}
+    branches = {path[:depth] for path in paths.values() for depth in range(1, len(path))}
+    if branches.isdisjoint(paths.values()):
+        return paths
+    return {name: (name,) for name in paths}

@@ -1,0 +1,280 @@
+"""From the arrays found in files to named, logical tensors.
+
+A profile knows what a numbered file holds (`gdist.core.profiles`). Without one, a safetensors key is the
+name itself, and any other array is named after its file. Both halves of a quantised pair share a name and
+become `NAME.weight` and `NAME.scales`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gdist.core.box import Box
+from gdist.core.order import loading_order
+from gdist.core.profiles import PROFILES, Profile, Role
+from gdist.core.rules import Rules
+from gdist.core.tensor import (
+    FoundArray,
+    Part,
+    Quantisation,
+    StoredTensor,
+    TensorSpec,
+    check_name,
+)
+from gdist.errors import CorruptError, RequestError, UnsupportedError
+
+LISTED = 20  # how many of a list of faults a message names
+_KEYS_ARE_NAMES = "safetensors"  # the format whose keys are the tensors' names already
+
+
+@dataclass(frozen=True, slots=True)
+class FileArrays:
+    """The arrays found in one file of a payload.
+
+    `path` is relative to the payload's root, `offset` is where the file starts in the payload, in bytes.
+    `format` is the `NAME` of the format that found them; when empty, the path's suffix tells safetensors,
+    whose keys are names, from the rest.
+    """
+
+    path: str
+    offset: int
+    arrays: tuple[FoundArray, ...]
+    format: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def keys_are_names(self) -> bool:
+        """True when a key of an array is its name, wherever the file lies."""
+        return (self.format or self.file_name.rpartition(".")[2]) == _KEYS_ARE_NAMES
+
+
+# A name, the file, and of its arrays the one of that name or the halves of a pair.
+NamedArrays = tuple[str, FileArrays, Sequence[FoundArray]]
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Named tensors in loading order, the profile that named them, and its partition rules."""
+
+    tensors: tuple[StoredTensor, ...]
+    profile: str | None
+    rules: Rules | None
+
+
+def name_tensors(files: Sequence[FileArrays], profile: str | None = None) -> Naming:
+    """Names every array found, by the profile of that name, or by the first that fits, or by file.
+
+    Raises:
+        RequestError: for an unknown profile.
+        UnsupportedError: for a name that is not allowed, or a profile that the files do not fit.
+        CorruptError: for two tensors of one name, a name that is also a group of others, or the halves of a
+            pair that do not belong together.
+    """
+    files = [file for file in files if file.arrays]
+    if profile is not None and profile not in PROFILES:
+        known = ", ".join(sorted(PROFILES))
+        raise RequestError(
+            f"profile {profile!r} is not known", hint=f"known profiles: {known}", profile=profile
+        )
+    for candidate in [PROFILES[profile]] if profile else list(PROFILES.values()):
+        roles, misfit = _roles_of(candidate, files)
+        if misfit is None:
+            named = [(roles[file.path].path, file, file.arrays) for file in files]
+            return Naming(join_arrays(named), candidate.name, candidate.rules)
+        if profile:
+            raise UnsupportedError(
+                f"the files do not fit profile {profile!r}: {misfit}",
+                hint="name the tensors by their files instead: give no profile",
+                profile=profile,
+            )
+    return Naming(join_arrays(_by_file(files)), None, None)
+
+
+def check_index(index_json: bytes, files: Iterable[FileArrays]) -> None:
+    """That a `model.safetensors.index.json` and the files it speaks of agree on which file holds what.
+
+    A file is found by the index's own path for it, at the end of the file's path in the payload. Files the
+    index does not mention are not looked at.
+
+    Raises:
+        CorruptError: when the index is not one, names a file that is missing, or when a tensor is missing,
+            is in another file, or is not in the index; names up to `LISTED` faults.
+    """
+    expected: defaultdict[str, set[str]] = defaultdict(set)
+    for name, file in _weight_map(index_json).items():
+        expected[file].add(name)
+    faults = []
+    files = tuple(files)
+    for listed, names in sorted(expected.items()):
+        holders = [file for file in files if file.path == listed or file.path.endswith("/" + listed)]
+        if len(holders) != 1:
+            faults.append(f"file {listed!r} is in the payload {len(holders)} times")
+            continue
+        found = {array.key for array in holders[0].arrays}
+        faults += [f"tensor {name!r} is not in {listed!r}" for name in sorted(names - found)]
+        faults += [f"tensor {name!r} of {listed!r} is not listed for it" for name in sorted(found - names)]
+    if faults:
+        raise CorruptError(
+            f"the safetensors index and its files disagree: {listed(faults)}", faults=tuple(faults)
+        )
+
+
+def _weight_map(index_json: bytes) -> Mapping[str, str]:
+    try:
+        index = json.loads(index_json)
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"the safetensors index is not JSON: {str(error)[:200]}") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CorruptError("the safetensors index has no 'weight_map' of tensor names to file names")
+    return weight_map
+
+
+def _roles_of(profile: Profile, files: Sequence[FileArrays]) -> tuple[dict[str, Role], str | None]:
+    """The role of every file by its path, and why the files do not fit the profile, or None."""
+    indices: dict[int, FileArrays] = {}
+    for file in files:
+        match = re.fullmatch(profile.file_pattern, file.file_name)
+        if not match:
+            return {}, f"{file.path!r} is not named like its files"
+        if int(match[2]):
+            return (
+                {},
+                f"{file.path!r} was written by process {int(match[2])}; only one process's files are read",
+            )
+        if int(match[1]) in indices:
+            return {}, f"{indices[int(match[1])].path!r} and {file.path!r} have the same index"
+        indices[int(match[1])] = file
+    missing = sorted(set(range(max(indices, default=0) + 1)) - set(indices))
+    if missing:
+        return {}, f"no file has index {listed(map(str, missing))}"
+    layers = profile.layers(len(files))
+    if layers is None:
+        return {}, f"{len(files)} files are not {len(profile.head)} and {len(profile.layer)} for each layer"
+    roles = {}
+    for index, role in enumerate(profile.roles(layers)):
+        file = indices[index]
+        shapes = [array.shape for array in file.arrays]
+        if any(array.key for array in file.arrays) or any(len(shape) != role.ndim for shape in shapes):
+            return {}, f"{file.path!r} holds shapes {shapes}, {role.path!r} has {role.ndim} dimensions"
+        roles[file.path] = role
+    return roles, None
+
+
+def _by_file(files: Sequence[FileArrays]) -> list[NamedArrays]:
+    """Names by key or by file; files that share their last part go by their whole path."""
+    same = Counter(file.file_name for file in files if not file.keys_are_names)
+    named: list[NamedArrays] = []
+    for file in files:
+        stem = file.file_name if same[file.file_name] <= 1 else file.path
+        keys: dict[str, list[FoundArray]] = {}
+        for array in file.arrays:
+            keys.setdefault(array.key, []).append(array)
+        for key, arrays in keys.items():
+            if file.keys_are_names:
+                named.append((key, file, arrays))
+            else:
+                named.append((f"{stem}.{key}" if key else stem, file, arrays))
+    return named
+
+
+def join_arrays(named: Iterable[NamedArrays]) -> tuple[StoredTensor, ...]:
+    """The tensors that named arrays are, in loading order.
+
+    Raises:
+        UnsupportedError, CorruptError: as `check_names` and `tensors_of` do, and for a name given twice.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    twice = []
+    for name, file, arrays in named:
+        for tensor in tensors_of(name, arrays, file.offset, file.path):
+            if tensor.spec.name in tensors:
+                twice.append(f"{tensor.spec.name!r} (again in {file.path!r})")
+            tensors[tensor.spec.name] = tensor
+    if twice:
+        raise CorruptError(f"tensors are there more than once: {listed(twice)}", tensors=tuple(twice))
+    check_names(tensors)
+    return tuple(tensors[name] for name in loading_order(tensors))
+
+
+def check_names(names: Iterable[str]) -> None:
+    """That names are allowed and that none is also a group of others (`a` and `a/b`).
+
+    Names that differ only in case are allowed: they are different names to every model and to the file
+    systems and buckets of a cluster.
+
+    Raises:
+        UnsupportedError: naming up to `LISTED` of those that are not allowed.
+        CorruptError: naming those that are array and group at once.
+    """
+    names = set(names)
+    refused = []
+    for name in sorted(names):
+        try:
+            check_name(name)
+        except UnsupportedError as error:
+            refused.append(error.message)
+    if refused:
+        raise UnsupportedError(listed(refused))
+    groups = {name[:i] for name in names for i, char in enumerate(name) if char == "/"}
+    if names & groups:
+        both = [f"{name!r}" for name in sorted(names & groups)]
+        raise CorruptError(f"names are those of a tensor and of a group of tensors: {listed(both)}")
+
+
+def tensors_of(name: str, arrays: Sequence[FoundArray], offset: int, path: str) -> tuple[StoredTensor, ...]:
+    """The tensor of one array, or the two of a quantised pair, of a file that starts at payload `offset`.
+
+    Raises:
+        CorruptError: when the arrays are neither one nor a pair that fits; names `path`.
+    """
+    halves = {array.role: array for array in arrays}
+    if len(arrays) == 1 and "" in halves:
+        return (_stored(name, arrays[0], offset, None),)
+    if len(arrays) != 2 or set(halves) != {"weight", "scales"}:
+        roles = ", ".join(array.role or "plain" for array in arrays)
+        raise CorruptError(f"{path!r} holds {len(arrays)} arrays for {name!r} ({roles}), not one or a pair")
+    weight, scales = halves["weight"], halves["scales"]
+    groups = _groups(weight.shape, scales.shape)
+    if groups is None:
+        raise CorruptError(
+            f"scales {list(scales.shape)} do not fit weight {list(weight.shape)} of {name!r} in {path!r}",
+            weight=weight.shape,
+            scales=scales.shape,
+        )
+    dimension = len(weight.shape) - 2
+    return tuple(
+        _stored(f"{name}.{half.role}", half, offset, Quantisation(name, half.role, groups, dimension))
+        for half in (weight, scales)
+    )
+
+
+def _groups(weight: tuple[int, ...], scales: tuple[int, ...]) -> int | None:
+    """How many groups of rows (second last dimension) have a scale each; None when the shapes do not fit."""
+    if len(weight) != len(scales) or len(weight) < 2:
+        return None
+    groups = scales[-2]
+    if weight[:-2] != scales[:-2] or weight[-1] != scales[-1] or not groups or weight[-2] % groups:
+        return None
+    return groups
+
+
+def _stored(name: str, array: FoundArray, offset: int, quantisation: Quantisation | None) -> StoredTensor:
+    spec = TensorSpec(name, array.shape, array.dtype)
+    part = Part(array.extent.shift(offset), Box.whole(array.shape), array.order)
+    return StoredTensor(spec, (part,), quantisation)
+
+
+def listed(items: Iterable[str]) -> str:
+    """Up to `LISTED` of the items for a message, and how many more there are."""
+    items = list(items)
+    more = f", and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return ", ".join(items[:LISTED]) + more

@@ -1,0 +1,121 @@
+"""The files of a source manifest: what each holds and where, and the JSON of one entry.
+
+{"path": "ckpt-0/tensor00001_000", "nbytes": 24727, "arrays": [
+    {"name": "params.language_model.rms_norm.scale", "shape": [6144], "dtype": "float32", "offset": 146}]}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from gdist.core.dtypes import BY_NAME
+from gdist.core.extent import Extent
+from gdist.core.tensor import FoundArray, Order
+
+_FILE_FIELDS = frozenset({"path", "nbytes", "arrays"})
+_ARRAY_REQUIRED = frozenset({"name", "shape", "dtype", "offset"})
+_ARRAY_FIELDS = _ARRAY_REQUIRED | {"key", "order", "role", "groups"}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceArray:
+    """An array of a file: the tensor's `name` (a pair's common name for its halves) and where it lies."""
+
+    name: str
+    array: FoundArray
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a release; `path` is relative to the torrent's root, `nbytes` is its length."""
+
+    path: str
+    nbytes: int
+    arrays: tuple[SourceArray, ...]
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the path, by which it is found: torrents and mirrors differ in what is above."""
+        return self.path.rpartition("/")[2]
+
+
+def parse_file(value: object) -> SourceFile:
+    """Reads one entry of a manifest's `files`.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    if not isinstance(value, dict) or value.keys() != _FILE_FIELDS or not isinstance(value["arrays"], list):
+        raise ValueError(f"not an object with {', '.join(sorted(_FILE_FIELDS))}")
+    path, nbytes = value["path"], value["nbytes"]
+    if not isinstance(path, str) or any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path:
+        raise ValueError(f"path {path!r} is not relative and plain")
+    if not _count(nbytes):
+        raise ValueError(f"nbytes {nbytes!r} is not a number of bytes")
+    arrays = tuple(_array(item) for item in value["arrays"])
+    if len({(item.array.key, item.array.role) for item in arrays}) != len(arrays):
+        raise ValueError("two arrays of one key and role")
+    _check_groups(value["arrays"], arrays)
+    position = 0
+    for extent in sorted(item.array.extent for item in arrays):
+        if extent.start < position or extent.stop > nbytes:
+            raise ValueError(
+                f"array at {extent.start} to {extent.stop} overlaps, or leaves the {nbytes} bytes"
+            )
+        position = extent.stop
+    return SourceFile(path, nbytes, arrays)
+
+
+def _array(value: object) -> SourceArray:
+    if not isinstance(value, dict) or not _ARRAY_REQUIRED <= value.keys() <= _ARRAY_FIELDS:
+        raise ValueError(f"an array is not an object with {', '.join(sorted(_ARRAY_REQUIRED))}")
+    name, shape, offset = value["name"], value["shape"], value["offset"]
+    key, role, order = value.get("key", ""), value.get("role", ""), value.get("order", "C")
+    if not isinstance(name, str) or not isinstance(key, str) or role not in ("", "weight", "scales"):
+        raise ValueError(f"array {name!r} has a name or key that is no text, or a role that is none")
+    if not isinstance(value["dtype"], str) or value["dtype"] not in BY_NAME or order not in ("C", "F"):
+        raise ValueError(f"array {name!r} has element type {value['dtype']!r}, order {order!r}")
+    if not isinstance(shape, list) or not all(map(_count, shape)) or not _count(offset):
+        raise ValueError(f"array {name!r} has shape {shape!r} at {offset!r}")
+    dtype = BY_NAME[value["dtype"]]
+    extent = Extent(offset, prod(shape) * dtype.itemsize)
+    return SourceArray(name, FoundArray(key, extent, tuple(shape), dtype, Order(order), role))
+
+
+def _check_groups(values: list[dict[str, object]], arrays: tuple[SourceArray, ...]) -> None:
+    for value, item in zip(values, arrays, strict=True):
+        groups = item.array.shape[-2:-1]
+        if "groups" in value and (item.array.role != "scales" or (value["groups"],) != groups):
+            raise ValueError(
+                f"array {item.name!r} of shape {list(item.array.shape)}: groups {value['groups']!r}"
+            )
+
+
+def file_to_json(file: SourceFile) -> dict[str, object]:
+    """The entry that `parse_file` reads; what has its default value is left out."""
+    arrays: list[dict[str, object]] = []
+    for item in file.arrays:
+        array = item.array
+        row: dict[str, object] = {"name": item.name, "shape": array.shape, "dtype": array.dtype.name}
+        row["offset"] = array.extent.start
+        row |= {"key": array.key} if array.key else {}
+        row |= {"order": array.order.value} if array.order is not Order.C else {}
+        row |= {"role": array.role} if array.role else {}
+        row |= {"groups": array.shape[-2]} if array.role == "scales" and len(array.shape) > 1 else {}
+        arrays.append(row)
+    return {"path": file.path, "nbytes": file.nbytes, "arrays": arrays}
+
+
+def describe(array: FoundArray | None) -> str:
+    """An array in words, for a message."""
+    if array is None:
+        return "nothing"
+    key = f"{array.key!r} " if array.key else ""
+    role = f"{array.role} " if array.role else ""
+    order = "" if array.order is Order.C else " in Fortran order"
+    return f"{key}{role}{array.dtype.name} {list(array.shape)} at {array.extent.start}{order}"
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63

@@ -1,0 +1,182 @@
+"""What happened: frozen records of facts already true, numbers without wording.
+
+An `Observer` is called with each, in order, on the coordinator's thread (the caller's); so it needs no
+lock, and must return soon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from gdist.core.magnet import InfoHash
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Root of all events."""
+
+
+Observer = Callable[[Event], None]
+
+
+# --- source ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataReceived(Event):
+    """The torrent's files and pieces are known: payload bytes and number of pieces."""
+
+    info_hash: InfoHash
+    name: str
+    nbytes: int
+    pieces: int
+
+
+@dataclass(frozen=True, slots=True)
+class PieceVerified(Event):
+    """A piece arrived and its hash is right."""
+
+    piece: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HashFailed(Event):
+    """A piece arrived with wrong bytes; it is fetched again."""
+
+    piece: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerBanned(Event):
+    """A peer (`host:port`) sent wrong bytes and is not asked again."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerAnswer(Event):
+    """A tracker answered: with `peers` addresses when `ok`, else with an error `message`."""
+
+    url: str
+    ok: bool
+    message: str
+    peers: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCount(Event):
+    """Connected peers, and those of them that have everything, when either number changed."""
+
+    peers: int
+    seeds: int
+
+
+# --- run ------------------------------------------------------------------------------------------------
+
+
+class Stage(Enum):
+    """What a run is doing."""
+
+    METADATA = "metadata"
+    HEADERS = "headers"
+    PLAN = "plan"
+    FETCH = "fetch"
+    FINISH = "finish"
+    DONE = "done"
+
+
+class Binds(Enum):
+    """What keeps a run from being faster: peers and wire, reading and placing pieces, or making shards durable."""
+
+    NETWORK = "network"
+    CONVERT = "convert"
+    DISK = "disk"
+
+
+@dataclass(frozen=True, slots=True)
+class StageStarted(Event):
+    """A run enters a stage."""
+
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Note(Event):
+    """Something was repaired, dropped or chosen on the user's behalf; `text` says what."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Planned(Event):
+    """What this host will do: tensors, shards and pieces, bytes kept, fetched, and already there."""
+
+    tensors: int
+    shards: int
+    pieces: int
+    bytes_wanted: int
+    bytes_touched: int
+    bytes_resumed: int
+    store_nbytes: int
+    mesh: str
+    host_index: int
+    host_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCommitted(Event):
+    """A shard is whole, durable and has its final name."""
+
+    tensor: str
+    index: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReady(Event):
+    """All of this host's shards of a tensor are committed: it can be read from now on."""
+
+    tensor: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AssetKept(Event):
+    """A file without tensors was kept under `assets/`."""
+
+    path: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Event):
+    """Where a run stands, about twice a second; bytes, bytes a second, seconds since its start."""
+
+    seconds: float
+    bytes_verified: int
+    bytes_placed: int
+    bytes_wanted: int
+    tensors_ready: int
+    tensors: int
+    download_rate: int
+    upload_rate: int
+    downloaded: int
+    uploaded: int
+    peers: int
+    seeds: int
+    wasted: int
+    binds: Binds
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Event):
+    """The store is complete; `timing` says how many seconds each stage, and each kind of work, took."""
+
+    path: str
+    nbytes: int
+    seconds: float
+    already: bool
+    timing: tuple[tuple[str, float], ...]

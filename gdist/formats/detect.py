@@ -1,0 +1,59 @@
+"""Which format a file is in, by its content; never by its name, which anyone can choose."""
+
+from __future__ import annotations
+
+from gdist.formats import Format, pickle_arrays, safetensors
+
+FORMATS: tuple[Format, ...] = (pickle_arrays, safetensors)
+
+_TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number torch pickled before 1.6
+_MAGICS = (
+    (b"GGUF", "a GGUF file"),
+    (b"\x93NUMPY", "a NumPy array file (npy)"),
+    (b"\x1f\x8b", "gzip data"),
+    (b"\x28\xb5\x2f\xfd", "zstd data"),
+    (b"BZh", "bzip2 data"),
+    (b"\xfd7zXZ\x00", "xz data"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (_TORCH_LEGACY, "a torch checkpoint from before torch 1.6"),
+    (b"\x80\x02", "a pickle of protocol 2"),
+    (b"\x0c\xdb\x3a\x2a", "an OCDBT manifest (TensorStore, Orbax)"),
+)
+_TAR_OFFSET = 257  # where POSIX puts the magic "ustar"
+
+
+def detect(head: bytes, size: int) -> Format | None:
+    """The format of a file of `size` bytes that starts with `head` (`SNIFF_BYTES` of it), or None."""
+    for candidate in FORMATS:
+        if candidate.sniff(head, size):
+            return candidate
+    return None
+
+
+def recognise_foreign(head: bytes, size: int) -> str | None:
+    """What a file is, for a message, when it is a container that may hold tensors and gdist does not read it.
+
+    None for everything else: texts, tokenizers, images, and what `detect` knows.
+    """
+    if detect(head, size) is not None:
+        return None
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _zip(head)
+    for magic, what in _MAGICS:
+        if head.startswith(magic):
+            return what
+    if head[_TAR_OFFSET : _TAR_OFFSET + 5] == b"ustar":
+        return "a tar archive"
+    return None
+
+
+def _zip(head: bytes) -> str:
+    """Tells the zip files of tensors apart by the first member's name, at offset 30 of its local header."""
+    length = int.from_bytes(head[26:28], "little")
+    name = head[30 : 30 + length]
+    if name.endswith(b"/data.pkl") or name == b"data.pkl":
+        return "a torch checkpoint (zip)"
+    if name.endswith(b".npy"):
+        return "a NumPy archive (npz)"
+    return "a zip archive"

@@ -1,0 +1,95 @@
+"""Addresses of stores as TensorStore key-value store specs, and the one context they are opened in.
+
+    s3://bucket/path    gs://bucket/path    http(s)://host/path    file:///path    memory://path    /path
+
+Reader and writer of a bucket come through here, so both mean the same thing by an address.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from gdist.errors import RequestError
+
+SCHEMES = ("s3", "gs", "http", "https", "file", "memory")
+CACHE_BYTES = 64 * 2**20  # shard indexes are read once, not once a chunk; chunks of 16 MiB pass through
+
+
+def is_url(address: str) -> bool:
+    """True for `scheme://...`; everything else is a path."""
+    return "://" in address
+
+
+def local_path(address: str | os.PathLike[str]) -> Path | None:
+    """The directory an address names on this machine, `file://` included; None when it is elsewhere."""
+    text = os.fspath(address)
+    if not is_url(text):
+        return Path(text)
+    parts = urlsplit(text)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Path(unquote(parts.path))
+    return None
+
+
+def kvstore_spec(
+    address: str | os.PathLike[str], environ: Mapping[str, str] | None = None
+) -> dict[str, object]:
+    """The TensorStore key-value store spec of a store's root; its `path` ends with `/` or is empty.
+
+    S3 honours `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL` (a server that is not Amazon's) and `AWS_REGION`,
+    `AWS_DEFAULT_REGION`; credentials are TensorStore's own business.
+
+    Raises:
+        RequestError: when the scheme is not one of `SCHEMES`, or a bucket or host is missing.
+    """
+    path = local_path(address)
+    if path is not None:
+        return {"driver": "file", "path": f"{os.path.abspath(path)}/"}
+    url = os.fspath(address)
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES or (not parts.netloc and parts.scheme != "memory"):
+        raise RequestError(
+            f"{url!r} is not the address of a store",
+            hint=f"give a directory, or a URL that starts with {', '.join(f'{s}://' for s in SCHEMES)}",
+        )
+    inside = parts.path.strip("/")
+    inside = f"{inside}/" if inside else ""
+    match parts.scheme:
+        case "s3":
+            return {
+                "driver": "s3",
+                "bucket": parts.netloc,
+                "path": inside,
+                **_s3_options(os.environ if environ is None else environ),
+            }
+        case "gs":
+            return {"driver": "gcs", "bucket": parts.netloc, "path": inside}
+        case "memory":
+            return {"driver": "memory", "path": f"{parts.netloc}/{inside}" if parts.netloc else inside}
+        case _:
+            return {"driver": "http", "base_url": f"{parts.scheme}://{parts.netloc}", "path": f"/{inside}"}
+
+
+def _s3_options(environ: Mapping[str, str]) -> dict[str, object]:
+    options: dict[str, object] = {}
+    endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
+    region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    if endpoint:
+        options["endpoint"] = endpoint
+        region = region or "us-east-1"  # else TensorStore asks the server, which most others do not answer
+    if region:
+        options["aws_region"] = region
+    return options
+
+
+@cache
+def shared_context() -> Any:  # Any: TensorStore ships no types
+    """The context of every store gdist opens; one, because what `memory://` holds lives in it."""
+    import tensorstore as ts
+
+    return ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})

@@ -1,0 +1,121 @@
+"""Which sharding each tensor gets: from the store's manifest or from rules, on a mesh of JAX devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, Sharding
+
+from gdist.core.box import Box
+from gdist.core.extent import Extent
+from gdist.core.mesh import Mesh, PartitionSpec, misfit, parse_mesh
+from gdist.core.rules import Rule, Rules, parse_rules, resolve_specs, spec_for_tensor
+from gdist.core.store_manifest import StoreManifest, StoreTensor
+from gdist.core.tensor import Part, StoredTensor, TensorSpec
+from gdist.errors import RequestError
+
+MeshLike = jax.sharding.Mesh | Mesh | str | None
+RulesLike = Rules | Mapping[str, object] | None
+
+
+def device_mesh(mesh: MeshLike, manifest: StoreManifest) -> jax.sharding.Mesh:
+    """A JAX mesh: the one given, or made of the first devices in the order of `jax.devices()`.
+
+    Without one it is the store's own where there are as many devices, else one device with the store's axes.
+
+    Raises:
+        RequestError: when there are fewer devices than the mesh asked for.
+    """
+    if isinstance(mesh, jax.sharding.Mesh):
+        return mesh
+    devices = jax.devices()
+    if mesh is None:
+        wanted = manifest.mesh
+        if wanted.devices > len(devices):
+            devices = jax.local_devices()[:1]
+            wanted = Mesh(tuple((name, 1) for name, _ in wanted.axes))
+    else:
+        wanted = parse_mesh(mesh) if isinstance(mesh, str) else mesh
+    if wanted.devices > len(devices):
+        raise RequestError(
+            f"mesh {wanted} needs {wanted.devices} devices, there are {len(devices)}",
+            hint="give a smaller mesh; on CPU, jax.config.update('jax_num_cpu_devices', n) makes n devices",
+        )
+    # Not jax.make_mesh: its axes are Explicit, and ordinary `x @ x.T` fails on such arrays (JAX 0.10).
+    grid = np.array(devices[: wanted.devices], dtype=object).reshape(wanted.sizes)
+    return jax.sharding.Mesh(grid, wanted.names)
+
+
+def shardings_on(
+    mesh: jax.sharding.Mesh, tensors: Iterable[StoreTensor], rules: RulesLike
+) -> dict[str, NamedSharding]:
+    """The sharding of each tensor: by rules, or, without any, as the store was cut, on this mesh.
+
+    Raises:
+        RequestError: naming every tensor without a rule, and every one that the mesh does not divide.
+    """
+    named = Mesh(tuple((str(name), int(size)) for name, size in mesh.shape.items()))
+    tensors = tuple(tensors)
+    if rules is None:
+        specs = _specs_of_store(named, tensors)
+    else:
+        parsed = rules if isinstance(rules, Rules) else parse_rules(dict(rules))
+        specs = resolve_specs(named, parsed, map(_stored, tensors))
+    return {
+        tensor.name: NamedSharding(mesh, _jax_spec(spec)) for tensor, spec in zip(tensors, specs, strict=True)
+    }
+
+
+def _specs_of_store(mesh: Mesh, tensors: Iterable[StoreTensor]) -> tuple[PartitionSpec, ...]:
+    specs: list[PartitionSpec] = []
+    faults: list[str] = []
+    for tensor in tensors:
+        try:
+            # As a rule, so that scales a wider mesh does not divide stay whole, as they do in a fetch.
+            spec = spec_for_tensor(mesh, Rules((), (Rule("", tensor.spec),)), _stored(tensor))
+            assert spec is not None, "the empty pattern matches every name"
+            fault = misfit(mesh, spec, tensor.name, tensor.shape)
+        except RequestError as error:
+            fault = f"{tensor.name!r}: {error.message}"
+        if fault:
+            faults.append(fault)
+        else:
+            specs.append(spec)
+    if faults:
+        raise RequestError(
+            f"mesh {mesh} does not fit {len(faults)} tensors of the store: {'; '.join(faults)}",
+            hint="name the mesh's axes as the store does, choose other sizes, or give rules=",
+            faults=tuple(faults),
+        )
+    return tuple(specs)
+
+
+def _stored(tensor: StoreTensor) -> StoredTensor:
+    """The tensor in the terms that rules are written in; where its bytes lie is of no matter there."""
+    spec = TensorSpec(tensor.name, tensor.shape, tensor.dtype)
+    return StoredTensor(spec, (Part(Extent(0, spec.nbytes), Box.whole(spec.shape)),), tensor.quantisation)
+
+
+def _jax_spec(spec: PartitionSpec) -> jax.sharding.PartitionSpec:
+    names = (None if not d else d[0] if len(d) == 1 else d for d in spec.dims)
+    return jax.sharding.PartitionSpec(*names)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
+
+
+def box_of(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Box:
+    """What JAX calls the index of a device, as a box."""
+    if not index:
+        return Box.whole(shape)
+    ranges = [piece.indices(size) for piece, size in zip(index, shape, strict=True)]
+    return Box(tuple(r[0] for r in ranges), tuple(r[1] for r in ranges))
+
+
+def local_boxes(sharding: Sharding, shape: tuple[int, ...]) -> set[Box]:
+    """The distinct boxes that this process's devices hold.
+
+    Raises:
+        ValueError: JAX's own, when the sharding does not fit the shape.
+    """
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    return {box_of(index, shape) for index in indices}

@@ -1,0 +1,125 @@
+"""Between tensor names and trees: nested dicts by name, and target trees filled leaf by leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from gdist.core.store_manifest import StoreTensor
+from gdist.errors import RequestError
+from gdist.loader.quantized import QuantizedWeight8bit
+from gdist.stores.buffers import numpy_dtype
+
+Rename = Mapping[str, str] | Callable[[str], str]
+SHOWN = 20  # names a message spells out; all are in the error's facts
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf of a target tree, and the tensor that fills it; `sharding` is None where the tree has none."""
+
+    path: str
+    tensor: StoreTensor
+    sharding: jax.sharding.Sharding | None
+
+
+def nested(tensors: Iterable[StoreTensor], arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """Dicts nested by the names' parts between dots; a quantised pair is one `QuantizedWeight8bit`.
+
+    Raises:
+        RequestError: naming the tensors whose names are also the beginnings of others'.
+    """
+    leaves: dict[str, Any] = {}
+    halves: dict[str, dict[str, jax.Array]] = {}
+    for tensor in tensors:
+        if tensor.quantisation:
+            halves.setdefault(tensor.quantisation.pair, {})[tensor.quantisation.role] = arrays[tensor.name]
+            leaves.setdefault(tensor.quantisation.pair, None)  # its place in loading order
+        else:
+            leaves[tensor.name] = arrays[tensor.name]
+    for pair, fields in halves.items():
+        if len(fields) == 2:
+            leaves[pair] = QuantizedWeight8bit(**fields)
+        else:  # half of it is all the store has
+            leaves[pair] = dict(fields)
+    tree: dict[str, Any] = {}
+    faults = []
+    for name, leaf in leaves.items():
+        *parents, last = name.split(".")
+        place: Any = tree
+        for parent in parents:
+            place = place.setdefault(parent, {}) if isinstance(place, dict) else place
+        if not isinstance(place, dict) or last in place:
+            faults.append(name)
+        else:
+            place[last] = leaf
+    if faults:
+        raise RequestError(
+            f"tensor names are beginnings of other names: {_list(faults)}",
+            hint="give target=, or select= some of them",
+            tensors=tuple(faults),
+        )
+    return tree
+
+
+def match_target(
+    target: Any, tensors: Iterable[StoreTensor], rename: Rename | None
+) -> tuple[list[Leaf], jax.tree_util.PyTreeDef]:
+    """The tensor for every leaf of a target tree of `jax.ShapeDtypeStruct`, arrays, or the like.
+
+    A leaf's name is its path joined by `.`; `rename` turns it into the tensor's. Every tensor must be asked
+    for (`select` narrows them first), and shapes and element types must agree.
+
+    Raises:
+        RequestError: listing leaves without a tensor, tensors without a leaf, and those that differ.
+    """
+    known = {tensor.name: tensor for tensor in tensors}
+    flat, treedef = jax.tree_util.tree_flatten_with_path(target)
+    leaves: list[Leaf] = []
+    missing, different = [], []
+    for path, leaf in flat:
+        where = jax.tree_util.keystr(path, simple=True, separator=".")
+        tensor = known.get(_renamed(where, rename))
+        if tensor is None:
+            missing.append(where)
+            continue
+        shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
+        if (shape, dtype) != (tensor.shape, numpy_dtype(tensor.dtype)):
+            stored = f"{tensor.dtype.name}{list(tensor.shape)}"
+            different.append(f"{where} is {dtype.name}{list(shape)}, stored is {stored}")
+        leaves.append(Leaf(where, tensor, getattr(leaf, "sharding", None)))
+    used = {leaf.tensor.name for leaf in leaves}
+    unexpected = [name for name in known if name not in used]
+    faults = [
+        f"{len(names)} {what}: {_list(names)}"
+        for names, what in (
+            (missing, "missing in the store"),
+            (unexpected, "unexpected, without a leaf in the target"),
+            (different, "different"),
+        )
+        if names
+    ]
+    if faults:
+        raise RequestError(
+            f"target and store disagree; {'; '.join(faults)}",
+            hint="rename= maps leaf paths to tensor names, select= leaves tensors out",
+            missing=tuple(missing),
+            unexpected=tuple(unexpected),
+            different=tuple(different),
+        )
+    return leaves, treedef
+
+
+def _renamed(path: str, rename: Rename | None) -> str:
+    if rename is None:
+        return path
+    return rename.get(path, path) if isinstance(rename, Mapping) else rename(path)
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,121 @@
+"""What a torrent holds: its tensors in loading order, its small other files, and what is still to be checked.
+
+Two ways lead here. With a source manifest everything is known before the first byte, and the headers are
+compared with it as they arrive. Without one the headers are fetched and scanned first.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from gdist.core.payload import Payload
+from gdist.core.profile import FileArrays, check_index, name_tensors
+from gdist.core.rules import Rules
+from gdist.core.source_manifest import SourceManifest
+from gdist.core.tensor import StoredTensor
+from gdist.errors import UnsupportedError
+from gdist.run.headers import HeaderScan
+from gdist.sources.torrent import TorrentSource
+
+MAX_ASSET_BYTES = 64 * 2**20  # all assets together are held in memory while they arrive
+INDEX_SUFFIX = ".safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """Tensors of a payload, in loading order, and what goes with them.
+
+    `assets` are files (indices in the payload) kept as they are; `unchecked` are files whose headers must
+    still be compared with `manifest`; `arrived` are pieces verified while finding out.
+    """
+
+    payload: Payload
+    tensors: tuple[StoredTensor, ...]
+    rules: Rules | None
+    profile: str | None
+    assets: tuple[int, ...]
+    unchecked: tuple[int, ...] = ()
+    manifest: SourceManifest | None = None
+    arrived: frozenset[int] = frozenset()
+    ignored: tuple[int, ...] = ()
+
+
+def read_catalogue(
+    source: TorrentSource,
+    manifest: SourceManifest | None,
+    *,
+    profile: str | None = None,
+    ignore: Sequence[str] = (),
+    tick: Callable[[], None] = lambda: None,
+) -> Catalogue:
+    """What the torrent of an open source holds.
+
+    `ignore` are glob patterns of paths that are left out.
+
+    Raises:
+        UnsupportedError: when there is no tensor, or a file that gdist neither reads nor keeps.
+        CorruptError: when files contradict themselves or each other.
+    """
+    payload = source.payload
+    ignored = tuple(
+        i for i, f in enumerate(payload.files) if any(fnmatch.fnmatchcase(f.path, pattern) for pattern in ignore)
+    )
+    files = [i for i in range(len(payload.files)) if i not in set(ignored)]
+    if manifest:
+        naming = manifest.to_tensors(payload)
+        known = _files_of(payload, naming.tensors)
+        assets = tuple(i for i in files if i not in known)
+        _check_assets(payload, assets, {})
+        return Catalogue(
+            payload, naming.tensors, naming.rules, naming.profile, assets, tuple(sorted(known)), manifest, ignored=ignored
+        )
+    scan = HeaderScan(source, tick)
+    reports = scan.run(files)
+    found = [
+        FileArrays(payload.files[i].path, payload.files[i].offset, report.arrays, report.format or "")
+        for i, report in reports.items()
+        if report.arrays
+    ]
+    assets = tuple(i for i, report in reports.items() if report.format is None)
+    _check_assets(payload, assets, {i: reports[i].foreign for i in assets})
+    if not found:
+        raise UnsupportedError(
+            f"none of the {len(payload.files)} files holds a tensor gdist can read",
+            hint="gdist reads safetensors and pickles of plain arrays; gdist inspect lists the files",
+        )
+    _check_indexes(scan, payload, assets, found)
+    naming = name_tensors(found, profile)
+    return Catalogue(
+        payload, naming.tensors, naming.rules, naming.profile, assets, arrived=frozenset(scan.arrived), ignored=ignored
+    )
+
+
+def _files_of(payload: Payload, tensors: Sequence[StoredTensor]) -> set[int]:
+    segments = (segment for t in tensors for part in t.parts for segment in payload.segments(part.extent))
+    return {segment.file for segment in segments}
+
+
+def _check_assets(payload: Payload, assets: Collection[int], foreign: dict[int, str | None]) -> None:
+    known = [f"{payload.files[i].path} ({name})" for i, name in foreign.items() if name]
+    if known:
+        raise UnsupportedError(
+            f"{len(known)} files are of a kind gdist does not read: {', '.join(known[:20])}",
+            hint="leave them out with --ignore 'PATTERN', if the rest is what you want",
+        )
+    total = sum(payload.files[i].length for i in assets)
+    if total > MAX_ASSET_BYTES:
+        largest = sorted(assets, key=lambda i: -payload.files[i].length)[:5]
+        names = ", ".join(f"{payload.files[i].path} ({payload.files[i].length} bytes)" for i in largest)
+        raise UnsupportedError(
+            f"files of unknown content hold {total} bytes, more than the {MAX_ASSET_BYTES} kept beside a store: {names}",
+            hint="leave them out with --ignore 'PATTERN'",
+        )
+
+
+def _check_indexes(scan: HeaderScan, payload: Payload, assets: Collection[int], found: Sequence[FileArrays]) -> None:
+    """Holds every `*.safetensors.index.json` against the files it speaks of."""
+    indexes = [i for i in assets if payload.files[i].path.endswith(INDEX_SUFFIX) and payload.files[i].length]
+    for index in indexes:
+        check_index(scan.fetch(index), found)

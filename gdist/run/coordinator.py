@@ -1,0 +1,262 @@
+"""The loop of a fetch: verified pieces in, committed shards out.
+
+One thread, the caller's, owns the placer, the journal and the events. A few workers read a piece, write it
+where it goes and take what is collected from it; a few more make whole shards durable. Memory is what the
+workers hold: one piece each, and its parts while they are cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from gdist.core.journal import ShardRecord, asset_line, file_line, pieces_line, shard_line
+from gdist.core.placer import Placement, Placer
+from gdist.core.plan import HostPlan, ShardTask
+from gdist.errors import GdistError
+from gdist.events import (
+    AssetKept,
+    Binds,
+    Observer,
+    Progress,
+    ShardCommitted,
+    TensorReady,
+)
+from gdist.run.collect import Collector
+from gdist.run.journal_file import JournalFile
+from gdist.run.timing import Timing
+from gdist.sinks import Sink
+from gdist.sources.torrent import TorrentSource
+
+CHECKPOINT_SECONDS = 10.0  # what a kill may cost: pieces placed since the last one are fetched again
+PROGRESS_SECONDS = 0.5
+COMMIT_WORKERS = 2  # syncing waits for the disk, so two keep it busy
+
+_Collected = list[tuple[int, int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What to do with collected files: the callbacks of `Collector` files, by index in the payload."""
+
+    asset: Callable[[int, bytes], tuple[str, str]]
+    check: Callable[[int], str]
+    assets: frozenset[int]
+
+
+class Coordinator:
+    """Runs one host's plan to its end; see `run`."""
+
+    def __init__(
+        self,
+        plan: HostPlan,
+        source: TorrentSource,
+        sink: Sink,
+        placer: Placer,
+        collector: Collector,
+        journal: JournalFile,
+        keep: Keep,
+        *,
+        workers: int,
+        release: bool,
+        observe: Observer,
+        timing: Timing,
+        stop: Callable[[], None],
+        records: dict[ShardTask, tuple[str, ...]],
+        seed_pieces: Iterable[int] = (),
+        arrived: Iterable[int] = (),
+    ):
+        self._plan, self._source, self._sink, self._placer = plan, source, sink, placer
+        self._collector, self._journal, self._keep = collector, journal, keep
+        self._observe, self._timing, self._stop = observe, timing, stop
+        self._workers, self._records, self._release = workers, records, release
+        self._pool = ThreadPoolExecutor(workers, "gdist-place")
+        self._commits = ThreadPoolExecutor(COMMIT_WORKERS, "gdist-commit")
+        self._buffers = threading.local()
+        self._payload_only = set(seed_pieces)  # kept in the payload's files, in no shard of this host
+        self._ready: deque[int] = deque()
+        self._placing: dict[Future[_Collected], int] = {}
+        self._committing: dict[Future[ShardRecord], ShardTask] = {}
+        self._syncing: tuple[Future[None], frozenset[int]] | None = None
+        self._unsynced: set[int] = set()
+        self._verified_bytes = 0
+        self._open_shards = [len(tensor.shards) for tensor in plan.tensors]
+        self._tensors_ready = 0
+        self._last_progress = self._last_checkpoint = time.monotonic()
+        self._arrive(arrived)
+
+    def run(self) -> None:
+        """Returns once every shard is committed and every file collected.
+
+        Raises:
+            InterruptedRun: from `stop`, called again and again; progress is on disk.
+            GdistError: from the source or the sink; progress is on disk.
+        """
+        try:
+            for task in self._placer.whole():
+                self._shard_done(task)
+            for tensor in self._plan.tensors:
+                if not tensor.shards:
+                    self._sink.publish(tensor)
+                    self._tensors_ready += 1
+            for file in self._collector.empty_files():
+                self._file_whole(file)
+            self._want()
+            while self._busy():
+                self._turn()
+        except BaseException:
+            self._pool.shutdown(cancel_futures=True)
+            self._commits.shutdown(cancel_futures=True)
+            self._save()
+            raise
+        self._pool.shutdown()
+        self._commits.shutdown()
+
+    def _want(self) -> None:
+        placed = dict.fromkeys(self._placer.wanted())
+        collected = dict.fromkeys(self._collector.pieces)
+        self._outstanding = [*placed, *(p for p in collected if p not in placed)]
+        extra = [piece for piece in sorted(self._payload_only) if piece not in placed and piece not in collected]
+        self._source.want([*self._outstanding, *extra])
+
+    def _busy(self) -> bool:
+        return bool(
+            self._placer.missing_nbytes
+            or self._collector.pieces
+            or self._payload_only
+            or self._placing
+            or self._committing
+            or self._ready
+        )
+
+    def _turn(self) -> None:
+        self._stop()
+        idle = not (self._placing or self._committing or self._ready)
+        with self._timing.measure("waiting for pieces") if idle else self._timing.measure("coordinating"):
+            self._arrive(self._source.verified(0.25 if idle else 0.02))
+        while self._ready and len(self._placing) < 2 * self._workers:
+            piece = self._ready.popleft()
+            self._placing[self._pool.submit(self._place, piece, self._placer.accept(piece))] = piece
+        for placed in [future for future in self._placing if future.done()]:
+            self._settle(self._placing.pop(placed), placed.result())
+        for committed in [future for future in self._committing if future.done()]:
+            task = self._committing.pop(committed)
+            self._record(task, committed.result())
+            self._shard_done(task)
+        if idle:
+            self._source.check_alive()
+        self._tick()
+
+    def _arrive(self, pieces: Iterable[int]) -> None:
+        for piece in pieces:
+            self._verified_bytes += self._plan.payload.extent_of(piece).length
+            self._payload_only.discard(piece)
+            if self._placer.accept(piece) or self._collector.wants(piece):
+                self._ready.append(piece)
+            else:
+                self._unsynced.add(piece)
+
+    def _place(self, piece: int, placements: tuple[Placement, ...]) -> _Collected:
+        """On a worker: the piece's bytes, to wherever they go."""
+        if not hasattr(self._buffers, "piece"):
+            self._buffers.piece = bytearray(self._plan.payload.piece_length)
+        with self._timing.measure("reading and checking pieces"):
+            data = self._source.read_piece(piece, memoryview(self._buffers.piece))
+        with self._timing.measure("placing pieces"):
+            self._sink.place(placements, data)
+        return self._collector.take(piece, data)
+
+    def _settle(self, piece: int, collected: _Collected) -> None:
+        for task in self._placer.settle(piece):
+            self._committing[self._commits.submit(self._commit, task)] = task
+        for file in self._collector.add(piece, collected):
+            self._file_whole(file)
+        if self._release:
+            self._source.release(piece)
+        self._unsynced.add(piece)
+
+    def _commit(self, task: ShardTask) -> ShardRecord:
+        with self._timing.measure("committing shards"):
+            return self._sink.commit(task)
+
+    def _record(self, task: ShardTask, record: ShardRecord) -> None:
+        self._records[task] = record.digests
+        self._journal.append(shard_line(record))
+
+    def _shard_done(self, task: ShardTask) -> None:
+        tensor = self._plan.tensors[task.tensor]
+        spec = tensor.tensor.spec
+        self._observe(ShardCommitted(spec.name, task.index, spec.nbytes_of(task.box)))
+        self._open_shards[task.tensor] -= 1
+        if not self._open_shards[task.tensor]:
+            self._sink.publish(tensor)
+            self._tensors_ready += 1
+            self._observe(TensorReady(spec.name, tensor.nbytes))
+
+    def _file_whole(self, file: int) -> None:
+        path = self._plan.payload.files[file].path
+        if file in self._keep.assets:
+            data = self._collector.pop(file)
+            name, digest = self._keep.asset(file, data)
+            self._journal.append(asset_line(name, len(data), digest))
+            self._observe(AssetKept(path, len(data)))
+        else:
+            self._journal.append(file_line(self._keep.check(file)))
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if self._syncing and self._syncing[0].done():
+            self._syncing[0].result()
+            self._journal.append(pieces_line(self._syncing[1]))
+            self._syncing = None
+        if now - self._last_checkpoint > CHECKPOINT_SECONDS and not self._syncing and self._unsynced:
+            self._last_checkpoint = now
+            pieces, self._unsynced = frozenset(self._unsynced), set()
+            self._syncing = (self._commits.submit(self._sink.sync), pieces)
+        if now - self._last_progress > PROGRESS_SECONDS:
+            self._last_progress = now
+            self._observe(self._progress())
+
+    def _progress(self) -> Progress:
+        stats = self._source.stats()
+        wanted = self._plan.bytes_wanted
+        binds = Binds.NETWORK
+        if len(self._ready) > 2 * self._workers:
+            binds = Binds.CONVERT
+        elif len(self._committing) > 2 * COMMIT_WORKERS:
+            binds = Binds.DISK
+        return Progress(
+            seconds=self._timing.elapsed,
+            bytes_verified=self._verified_bytes,
+            bytes_placed=wanted - self._placer.missing_nbytes,
+            bytes_wanted=wanted,
+            tensors_ready=self._tensors_ready,
+            tensors=len(self._plan.tensors),
+            download_rate=stats.download_rate,
+            upload_rate=stats.upload_rate,
+            downloaded=stats.downloaded,
+            uploaded=stats.uploaded,
+            peers=stats.peers,
+            seeds=stats.seeds,
+            wasted=stats.waste,
+            binds=binds,
+        )
+
+    def _save(self) -> None:
+        """After a failure: what is done is written down, as far as the disk still lets us."""
+        for committed, task in self._committing.items():
+            if committed.done() and not committed.cancelled() and not committed.exception():
+                self._record(task, committed.result())
+        for placed, piece in self._placing.items():
+            if placed.done() and not placed.cancelled() and not placed.exception():
+                self._unsynced.add(piece)
+        pieces = self._unsynced | (self._syncing[1] if self._syncing else frozenset())
+        if pieces:
+            with contextlib.suppress(GdistError, OSError):  # the error that stopped the run is the one to tell
+                self._sink.sync()
+                self._journal.append(pieces_line(pieces))

@@ -1,0 +1,284 @@
+"""From a magnet to a store: the whole way on one host.
+
+    resolve ─▶ open the source ─▶ catalogue ─▶ plan ─▶ preflight ─▶ journal ─▶ coordinator ─▶ manifest
+    what was   metadata            tensors     shards,  disk and     what is    pieces to      the store
+    asked                          and files   pieces   memory       there      shards         is complete
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from blake3 import blake3
+
+from gdist.core.journal import Progress as Journalled
+from gdist.core.journal import parse_journal
+from gdist.core.placer import Placer
+from gdist.core.plan import HostPlan, ShardTask, plan_host
+from gdist.core.store_manifest import StoreManifest
+from gdist.errors import InterruptedRun, RequestError
+from gdist.events import Finished, Note, Observer, Planned, Stage, StageStarted
+from gdist.kvstore import kvstore_spec
+from gdist.run.catalogue import Catalogue, read_catalogue
+from gdist.run.collect import Collector
+from gdist.run.coordinator import Coordinator, Keep
+from gdist.run.destination import Destination, check_empty, clean, default_dest, find_destination, finished
+from gdist.run.journal_file import JournalFile, Lock
+from gdist.run.manifest import root_documents, store_manifest
+from gdist.run.options import PAYLOAD_CHOICES, FetchOptions
+from gdist.run.preflight import check_space
+from gdist.run.resolve import Resolved, resolve
+from gdist.run.timing import Timing
+from gdist.sinks import Sink
+from gdist.sinks.local import LocalSink, write_atomically
+from gdist.sources.torrent import TorrentOptions, TorrentSource
+
+LEAST_SHARD_BYTES = 16 * 2**20
+MAX_WORKERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class FetchResult:
+    """A complete store: where it is, its manifest, whether it was there already, and seconds by kind of work."""
+
+    path: str
+    manifest: StoreManifest
+    already: bool
+    seconds: float
+    timing: tuple[tuple[str, float], ...] = ()
+
+
+def fetch(
+    source: str,
+    dest: str | os.PathLike[str] | None = None,
+    options: FetchOptions | None = None,
+    *,
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> FetchResult:
+    """Fetches a release into a store, or goes on where an earlier call stopped.
+
+    `source` is a release's name, a magnet, an info-hash, a .torrent file or URL; `dest` a directory or a
+    URL (default: the source's name, here). `observe` gets events on this thread; setting `stop` ends the
+    run with its progress on disk. Safe to repeat: a complete store returns at once.
+
+    Raises:
+        GdistError: of the family that says whose fault it is; what is done is kept for the next call.
+    """
+    asked = options or FetchOptions()
+    if asked.payload not in PAYLOAD_CHOICES:
+        raise RequestError(f"payload {asked.payload!r} is none of {', '.join(PAYLOAD_CHOICES)}")
+    resolved = resolve(source)
+    text = os.fspath(dest) if dest is not None else default_dest(resolved)
+    where = find_destination(text, asked)
+    timing = Timing()
+    tell: Observer = observe or (lambda event: None)
+
+    def result(manifest: StoreManifest, already: bool) -> FetchResult:
+        tell(Finished(text, manifest.nbytes, timing.elapsed, already, timing.table()))
+        return FetchResult(text, manifest, already, timing.elapsed, timing.table())
+
+    done = finished(where, resolved, asked)
+    if done:
+        return result(done, already=True)
+    check_empty(where)
+    lock = Lock(where.work / "lock", text)
+    try:
+        manifest = _Fetch(resolved, where, asked, tell, timing, stop or threading.Event()).run()
+        clean(where)
+        return result(manifest, already=False)
+    finally:
+        lock.release()
+
+
+class _Fetch:
+    """One run on one destination that is locked."""
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        dest: Destination,
+        options: FetchOptions,
+        observe: Observer,
+        timing: Timing,
+        stop: threading.Event,
+    ):
+        self._resolved, self._dest, self._options = resolved, dest, options
+        self._observe, self._timing, self._stop = observe, timing, stop
+        self._keep = options.payload == "keep"
+        self._journal_path = dest.work / "journal.jsonl"
+
+    def run(self) -> StoreManifest:
+        for note in self._resolved.notes:
+            self._observe(Note(note))
+        payload = self._dest.payload if self._keep else self._dest.work / "payload"
+        if not self._keep:
+            shutil.rmtree(payload, ignore_errors=True)  # pieces half way here say nothing any more
+        cached = self._dest.work / "source.torrent"
+        spec = cached.read_bytes() if cached.exists() else self._resolved.spec
+        source = TorrentSource(spec, self._torrent_options(), self._observe, tick=self._check_stop)
+        try:
+            self._enter(Stage.METADATA)
+            with self._timing.measure("metadata"):
+                source.open(payload, self._pieces_kept())
+            write_atomically(cached, source.torrent_file)
+            self._enter(Stage.HEADERS)
+            with self._timing.measure("headers"):
+                catalogue = read_catalogue(
+                    source,
+                    self._resolved.manifest,
+                    profile=self._options.profile,
+                    ignore=self._options.ignore,
+                    tick=self._check_stop,
+                )
+            return self._convert(source, catalogue)
+        finally:
+            source.close()
+
+    def _enter(self, stage: Stage) -> None:
+        self._observe(StageStarted(stage))
+
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise InterruptedRun("the run was asked to stop", hint="the same command goes on where this one stopped")
+
+    def _torrent_options(self) -> TorrentOptions:
+        """Asked for, and what the magnet and the release's manifest know beside a cached .torrent."""
+        asked, magnet, manifest = self._options.torrent, self._resolved.magnet, self._resolved.manifest
+        return replace(
+            asked,
+            trackers=(*asked.trackers, *magnet.trackers, *(manifest.trackers if manifest else ())),
+            peers=(*asked.peers, *magnet.peers),
+            web_seeds=(*asked.web_seeds, *magnet.web_seeds),
+            upload=asked.upload and self._keep,  # what was given back to the disk cannot be served
+        )
+
+    def _pieces_kept(self) -> frozenset[int]:
+        """Pieces that the journal knows to be in the payload's files."""
+        if not self._keep or not self._journal_path.exists():
+            return frozenset()
+        progress, _ = parse_journal(self._journal_path.read_bytes())
+        return frozenset(progress.pieces) if progress else frozenset()
+
+    def _convert(self, source: TorrentSource, catalogue: Catalogue) -> StoreManifest:
+        options = self._options
+        self._enter(Stage.PLAN)
+        staged = self._dest.root is None or options.codec != "none"
+        plan = plan_host(
+            catalogue.payload,
+            catalogue.tensors,
+            options.mesh,
+            options.rules or catalogue.rules,
+            options.host,
+            identity=source.info_hash.hex,
+            shard_bytes=max(options.memory // 8, LEAST_SHARD_BYTES) if staged else None,
+        )
+        journal = JournalFile(self._journal_path, plan.digest)
+        sink = self._sink(plan, staged)
+        try:
+            progress = journal.progress
+            done, partial = sink.restore(progress.shards.values())
+            placer = Placer(plan, done=done, placed=progress.pieces, partial=partial)
+            self._tell_plan(plan, placer)
+            payload_nbytes = sum(file.length for file in catalogue.payload.files)
+            check_space(plan, placer, options.payload, payload_nbytes, self._dest.work, partial, staged=staged)
+            assets = dict(progress.assets)
+            records = _records(plan, done, progress)
+            self._enter(Stage.FETCH)
+            self._coordinate(plan, source, sink, placer, catalogue, journal, records, assets)
+            self._enter(Stage.FINISH)
+            with self._timing.measure("manifest"):
+                manifest = store_manifest(source, catalogue, plan, records, assets, options.codec)
+                sink.finish(manifest, root_documents(plan, manifest))
+            return manifest
+        finally:
+            sink.close()
+            journal.close()
+
+    def _sink(self, plan: HostPlan, staged: bool) -> Sink:
+        if self._dest.root is not None and not staged:
+            return LocalSink(self._dest.root, self._dest.work, plan)
+        from gdist.sinks.tensorstore import TensorStoreSink  # loaded where it is asked for
+
+        return TensorStoreSink(kvstore_spec(self._dest.text), self._dest.work, plan, self._options.codec)
+
+    def _tell_plan(self, plan: HostPlan, placer: Placer) -> None:
+        self._observe(
+            Planned(
+                tensors=len(plan.tensors),
+                shards=sum(len(tensor.shards) for tensor in plan.tensors),
+                pieces=len(plan.pieces),
+                bytes_wanted=plan.bytes_wanted,
+                bytes_touched=plan.bytes_touched,
+                bytes_resumed=plan.bytes_wanted - placer.missing_nbytes,
+                store_nbytes=plan.store_nbytes,
+                mesh=str(plan.mesh),
+                host_index=plan.host.index,
+                host_count=plan.host.count,
+            )
+        )
+
+    def _coordinate(
+        self,
+        plan: HostPlan,
+        source: TorrentSource,
+        sink: Sink,
+        placer: Placer,
+        catalogue: Catalogue,
+        journal: JournalFile,
+        records: dict[ShardTask, tuple[str, ...]],
+        assets: dict[str, tuple[int, str]],
+    ) -> None:
+        payload, progress = catalogue.payload, journal.progress
+        left = [
+            file
+            for file in (*catalogue.assets, *catalogue.unchecked)
+            if payload.files[file].path not in {*progress.files, *progress.assets}
+        ]
+        collector = Collector(payload, catalogue.tensors, left)
+
+        def keep_asset(file: int, data: bytes) -> tuple[str, str]:
+            path, digest = payload.files[file].path, blake3(data).hexdigest()
+            sink.write_asset(path, data)
+            assets[path] = (len(data), digest)
+            return path, digest
+
+        def check_headers(file: int) -> str:
+            assert catalogue.manifest is not None, "only files of a manifest are checked"
+            path = payload.files[file].path
+            catalogue.manifest.check_file(path, collector.scan(file))
+            return path
+
+        everything = range(payload.pieces) if self._keep and self._options.host.count == 1 else ()
+        Coordinator(
+            plan,
+            source,
+            sink,
+            placer,
+            collector,
+            journal,
+            Keep(keep_asset, check_headers, frozenset(catalogue.assets)),
+            workers=_workers(self._options.memory, payload.piece_length),
+            release=not self._keep,
+            observe=self._observe,
+            timing=self._timing,
+            stop=self._check_stop,
+            records=records,
+            seed_pieces=[piece for piece in everything if piece not in progress.pieces],
+            arrived=catalogue.arrived,
+        ).run()
+
+
+def _records(
+    plan: HostPlan, done: Collection[ShardTask], progress: Journalled
+) -> dict[ShardTask, tuple[str, ...]]:
+    return {task: progress.shards[plan.tensors[task.tensor].tensor.spec.name, task.index].digests for task in done}
+
+
+def _workers(memory: int, piece_length: int) -> int:
+    """Threads that place pieces: each holds a piece and, while a column is cut out, its parts again."""
+    return max(1, min(MAX_WORKERS, os.cpu_count() or 1, memory // (4 * piece_length)))

@@ -1,0 +1,41 @@
+"""What can be asked of a fetch, as one value; the command line and the library build the same."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gdist.core.mesh import HostGroup, Mesh
+from gdist.core.rules import Rules
+from gdist.sources.torrent import TorrentOptions
+
+PAYLOAD_CHOICES = ("discard", "keep")
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOptions:
+    """How to fetch.
+
+    `mesh` and `rules` cut the store (rules None: the profile's, else automatic); `host` is this host among
+    those that share the work. `payload` "discard" gives each piece's disk back once it is placed, "keep"
+    leaves the torrent's files in `DEST/payload`. `memory` bounds, in bytes, what is held while converting.
+    `ignore` are glob patterns of files to leave out; `profile` names tensors. `work` is where unfinished
+    shards of a bucket wait (default: the cache directory). `codec` is "none" or "zstd".
+    """
+
+    mesh: Mesh = field(default_factory=Mesh)
+    rules: Rules | None = None
+    host: HostGroup = field(default_factory=HostGroup)
+    payload: str = "discard"
+    memory: int = 2**30
+    codec: str = "none"
+    profile: str | None = None
+    ignore: tuple[str, ...] = ()
+    work: Path | None = None
+    torrent: TorrentOptions = field(default_factory=TorrentOptions)
+
+
+def default_work() -> Path:
+    """Where unfinished shards of a remote store wait: the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gdist"

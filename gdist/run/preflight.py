@@ -1,0 +1,63 @@
+"""Whether the disk can hold the result, before a byte is fetched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from gdist.core.placer import Placer
+from gdist.core.plan import HostPlan, ShardTask
+from gdist.errors import SpaceError
+
+IN_FLIGHT_BYTES = 64 * 2**20  # pieces that have arrived in part, and are not yet placed
+DOCUMENT_BYTES = 2**20
+
+
+def disk_needed(plan: HostPlan, payload: str, payload_nbytes: int) -> int:
+    """Bytes of disk a fetch needs at its highest, from nothing; `payload_nbytes` is all of the torrent."""
+    if payload == "keep":
+        kept = payload_nbytes if plan.host.count == 1 else plan.bytes_touched
+        return plan.store_nbytes + kept + DOCUMENT_BYTES
+    return plan.store_nbytes + min(IN_FLIGHT_BYTES, plan.bytes_touched) + DOCUMENT_BYTES
+
+
+def check_space(
+    plan: HostPlan,
+    placer: Placer,
+    payload: str,
+    payload_nbytes: int,
+    directory: Path,
+    partial: Collection[ShardTask],
+    *,
+    staged: bool,
+) -> None:
+    """That the disk of `directory` can hold what is still to come.
+
+    `partial` shards are preallocated already. `staged` is true where shards only wait here, on their way to
+    a bucket; then just the larger ones count.
+
+    Raises:
+        SpaceError: with the numbers.
+    """
+    whole = set(placer.whole())
+    here = sum(plan.tensors[t.tensor].layout().file_nbytes for t in {*whole, *partial})
+    needed = disk_needed(plan, payload, payload_nbytes) - here
+    if staged:
+        sizes = sorted((p.layout().file_nbytes for p in plan.tensors if p.shards), reverse=True)
+        needed = sum(sizes[:16]) + IN_FLIGHT_BYTES
+    elif payload == "keep":
+        needed -= _allocated(directory.parent / "payload")
+    status = os.statvfs(directory)
+    free = status.f_bavail * status.f_frsize
+    if needed > free:
+        raise SpaceError(
+            f"the fetch needs {needed:,} more bytes of disk at {directory}, {free:,} are free",
+            hint="choose a destination with more space, or fetch a share: --mesh and --host",
+            needed=needed,
+            free=free,
+        )
+
+
+def _allocated(directory: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())

@@ -1,0 +1,281 @@
+"""Verifying a store offline: every byte of it against the digests in its manifest.
+
+Nothing is trusted but the manifest, and its seal: shards against the digests of their inner chunks, the
+sharding indexes, the Zarr documents that other readers go by, and assets. All faults are collected.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+from blake3 import blake3
+
+from gdist.core.extent import Extent
+from gdist.core.layout import ShardLayout, array_document, shard_key
+from gdist.core.store_manifest import StoreManifest, StoreTensor, tensor_attributes
+from gdist.errors import CorruptError, GdistError
+from gdist.events import Event, Observer
+from gdist.kvstore import kvstore_spec, local_path
+from gdist.stores import files_of
+from gdist.stores.manifests import Files, Manifests, read_manifests
+
+BLOCK_BYTES = 4 * 2**20  # read and hashed at once: what one worker holds
+
+Index = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something wrong: `path` below the store, the tensor and inner chunk where it is in one, and `what`."""
+
+    path: str
+    what: str
+    tensor: str = ""
+    chunk: Index | None = None
+
+    def __str__(self) -> str:
+        chunk = f", chunk {self.chunk}" if self.chunk is not None else ""
+        return f"{self.path}{chunk}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardVerified(Event):
+    """A shard was read: its tensor, its place in the grid, bytes of its chunks, and its number of faults."""
+
+    tensor: str
+    index: Index
+    nbytes: int
+    faults: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What was read and what is wrong; `nbytes` counts shard data, `absent_hosts` whose part is not here."""
+
+    store: str
+    shards: int
+    nbytes: int
+    assets: int
+    faults: tuple[Fault, ...]
+    absent_hosts: tuple[int, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """True when everything the manifests here list is here and right."""
+        return not self.faults
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One shard to read."""
+
+    tensor: StoreTensor
+    index: Index
+
+    @property
+    def path(self) -> str:
+        return f"{self.tensor.name}/{shard_key(self.index)}"
+
+    def fault(self, what: str, chunk: Index | None = None) -> Fault:
+        return Fault(self.path, what, self.tensor.name, chunk)
+
+
+_Checker = Callable[[_Task], tuple[int, list[Fault]]]
+
+
+def verify(
+    store: str | os.PathLike[str], *, workers: int | None = None, observe: Observer | None = None
+) -> VerifyReport:
+    """Reads a store, a directory or a URL, and compares every byte with its manifest.
+
+    `workers` threads read (default: one a core), each holding a few MiB of a local store; `observe` gets a
+    `ShardVerified` for each shard, in loading order, on the caller's thread.
+
+    Raises:
+        RequestError: when there is no store.
+        CorruptError: when its manifest itself is damaged; all other damage is in the report.
+    """
+    files = files_of(store)
+    manifests = read_manifests(files)
+    manifest = manifests.joined
+    faults = [*_document_faults(files, manifest), *_asset_faults(files, manifest), *_unlisted(manifests)]
+    tasks = [_Task(tensor, index) for tensor in manifest.tensors for index in sorted(tensor.shards)]
+    nbytes = 0
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="gdist-verify") as pool:
+        check = _checker(store, manifests)
+        try:
+            for task, (size, found) in zip(tasks, pool.map(check, tasks), strict=True):
+                nbytes += size
+                faults.extend(found)
+                if observe:
+                    observe(ShardVerified(task.tensor.name, task.index, size, len(found)))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the whole store
+            raise
+    return VerifyReport(
+        files.where, len(tasks), nbytes, len(manifest.assets), tuple(faults), manifests.absent
+    )
+
+
+def _checker(store: str | os.PathLike[str], manifests: Manifests) -> _Checker:
+    root = local_path(store)
+    if root is not None and manifests.joined.codec == "none":
+        return partial(_check_local, root, threading.local())
+    from gdist.stores.remote import RemoteReader  # TensorStore is imported for remote stores only
+
+    return partial(_check_remote, RemoteReader(kvstore_spec(store), manifests, verify=True))
+
+
+def _check_local(root: Path, worker: threading.local, task: _Task) -> tuple[int, list[Fault]]:
+    layout = ShardLayout(task.tensor.grid, task.tensor.dtype.itemsize)
+    if not hasattr(worker, "block"):
+        worker.block = bytearray(BLOCK_BYTES)
+    try:
+        descriptor = os.open(root / task.path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0, [task.fault("is missing")]
+    except OSError as error:
+        return 0, [task.fault(f"cannot be read: {error.strerror}")]
+    try:
+        size = os.fstat(descriptor).st_size
+        if size != layout.file_nbytes:
+            return 0, [task.fault(f"has {size} bytes, not {layout.file_nbytes}")]
+        return layout.data_nbytes, list(_shard_faults(descriptor, layout, task, memoryview(worker.block)))
+    except OSError as error:
+        return 0, [task.fault(f"cannot be read: {error.strerror}")]
+    finally:
+        os.close(descriptor)
+
+
+def _shard_faults(descriptor: int, layout: ShardLayout, task: _Task, block: memoryview) -> Iterator[Fault]:
+    digests = task.tensor.shards[task.index]
+    for (chunk, extent), expected in zip(layout.chunks(), digests, strict=True):
+        digest = blake3()
+        for data in _blocks(descriptor, extent, block):
+            digest.update(data)
+        if digest.hexdigest() != expected:
+            yield task.fault("differs from its digest", chunk)
+    index = layout.index_bytes()
+    tail = os.pread(descriptor, layout.index_nbytes, layout.data_nbytes)
+    if tail[: len(index)] != index:
+        yield task.fault("has another sharding index than its layout")
+    elif tail[len(index) :] != google_crc32c.value(index).to_bytes(4, "little"):
+        yield task.fault("has a wrong checksum over its sharding index")
+
+
+def _blocks(descriptor: int, extent: Extent, block: memoryview) -> Iterator[memoryview]:
+    position = extent.start
+    while position < extent.stop:
+        count = os.preadv(descriptor, [block[: extent.stop - position]], position)
+        if not count:
+            return  # cut meanwhile: the digest will differ
+        yield block[:count]
+        position += count
+
+
+def _check_remote(reader: Any, task: _Task) -> tuple[int, list[Fault]]:  # Any: its home is not imported
+    tensor, grid = task.tensor, task.tensor.grid
+    origin = grid.box_of(task.index).start
+    nbytes, faults = 0, []
+    try:
+        for chunk, data, error in reader.chunks(tensor, grid.box_of(task.index)):
+            nbytes += data.nbytes
+            if error and not isinstance(error, CorruptError):
+                raise error
+            if error:
+                index = tuple(
+                    a // c for a, c in zip(chunk.relative_to(origin).start, grid.chunk, strict=True)
+                )
+                faults.append(task.fault(error.message, index))
+    except CorruptError as error:  # the array cannot be opened; a network that fails is no fault of the store
+        faults.append(task.fault(error.message))
+    return nbytes, faults
+
+
+def _unlisted(manifests: Manifests) -> Iterator[Fault]:
+    """Shards that a host whose part is here should have, and does not list."""
+    for tensor in manifests.joined.tensors:
+        if 0 in tensor.grid.shape:
+            continue
+        for index in itertools.product(*map(range, tensor.grid.shards)):
+            if index in tensor.shards:
+                continue
+            error: GdistError = manifests.unlisted(tensor, index)
+            if isinstance(error, CorruptError):
+                yield _Task(tensor, index).fault(error.message)
+
+
+def _document_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
+    """Zarr documents that disagree with the manifest: other readers go by them."""
+    root = _document(files, "zarr.json")
+    if isinstance(root, str):
+        yield Fault("zarr.json", root)
+    consolidated = _at(root, "consolidated_metadata", "metadata")
+    for tensor in manifest.tensors:
+        path = f"{tensor.name}/zarr.json"
+        found = _document(files, path)
+        if isinstance(found, str):
+            yield Fault(path, found, tensor.name)
+        else:
+            for what in _disagreements(tensor, found, manifest.codec):
+                yield Fault(path, what, tensor.name)
+        if (
+            isinstance(consolidated, dict)
+            and not isinstance(found, str)
+            and consolidated.get(tensor.name) != found
+        ):
+            yield Fault("zarr.json", f"has another document for {tensor.name!r} than {path}", tensor.name)
+
+
+def _disagreements(tensor: StoreTensor, found: object, codec: str) -> Iterable[str]:
+    attributes = tensor_attributes(tensor.spec, tensor.quantisation)
+    expected = json.loads(json.dumps(array_document(tensor.grid, tensor.dtype, attributes)))
+    fields = [("node_type",), ("shape",), ("data_type",), ("chunk_grid",), ("chunk_key_encoding",)]
+    fields.append(("codecs",) if codec == "none" else ("codecs", 0, "configuration", "chunk_shape"))  # type: ignore[arg-type]
+    for keys in fields:
+        have, want = _at(found, *keys), _at(expected, *keys)
+        if have != want:
+            yield f"says {'.'.join(map(str, keys))} {json.dumps(have)}, the manifest {json.dumps(want)}"
+
+
+def _at(value: Any, *keys: str | int) -> Any:  # Any: a JSON document, of whatever form it turns out to be
+    for key in keys:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def _document(files: Files, path: str) -> object:
+    """A JSON document, or, as a string, why there is none."""
+    data = files.read(path)
+    if data is None:
+        return "is missing"
+    try:
+        document: object = json.loads(data)
+    except ValueError:
+        return "is not JSON"
+    return document if isinstance(document, dict) else "is not a JSON object"
+
+
+def _asset_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
+    for asset in manifest.assets:
+        path = f"assets/{asset.path}"
+        data = files.read(path)
+        if data is None:
+            yield Fault(path, "is missing")
+        elif len(data) != asset.nbytes:
+            yield Fault(path, f"has {len(data)} bytes, not {asset.nbytes}")
+        elif blake3(data).hexdigest() != asset.digest:
+            yield Fault(path, "differs from its digest")

@@ -1,0 +1,117 @@
+"""Shards in a local directory: written in place, renamed when whole.
+
+The fast path: a piece's bytes go by `pwrite` straight to where a reader will map them, as cheap as writing
+the payload itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from gdist.core.journal import ShardRecord
+from gdist.core.layout import array_document, shard_key, to_document
+from gdist.core.placer import Placement
+from gdist.core.plan import HostPlan, ShardTask, TensorPlan
+from gdist.core.store_manifest import StoreManifest, manifest_name, store_manifest_to_json, tensor_attributes
+from gdist.errors import translate
+from gdist.sinks.parts import PartFiles
+
+
+class LocalSink:
+    """A store in a directory; `work` is a directory on the same file system for what is not finished."""
+
+    def __init__(self, root: Path, work: Path, plan: HostPlan):
+        self._root = root
+        self._plan = plan
+        self._parts = PartFiles(work / "parts", plan)
+        self._names = {tensor.tensor.spec.name: number for number, tensor in enumerate(plan.tensors)}
+
+    def _final(self, task: ShardTask) -> Path:
+        return self._root / self._plan.tensors[task.tensor].tensor.spec.name / shard_key(task.index)
+
+    def restore(self, records: Iterable[ShardRecord]) -> tuple[set[ShardTask], set[ShardTask]]:
+        """After a restart: the shards of `records` whose files are there, whole, and the parts here."""
+        tasks = {(t.tensor, t.index): t for plan in self._plan.tensors for t in plan.shards}
+        done = set()
+        for record in records:
+            task = tasks.get((self._names.get(record.tensor, -1), record.index))
+            if task and _size(self._final(task)) == self._parts.layout(task).file_nbytes:
+                done.add(task)
+        return done, self._parts.present(set(tasks.values()) - done)
+
+    def place(self, placements: Iterable[Placement], piece: memoryview) -> None:
+        """Writes bytes of a piece into parts; thread-safe."""
+        self._parts.place(placements, piece)
+
+    def commit(self, task: ShardTask) -> ShardRecord:
+        """Digests, index, sync, rename; thread-safe."""
+        digests = self._parts.seal(task)
+        final = self._final(task)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self._parts.path(task), final)
+        except OSError as error:
+            raise translate(error, f"making {final}") from error
+        self._parts.forget(task)
+        return ShardRecord(self._plan.tensors[task.tensor].tensor.spec.name, task.index, digests)
+
+    def publish(self, plan: TensorPlan) -> None:
+        """Writes the tensor's `zarr.json`."""
+        document = array_document(
+            plan.grid, plan.tensor.spec.dtype, tensor_attributes(plan.spec, plan.tensor.quantisation)
+        )
+        self._write(f"{plan.tensor.spec.name}/zarr.json", to_document(document))
+
+    def sync(self) -> None:
+        """Returns once what was placed before the call is on the disk."""
+        self._parts.sync()
+
+    def write_asset(self, path: str, data: bytes) -> None:
+        """Keeps a small file of the release."""
+        self._write(f"assets/{path}", data)
+
+    def finish(self, manifest: StoreManifest, documents: Mapping[str, bytes]) -> None:
+        """Root documents, then the manifest, each written aside, synced and renamed."""
+        for path, data in documents.items():
+            self._write(path, data)
+        self._write(manifest_name(manifest.host), store_manifest_to_json(manifest))
+
+    def _write(self, path: str, data: bytes) -> None:
+        write_atomically(self._root / path, data)
+
+    def close(self) -> None:
+        """Closes the parts; they stay for the next run."""
+        self._parts.close()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Puts a file in place whole: written aside, synced, renamed, its directory synced.
+
+    Raises:
+        GdistError: translated from what the file system said.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(aside, path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise translate(error, f"writing {path}") from error
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

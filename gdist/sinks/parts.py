@@ -1,0 +1,221 @@
+"""Unfinished shards: files of their final size, into which pieces are written in place.
+
+A part is preallocated, so a full disk shows before a byte is written, and a memory map of it is safe. Runs
+of bytes go in by `pwrite`; a box that falls into very many short runs goes in through a memory map, since a
+system call a run costs ten times the copy. The sharding index comes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from gdist.core.box import Box, runs_of_box
+from gdist.core.extent import Extent
+from gdist.core.layout import ShardLayout
+from gdist.core.placer import Placement
+from gdist.core.plan import HostPlan, ShardTask
+from gdist.core.tensor import Order
+from gdist.errors import translate
+
+OPEN_FILES = 256  # kept open between writes; well below the usual limit of 1024 for a process
+SHORT_RUN = 32 * 1024  # bytes; below it a system call costs more than copying through a map
+FEW_RUNS = 8
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    descriptor: int
+    users: int = 0
+    forgotten: bool = False
+
+
+class PartFiles:
+    """The unfinished shards of a plan, below one directory; thread-safe."""
+
+    def __init__(self, directory: Path, plan: HostPlan):
+        self._directory = directory
+        self._layouts = [tensor.layout() for tensor in plan.tensors]
+        self._lock = threading.Lock()
+        self._open: OrderedDict[ShardTask, _OpenFile] = OrderedDict()  # least recently used first
+        self._dirty: set[ShardTask] = set()
+
+    def layout(self, task: ShardTask) -> ShardLayout:
+        """Where bytes lie in the shard's file."""
+        return self._layouts[task.tensor]
+
+    def path(self, task: ShardTask) -> Path:
+        """The part's file."""
+        return self._directory / ("-".join(map(str, (task.tensor, *task.index))) + ".part")
+
+    def present(self, tasks: Iterable[ShardTask]) -> set[ShardTask]:
+        """Those of the shards that have a part of the right size here."""
+        names = {entry.name: entry.stat().st_size for entry in os.scandir(self._directory)} if self._directory.is_dir() else {}
+        return {task for task in tasks if names.get(self.path(task).name) == self.layout(task).file_nbytes}
+
+    @contextlib.contextmanager
+    def descriptor(self, task: ShardTask, *, create: bool = True) -> Iterator[int]:
+        """The part's open file, made and preallocated at first use; -1 when it may not be made and is not there."""
+        with self._lock:
+            entry = self._open.get(task)
+            if entry is None:
+                self._evict()
+                entry = _OpenFile(self._create(task) if create else self._existing(task))
+                if entry.descriptor >= 0:
+                    self._open[task] = entry
+            else:
+                self._open.move_to_end(task)
+            entry.users += 1
+        try:
+            yield entry.descriptor
+        finally:
+            with self._lock:
+                entry.users -= 1
+                self._close(entry)
+
+    def _close(self, entry: _OpenFile) -> None:
+        if entry.forgotten and not entry.users and entry.descriptor >= 0:
+            os.close(entry.descriptor)
+            entry.descriptor = -1
+
+    def _evict(self) -> None:
+        while len(self._open) >= OPEN_FILES:
+            idle = next((task for task, entry in self._open.items() if not entry.users), None)
+            if idle is None:
+                return
+            self._forget(idle)
+
+    def _forget(self, task: ShardTask) -> None:
+        entry = self._open.pop(task, None)
+        if entry:
+            entry.forgotten = True  # the last user closes it
+            self._close(entry)
+
+    def _existing(self, task: ShardTask) -> int:
+        try:
+            return os.open(self.path(task), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return -1  # committed meanwhile
+
+    def _create(self, task: ShardTask) -> int:
+        path, size = self.path(task), self.layout(task).file_nbytes
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise translate(error, f"making {path}") from error
+        try:
+            if os.fstat(descriptor).st_size != size:
+                os.ftruncate(descriptor, 0)
+                os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            os.close(descriptor)
+            # A part of the wrong size would look like progress after a restart.
+            path.unlink(missing_ok=True)
+            raise translate(error, f"for {size} bytes of {path}") from error
+        return descriptor
+
+    def place(self, placements: Iterable[Placement], piece: memoryview) -> None:
+        """Writes bytes of a piece where they belong."""
+        data = np.frombuffer(piece, np.uint8)
+        for placement in placements:
+            layout = self.layout(placement.shard)
+            block = take(placement, data)
+            with self.descriptor(placement.shard) as descriptor:
+                with self._lock:
+                    self._dirty.add(placement.shard)
+                try:
+                    _write(descriptor, layout, placement.target, block)
+                except OSError as error:
+                    raise translate(error, f"writing {self.path(placement.shard)}") from error
+
+    def sync(self) -> None:
+        """Returns once everything placed before the call is on the disk."""
+        with self._lock:
+            dirty, self._dirty = self._dirty, set()
+        for task in dirty:
+            with self.descriptor(task, create=False) as descriptor:
+                if descriptor >= 0:  # else it was committed meanwhile, and synced by that
+                    os.fdatasync(descriptor)
+
+    def seal(self, task: ShardTask) -> tuple[str, ...]:
+        """Digests of a whole part's inner chunks, in C order; its index is written and all of it synced."""
+        layout = self.layout(task)
+        with self.descriptor(task) as descriptor:
+            with mmap.mmap(descriptor, layout.data_nbytes, access=mmap.ACCESS_READ) as mapped:
+                digests = tuple(
+                    blake3(memoryview(mapped)[e.start : e.stop]).hexdigest() for _, e in layout.chunks()
+                )
+            index = layout.index_bytes()
+            checksum = google_crc32c.value(index).to_bytes(4, "little")
+            try:
+                os.pwrite(descriptor, index + checksum, layout.data_nbytes)
+                os.fdatasync(descriptor)
+            except OSError as error:
+                raise translate(error, f"writing {self.path(task)}") from error
+        return digests
+
+    def forget(self, task: ShardTask) -> None:
+        """Closes a part that was sealed; its file may be renamed or removed."""
+        with self._lock:
+            self._dirty.discard(task)
+            self._forget(task)
+
+    def close(self) -> None:
+        """Closes all files."""
+        with self._lock:
+            for task in tuple(self._open):
+                self._forget(task)
+
+
+def take(placement: Placement, data: Bytes) -> Bytes:
+    """The bytes of a piece that a placement takes, as an array in the shard's dimensions, bytes last."""
+    source = placement.source
+    block = data[source.start : source.stop].reshape(placement.view)[placement.take.slices()]
+    if placement.order is Order.F:
+        block = block.transpose(*range(block.ndim - 1)[::-1], block.ndim - 1)
+    return block
+
+
+def _write(descriptor: int, layout: ShardLayout, target: Box, block: Bytes) -> None:
+    chunk_shape = (*layout.grid.chunk, layout.itemsize)
+    for part, local, offset in layout.targets(target):
+        values = block[part.relative_to(target.start).slices()]
+        runs = runs_of_box(chunk_shape, local)
+        first = next(runs)
+        count = local.size // first.length
+        if count > FEW_RUNS and first.length < SHORT_RUN:
+            _write_mapped(descriptor, chunk_shape, local, Extent(offset, layout.chunk_nbytes), values)
+            continue
+        flat = np.ascontiguousarray(values).reshape(count, first.length)
+        for row, run in zip(flat, itertools.chain((first,), runs), strict=True):
+            _pwrite(descriptor, memoryview(row), offset + run.start)
+
+
+def _pwrite(descriptor: int, data: memoryview[Any], offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _write_mapped(descriptor: int, shape: tuple[int, ...], box: Box, chunk: Extent, values: Bytes) -> None:
+    skip = chunk.start % mmap.ALLOCATIONGRANULARITY
+    with mmap.mmap(descriptor, chunk.length + skip, offset=chunk.start - skip) as mapped:
+        whole = np.frombuffer(mapped, np.uint8, chunk.length, skip).reshape(shape)
+        whole[box.slices()] = values
+        del whole  # a map with a live view cannot be closed

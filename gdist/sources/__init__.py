@@ -1,0 +1,1 @@
+"""Where verified bytes come from: the torrent swarm, or a directory that someone else filled."""

@@ -1,0 +1,31 @@
+"""The torrent source: verified pieces from a BitTorrent swarm; the only importer of libtorrent.
+
+    options     what can be asked, what is reported, libtorrent's settings for moving data
+    metadata    info dictionaries read strictly; names checked
+    join        a magnet's metadata; a torrent that wants nothing yet
+    session     the libtorrent session and the thread that owns its alerts
+    window      which pieces come first
+    files       reading pieces from their files, giving disk space back
+    hashing     SHA-1 and merkle checks of our own
+    source      TorrentSource, which puts these together
+    create      making torrents
+    seed        serving them
+
+Libtorrent has its own threads; what the caller's thread must do is said at `TorrentSource`.
+"""
+
+from gdist.sources.torrent.create import Version, choose_piece_length, magnet_of, make_torrent
+from gdist.sources.torrent.options import TorrentOptions, TransferStats
+from gdist.sources.torrent.seed import Seeder
+from gdist.sources.torrent.source import TorrentSource
+
+__all__ = [
+    "Seeder",
+    "TorrentOptions",
+    "TorrentSource",
+    "TransferStats",
+    "Version",
+    "choose_piece_length",
+    "magnet_of",
+    "make_torrent",
+]

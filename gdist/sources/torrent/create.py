@@ -1,0 +1,120 @@
+"""Making torrents: of a file or a directory, the same bytes for the same content on every machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import libtorrent as lt
+
+from gdist.core.magnet import Magnet
+from gdist.errors import FilesystemError, RequestError, UnsupportedError
+from gdist.sources.torrent.metadata import load_torrent, read_metadata
+
+Version = Literal["v1", "v2", "hybrid"]
+
+MIN_PIECE_BYTES = 1 << 14  # BEP 52's least, and one block
+MAX_PIECE_BYTES = 1 << 24
+_TARGET_PIECES = 1024  # enough to spread over a swarm's peers, small metadata
+_FLAGS = {"v1": lt.create_torrent.v1_only, "v2": lt.create_torrent.v2_only, "hybrid": 0}
+
+
+def choose_piece_length(nbytes: int) -> int:
+    """The power of two that cuts `nbytes` into about a thousand pieces, 16 KiB to 16 MiB.
+
+    So 1 MB gives 16 KiB, 1 GB gives 1 MiB, 16 GB and more give 16 MiB.
+    """
+    length = 1 << max(nbytes // _TARGET_PIECES, 1).bit_length()
+    if nbytes // _TARGET_PIECES <= length // 2 + length // 4:  # the nearer power, on the low side
+        length //= 2
+    return min(max(length, MIN_PIECE_BYTES), MAX_PIECE_BYTES)
+
+
+def make_torrent(
+    source: Path,
+    *,
+    version: Version = "v1",
+    piece_length: int | None = None,
+    trackers: Sequence[str] = (),
+    web_seeds: Sequence[str] = (),
+    comment: str | None = None,
+    private: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> bytes:
+    """The content of a .torrent file for a file or a directory.
+
+    `progress` is called with the pieces hashed so far and in all. No date and no tool name go in, files are
+    sorted, so equal content gives equal bytes.
+
+    Raises:
+        RequestError: nothing to share, or a piece length that is not a power of two from 16 KiB on.
+        UnsupportedError: a symlink, or a name a torrent cannot carry.
+        FilesystemError: a file cannot be read.
+    """
+    files = _list_files(source)
+    total = sum(size for _, size in files)
+    if not total:
+        raise RequestError(f"{source} has no bytes to share", hint="name a file or a directory with content")
+    length = piece_length or choose_piece_length(total)
+    if length < MIN_PIECE_BYTES or length & (length - 1):
+        raise RequestError(f"piece length {length} is not a power of two of at least {MIN_PIECE_BYTES}")
+    entries = [lt.create_file_entry(name, size, 0, 0, "") for name, size in files]
+    creator = lt.create_torrent(entries, length, _FLAGS[version])
+    creator.set_creation_date(0)
+    creator.set_creator("")
+    creator.set_priv(private)
+    if comment is not None:
+        creator.set_comment(comment)
+    for tier, url in enumerate(trackers):
+        creator.add_tracker(url, tier)
+    for url in web_seeds:
+        creator.add_url_seed(url)
+    pieces = creator.num_pieces()
+    try:
+        lt.set_piece_hashes(
+            creator,
+            str(source.absolute().parent),
+            lambda piece: progress(int(piece) + 1, pieces) if progress else None,
+        )
+    except RuntimeError as error:
+        raise FilesystemError(f"cannot hash {source}: {error}") from error
+    torrent = lt.bencode(creator.generate())
+    read_metadata(load_torrent(torrent))  # what we would refuse, we do not make
+    return torrent
+
+
+def magnet_of(torrent: bytes, peers: Sequence[tuple[str, int]] = ()) -> Magnet:
+    """The magnet of a .torrent file's content, with `peers` to ask first."""
+    params = load_torrent(torrent)
+    metadata = read_metadata(params)
+    return Magnet(
+        metadata.info_hash,
+        metadata.name,
+        tuple(dict.fromkeys(params.trackers)),
+        tuple(dict.fromkeys(params.url_seeds)),
+        tuple(peers),
+    )
+
+
+def _list_files(source: Path) -> list[tuple[str, int]]:
+    """Files below `source` as `root/part/part` and bytes, sorted by name."""
+    root = source.absolute()
+    if root.is_symlink():
+        raise UnsupportedError(f"{source} is a symbolic link", hint="name what it points to")
+    if root.is_file():
+        return [(root.name, root.stat().st_size)]
+    if not root.is_dir():
+        raise RequestError(f"{source} is neither a file nor a directory")
+    found: list[tuple[str, int]] = []
+    for above, directories, names in os.walk(root):
+        for name in (*directories, *names):
+            path = Path(above, name)
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise UnsupportedError(
+                    f"{path} is a symbolic link or a special file", hint="put a plain file in its place"
+                )
+        for path in (Path(above, name) for name in names):
+            found.append((path.relative_to(root.parent).as_posix(), path.stat().st_size))
+    return sorted(found, key=lambda item: item[0].encode("utf-8", "surrogateescape").split(b"/"))

@@ -1,0 +1,159 @@
+"""Joining a swarm: learning a magnet's metadata, and adding the torrent with nothing wanted.
+
+These are two steps with one session. In the first, libtorrent may neither write nor ask for data, so that
+nothing touches the disk before the names are checked; in the second the torrent is added anew with every
+piece's priority 0 and the peers known from the first.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import libtorrent as lt
+
+from gdist.core.magnet import Magnet, format_magnet
+from gdist.errors import NoPeersError, TransferError
+from gdist.sources.torrent.options import LOAD_LIMITS, TorrentOptions
+from gdist.sources.torrent.session import Session
+
+_RESUME_SECONDS = 30.0  # for libtorrent to put a torrent's state together
+_CHECK_POLL_SECONDS = 0.5
+_EMIT_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Where a torrent is asked for: trackers, web seeds and peers, peers as addresses."""
+
+    trackers: tuple[str, ...]
+    web_seeds: tuple[str, ...]
+    peers: tuple[tuple[str, int], ...]
+
+
+def gather_links(named: Magnet | lt.add_torrent_params, options: TorrentOptions) -> Links:
+    """The links a magnet or a .torrent file names, then those of the options, each once."""
+    if isinstance(named, Magnet):
+        trackers, web_seeds, peers = named.trackers, named.web_seeds, named.peers
+    else:
+        trackers, web_seeds, peers = tuple(named.trackers), tuple(named.url_seeds), ()
+    return Links(
+        tuple(dict.fromkeys((*trackers, *options.trackers))),
+        tuple(dict.fromkeys((*web_seeds, *options.web_seeds))),
+        tuple(dict.fromkeys(a for peer in (*peers, *options.peers) for a in _addresses(*peer))),
+    )
+
+
+def learn_metadata(
+    session: Session, magnet: Magnet, links: Links, options: TorrentOptions, emit: Callable[[], None]
+) -> tuple[bytes, tuple[tuple[str, int], ...]]:
+    """The info dictionary of a magnet, from its peers, as a bare .torrent; and the peers met meanwhile.
+
+    Raises:
+        NoPeersError: not within `options.metadata_timeout_seconds`.
+    """
+    params = lt.parse_magnet_uri(format_magnet(Magnet(magnet.info_hash)))
+    params.save_path = "/nonexistent"  # never written: no data is asked for
+    link(params, links, options)
+    params.flags |= lt.torrent_flags.upload_mode | lt.torrent_flags.default_dont_download
+    handle = session.add(params)
+    started = time.monotonic()
+    while not session.wait(lambda swarm: swarm.metadata, _EMIT_SECONDS):
+        emit()
+        waited = time.monotonic() - started
+        if waited > options.metadata_timeout_seconds:
+            with session.changed:
+                evidence = session.swarm.evidence()
+                refused = session.swarm.metadata_error
+            raise NoPeersError(
+                f"no metadata of {magnet.info_hash.hex} within {waited:.0f} seconds ({evidence})"
+                + (f"; metadata was refused: {refused}" if refused else ""),
+                hint=f"give more trackers or peers, or a .torrent file; metadata may have up to "
+                f"{LOAD_LIMITS['max_buffer_size']} bytes and {LOAD_LIMITS['max_pieces']} pieces",
+            )
+    state = saved_state(session, handle, lt.torrent_handle.save_info_dict)
+    assert state.ti is not None, "metadata was received"
+    info = bytes(state.ti.info_section())
+    session.remove(handle)
+    return b"d4:info" + info + b"e", tuple(state.peers)
+
+
+def start(
+    session: Session,
+    params: lt.add_torrent_params,
+    links: Links,
+    options: TorrentOptions,
+    directory: Path,
+    have: Iterable[int] | None,
+) -> tuple[lt.torrent_handle, tuple[int, ...]]:
+    """Adds a loaded torrent that wants nothing; returns it and the pieces it has.
+
+    `have` is trusted; None hashes what lies below `directory`, however long that takes.
+    """
+    assert params.ti is not None, "a loaded torrent has its info"
+    count = params.ti.num_pieces()
+    params.save_path = str(directory)
+    link(params, links, options)
+    params.piece_priorities = [0] * count
+    if have is not None:
+        bits = [False] * count
+        for piece in have:
+            bits[piece] = True
+        params.have_pieces = bits
+        params.flags |= lt.torrent_flags.no_verify_files
+    with session.changed:
+        session.swarm.checked = False
+    handle = session.add(params)
+    while not session.wait(lambda swarm: swarm.checked, _CHECK_POLL_SECONDS):
+        pass
+    had = tuple(piece for piece, bit in enumerate(handle.status(_PIECES).pieces) if bit)
+    with session.changed:
+        session.swarm.finished.clear()  # those found by checking; they are in `had`
+    return handle, had
+
+
+def saved_state(session: Session, handle: lt.torrent_handle, flags: int) -> lt.add_torrent_params:
+    """The torrent's state as libtorrent would save it; safe from any thread.
+
+    Raises:
+        TransferError: libtorrent did not answer in time.
+    """
+    with session.changed:
+        before = session.swarm.resume
+    handle.save_resume_data(flags)
+    if not session.wait(lambda swarm: swarm.resume is not before, _RESUME_SECONDS):
+        raise TransferError(f"no state of the torrent within {_RESUME_SECONDS:.0f} seconds")
+    with session.changed:
+        state = session.swarm.resume
+    assert state is not None
+    return state
+
+
+_PIECES = lt.status_flags_t.query_pieces
+
+
+def link(params: lt.add_torrent_params, links: Links, options: TorrentOptions) -> None:
+    """Sets trackers (each in its own tier, all are asked), web seeds, peers and how others may be found."""
+    flags = lt.torrent_flags
+    params.trackers = list(links.trackers)
+    params.tracker_tiers = list(range(len(links.trackers)))
+    params.url_seeds = list(links.web_seeds)
+    params.peers = list(links.peers)
+    params.flags = (
+        flags.update_subscribe
+        | (0 if options.dht else flags.disable_dht)
+        | (0 if options.lsd else flags.disable_lsd)
+        | (0 if options.pex else flags.disable_pex)
+    )
+
+
+def _addresses(host: str, port: int) -> tuple[tuple[str, int], ...]:
+    """The addresses of a peer given by name or address; none when the name is unknown."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        return ()  # a peer that cannot be resolved is one that does not answer
+    return tuple(dict.fromkeys((str(address[0]), port) for *_, address in found))

@@ -1,0 +1,153 @@
+"""What can be asked of the torrent source, what it reports, and libtorrent's settings for moving data.
+
+libtorrent's defaults suit a desktop: 8 upload slots, 500 outstanding requests, one connection per address.
+These suit a host that has one job. Measured on loopback with 2 cores and SHA instructions, CPU seconds per
+GiB: pread back end 1.6, posix 1.7 to 2.3, mmap 1.8 to 2.5 with the payload resident; encryption and uTP
+each cost about twice that again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import libtorrent as lt
+
+MIB = 1 << 20
+
+# The cheapest back end, and the only one that hashes on several cores. It announces a piece before the
+# file holds it, so whoever reads the file has to check what was read (see pieces.py).
+DISK_BACK_END = "pread_disk_io_constructor"
+
+ALERTS = (
+    lt.alert_category.error
+    | lt.alert_category.status
+    | lt.alert_category.storage
+    | lt.alert_category.tracker
+    | lt.alert_category.piece_progress
+    | lt.alert_category.connect
+    | lt.alert_category.peer
+)
+ALERT_QUEUE_SIZE = 200_000  # all pieces of a large torrent may be found on disk at once
+
+# Limits on metadata. libtorrent stops at 2 Mi pieces and 30 MiB; a v1 torrent of 8 TB in 1 MiB pieces has
+# 8 Mi pieces and 160 MiB of hashes.
+MAX_METADATA_BYTES = 256 * MIB
+MAX_PIECES = 1 << 23
+MAX_DECODE_TOKENS = 20_000_000
+MAX_DECODE_DEPTH = 100
+LOAD_LIMITS = {
+    "max_buffer_size": MAX_METADATA_BYTES,
+    "max_pieces": MAX_PIECES,
+    "max_decode_tokens": MAX_DECODE_TOKENS,
+    "max_decode_depth": MAX_DECODE_DEPTH,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TorrentOptions:
+    """How to take part in the swarm.
+
+    `trackers`, `peers` and `web_seeds` are added to those the magnet or torrent names; hosts of peers may
+    be names. `listen` is libtorrent's list of `address:port`, port 0 for any. Rates are bytes a second, 0
+    for no limit. `stall_seconds` is how long wanted pieces may bring nothing. With `upload` off nobody is
+    ever unchoked: needed where pieces are released, because their bytes are gone from disk.
+    """
+
+    trackers: tuple[str, ...] = ()
+    peers: tuple[tuple[str, int], ...] = ()
+    web_seeds: tuple[str, ...] = ()
+    dht: bool = True
+    lsd: bool = False
+    pex: bool = True
+    listen: str = "0.0.0.0:0,[::]:0"
+    metadata_timeout_seconds: float = 300
+    stall_seconds: float = 300
+    download_rate: int = 0
+    upload_rate: int = 0
+    upload: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TransferStats:
+    """Where the transfer stands; rates are payload bytes a second, totals are bytes since `open`.
+
+    `verified` counts the bytes of pieces that are had, `waste` those that failed their hash or came twice,
+    `disk_queue` those that wait to be written. `state` is libtorrent's word for what the torrent does.
+    """
+
+    verified: int = 0
+    download_rate: int = 0
+    upload_rate: int = 0
+    downloaded: int = 0
+    uploaded: int = 0
+    peers: int = 0
+    seeds: int = 0
+    dht_nodes: int = 0
+    disk_queue: int = 0
+    waste: int = 0
+    state: str = "new"
+
+
+def session_settings(options: TorrentOptions) -> dict[str, object]:
+    """Gives libtorrent's settings pack for one torrent and one job."""
+    return {
+        "alert_mask": ALERTS,
+        "alert_queue_size": ALERT_QUEUE_SIZE,
+        "listen_interfaces": options.listen,
+        "enable_dht": options.dht,
+        "enable_lsd": options.lsd,
+        "enable_upnp": False,  # a cluster's router is not ours to configure
+        "enable_natpmp": False,
+        # Whoever listens for uTP listens for TCP too, so calling out by TCP loses nobody and costs half the
+        # CPU; a peer behind a router may still come in by uTP, and then TCP is not slowed down for it.
+        "enable_outgoing_utp": False,
+        "enable_incoming_utp": True,
+        "mixed_mode_algorithm": 0,  # prefer_tcp
+        # Payload is public and hashed: encryption would protect nothing and costs twice the CPU. Peers that
+        # insist on it may come in.
+        "out_enc_policy": 2,  # pe_disabled
+        "in_enc_policy": 1,  # pe_enabled
+        "allowed_enc_level": 3,  # plaintext or RC4 after an encrypted handshake
+        "prefer_rc4": False,
+        "allow_multiple_connections_per_ip": True,  # hosts behind one address, sessions on one host
+        "connections_limit": 2000,
+        "connection_speed": 200,
+        "torrent_connect_boost": 200,
+        "min_reconnect_time": 5,
+        "peer_connect_timeout": 10,
+        "listen_queue_size": 200,
+        "unchoke_slots_limit": -1 if options.upload else 0,
+        "num_optimistic_unchoke_slots": 0,
+        "allowed_fast_set_size": 5 if options.upload else 0,  # these pieces are served to choked peers
+        "seed_choking_algorithm": 1,  # fastest_upload
+        "announce_to_all_trackers": True,
+        "announce_to_all_tiers": True,
+        "ssrf_mitigation": False,  # trackers and web seeds on the own network are usual in a cluster
+        "tracker_completion_timeout": 20,
+        "stop_tracker_timeout": 1,
+        "max_out_request_queue": 4000,
+        "max_allowed_in_request_queue": 8000,
+        "request_queue_time": 5,
+        "send_buffer_watermark": 4 * MIB,
+        "send_buffer_low_watermark": MIB,
+        "send_buffer_watermark_factor": 150,
+        "suggest_mode": 0,
+        "auto_sequential": False,  # would follow the payload's order, not the plan's
+        "piece_extent_affinity": False,  # likewise
+        "prioritize_partial_pieces": True,  # whole pieces are what is of use here, and fewer are in flight
+        "strict_end_game_mode": True,
+        # A torrent that wants nothing yet looks finished, and would hang up on every seed it knows.
+        "close_redundant_connections": False,
+        "max_queued_disk_bytes": 64 * MIB,
+        "aio_threads": 4,
+        "hashing_threads": 2,
+        "file_pool_size": 200,
+        "low_prio_disk": False,
+        "download_rate_limit": options.download_rate,
+        "upload_rate_limit": options.upload_rate,
+        "rate_limit_ip_overhead": False,  # a limit then means payload
+        "max_metadata_size": MAX_METADATA_BYTES,
+        "max_piece_count": MAX_PIECES,
+        "metadata_token_limit": MAX_DECODE_TOKENS,
+        "user_agent": f"gdist libtorrent/{lt.version}",
+    }

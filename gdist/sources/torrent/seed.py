@@ -1,0 +1,85 @@
+"""Serving a torrent whose files are already here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import libtorrent as lt
+
+from gdist.errors import CorruptError, FilesystemError
+from gdist.sources.torrent.join import gather_links, link, start
+from gdist.sources.torrent.metadata import load_torrent, read_metadata
+from gdist.sources.torrent.options import TorrentOptions, TransferStats, session_settings
+from gdist.sources.torrent.session import Session
+
+_LISTEN_SECONDS = 10.0
+
+
+class Seeder:
+    """Serves the files below `directory` while it is entered; `port` is where.
+
+    With `check` the files are hashed on entry, which raises `CorruptError` when a piece is missing or
+    wrong; without it a wrong piece is noticed by those who receive it.
+    """
+
+    def __init__(
+        self,
+        torrent: bytes,
+        directory: Path,
+        options: TorrentOptions | None = None,
+        *,
+        check: bool = True,
+    ) -> None:
+        self._torrent = torrent
+        self._directory = directory
+        self._options = options or TorrentOptions()
+        self._check = check
+        self._session: Session | None = None
+
+    def __enter__(self) -> Self:
+        params = load_torrent(self._torrent)
+        metadata = read_metadata(params)
+        links = gather_links(params, self._options)
+        self._session = session = Session(session_settings(self._options))
+        try:
+            if self._check:
+                _, had = start(session, params, links, self._options, self._directory, None)
+                if len(had) < metadata.payload.pieces:
+                    missing = metadata.payload.pieces - len(had)
+                    raise CorruptError(
+                        f"{missing} of {metadata.payload.pieces} pieces below {self._directory} are missing "
+                        "or differ from the torrent",
+                        hint="fetch them again, or make a new torrent",
+                    )
+            else:
+                params.save_path = str(self._directory)
+                link(params, links, self._options)
+                params.flags |= lt.torrent_flags.seed_mode
+                session.add(params)
+            if not session.wait(lambda swarm: swarm.port, _LISTEN_SECONDS):
+                raise FilesystemError(f"cannot listen at {self._options.listen}", hint="choose another port")
+        except BaseException:
+            session.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            self._session.close()
+
+    @property
+    def port(self) -> int:
+        """The TCP port peers can connect to."""
+        assert self._session is not None, "the seeder has not been entered"
+        with self._session.changed:
+            return self._session.swarm.port
+
+    def stats(self) -> TransferStats:
+        """What has been served; at most half a second old."""
+        assert self._session is not None, "the seeder has not been entered"
+        with self._session.changed:
+            return self._session.swarm.stats

@@ -1,0 +1,296 @@
+"""The torrent as a source of verified pieces.
+
+    open ──▶ want(order) ──▶ verified() ──▶ read_piece() ──▶ release()
+    metadata,    priorities      alerts        bytes, hash        disk space
+    names checked                              checked by us      given back
+
+The caller's thread (the coordinator) calls everything but `read_piece`, `release` and `path_of`, which are
+safe from any thread.
+
+A piece that libtorrent announces is verified, but with its cheapest disk back end not always in the file
+yet, where a hole reads as zeros. So `read_piece` reads the file, hashes what it read, and on a mismatch asks
+libtorrent to flush, tries again, and at last asks libtorrent itself for the piece. No byte leaves here that
+does not have the torrent's hash.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import libtorrent as lt
+
+from gdist.core.magnet import InfoHash, Magnet
+from gdist.core.payload import Payload
+from gdist.errors import CorruptError, NoPeersError, StalledError, TransferError
+from gdist.events import MetadataReceived, Observer, PieceVerified
+from gdist.sources.torrent.files import PayloadFiles
+from gdist.sources.torrent.hashing import PieceHashes
+from gdist.sources.torrent.join import gather_links, learn_metadata, saved_state, start
+from gdist.sources.torrent.metadata import (
+    load_torrent,
+    piece_layers,
+    read_metadata,
+    torrent_file,
+    written_files,
+)
+from gdist.sources.torrent.options import TorrentOptions, TransferStats, session_settings
+from gdist.sources.torrent.session import Session, record_status
+from gdist.sources.torrent.window import Window
+
+# Waits between tries to read a piece from its file, 1.3 seconds in all; most are there at the first or the
+# second. From the third on libtorrent is asked to flush.
+_RETRY_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.5)
+_FLUSH_FROM = 2
+_READ_SECONDS = 60.0  # for libtorrent's own read of a piece, behind a busy disk
+_FIRST_DEADLINE_MS, _DEADLINE_STEP_MS = 500, 20  # urgent pieces: in their order, requested at once
+
+
+class TorrentSource:
+    """Pieces of one torrent, from a magnet or the content of a .torrent file (`spec`)."""
+
+    def __init__(
+        self,
+        spec: Magnet | bytes,
+        options: TorrentOptions,
+        observe: Observer | None = None,
+        *,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._spec = spec
+        self._options = options
+        self._tick = tick
+        self._observe: Observer = observe or (lambda event: None)
+        self._read_lock = threading.Lock()
+        self._session: Session | None = None
+        self._had: set[int] = set()
+        self._fresh: list[int] = []  # had at open, not yet given out by `verified`
+        self._urgent: frozenset[int] = frozenset()
+
+    def open(self, directory: Path, have: Iterable[int] | None = ()) -> None:
+        """Joins the swarm and learns the metadata; wants no piece yet and writes nothing.
+
+        `have` names pieces that are known to be in the files below `directory`: they are neither hashed nor
+        fetched, and any other bytes there are taken as missing. None: what lies there is hashed instead.
+
+        Raises:
+            NoPeersError: no metadata in time; says what trackers and peers answered.
+            UnsupportedError: unsafe file names, or metadata larger than gdist reads.
+            CorruptError: not a torrent.
+        """
+        assert self._session is None, "a source is opened once"
+        self._directory = directory
+        self._session = session = Session(session_settings(self._options))
+        if isinstance(self._spec, Magnet):
+            links = gather_links(self._spec, self._options)
+            torrent, met = learn_metadata(session, self._spec, links, self._options, self._emit)
+            links = replace(links, peers=tuple(dict.fromkeys((*links.peers, *met))))
+            params = load_torrent(torrent)
+        else:
+            torrent, params = self._spec, load_torrent(self._spec)
+            links = gather_links(params, self._options)
+        self._links = links
+        self._metadata = read_metadata(params)
+        if isinstance(self._spec, Magnet):
+            self._check_identity(self._spec.info_hash)
+        self._hashes = PieceHashes(self._metadata)
+        self._hashes.add_layers(piece_layers(torrent))
+        self._files = PayloadFiles(self.payload, tuple(directory / path for path in self._metadata.paths))
+        self._numbers = written_files(params)
+        self._window = Window(self.payload.piece_length)
+        self._handle, had = start(session, params, links, self._options, directory, have)
+        self._had, self._fresh = set(had), list(had)
+        self._emit()
+        nbytes = sum(file.length for file in self.payload.files)
+        self._observe(MetadataReceived(self.info_hash, self.name, nbytes, self.payload.pieces))
+
+    @property
+    def info_hash(self) -> InfoHash:
+        """The torrent's full identity."""
+        return self._metadata.info_hash
+
+    @property
+    def name(self) -> str:
+        """The torrent's own name: its root directory, or its only file."""
+        return self._metadata.name
+
+    @property
+    def payload(self) -> Payload:
+        """The torrent's files and pieces."""
+        return self._metadata.payload
+
+    @property
+    def torrent_file(self) -> bytes:
+        """The content of a .torrent file; with the piece layers (v2) that are wholly known by now."""
+        if self._metadata.info_hash.v2:
+            self._learn_hashes()
+        links = self._links
+        return torrent_file(self._metadata, self._hashes.layers(), links.trackers, links.web_seeds)
+
+    @property
+    def port(self) -> int:
+        """The TCP port that peers can reach us at."""
+        with self._open.changed:
+            return self._open.swarm.port
+
+    def want(self, ordered: Sequence[int], *, urgent: Collection[int] = ()) -> None:
+        """Replaces what is wanted: `urgent` at once, then `ordered` roughly in that order, nothing else.
+
+        Pieces that are had, also those since released, are not fetched again.
+        """
+        changes = self._window.want(ordered, urgent, self._had)
+        deadlines = [piece for piece in urgent if piece not in self._had]
+        for piece in self._urgent - set(deadlines) - self._had:
+            self._handle.reset_piece_deadline(piece)
+        for number, piece in enumerate(deadlines):
+            if piece not in self._urgent:
+                self._handle.set_piece_deadline(piece, _FIRST_DEADLINE_MS + number * _DEADLINE_STEP_MS)
+        self._urgent = frozenset(deadlines)
+        if changes:
+            self._handle.prioritize_pieces(list(changes))
+        with self._open.changed:  # the stall clock starts with the wish
+            self._open.swarm.progress_seconds = time.monotonic()
+
+    def verified(self, timeout: float) -> tuple[int, ...]:
+        """Pieces that can be read and were not given out before; waits up to `timeout` seconds for one.
+
+        The first call gives those that were had at `open` too. Delivers events.
+
+        Raises:
+            SpaceError, FilesystemError: libtorrent cannot write.
+        """
+        fresh, self._fresh = self._fresh, []
+        self._open.wait(lambda swarm: swarm.finished or fresh, timeout)
+        with self._open.changed:
+            arrived = [p for p in dict.fromkeys(self._open.swarm.finished) if p not in self._had]
+            self._open.swarm.finished.clear()
+        self._had.update(arrived)
+        changes = self._window.finished(arrived)
+        if changes:
+            self._handle.prioritize_pieces(list(changes))
+        self._emit()
+        for piece in arrived:
+            self._observe(PieceVerified(piece, self.payload.extent_of(piece).length))
+        return (*fresh, *arrived)
+
+    def read_piece(self, piece: int, buffer: memoryview | None = None) -> memoryview:
+        """The bytes of a verified piece, hashed here; in the first bytes of `buffer` when one is given.
+
+        Raises:
+            CorruptError: neither the file nor libtorrent has bytes with the right hash.
+        """
+        extent = self.payload.extent_of(piece)
+        view = memoryview(bytearray(extent.length)) if buffer is None else buffer[: extent.length]
+        assert len(view) == extent.length, f"buffer of {len(view)} bytes for a piece of {extent.length}"
+        if not self._hashes.knows(piece):
+            self._learn_hashes()
+        for attempt, delay in enumerate((*_RETRY_SECONDS, None)):
+            if self._files.read(extent, view) and self._hashes.matches(piece, view):
+                return view
+            if delay is not None:
+                if attempt >= _FLUSH_FROM:
+                    self._handle.flush_cache()
+                time.sleep(delay)
+        data = self._ask_for(piece)
+        view[: len(data)] = data
+        view[len(data) :] = bytes(len(view) - len(data))
+        if not self._hashes.matches(piece, view):
+            raise CorruptError(
+                f"piece {piece} was verified, but its bytes on disk have another hash",
+                hint="check the disk; another program may have written to the payload",
+                piece=piece,
+            )
+        return view
+
+    def release(self, piece: int) -> None:
+        """Gives the piece's disk space back where the file system can; its bytes are gone from then on."""
+        self._files.release(self.payload.extent_of(piece))
+
+    def path_of(self, file: int) -> Path:
+        """Where file `file` of the payload lies."""
+        return self._directory / self._metadata.paths[file]
+
+    def stats(self) -> TransferStats:
+        """Where the transfer stands; the DHT's and the disk's numbers are at most half a second old."""
+        status = self._handle.status(0)
+        with self._open.changed:
+            record_status(self._open.swarm, status)
+            return self._open.swarm.stats
+
+    def check_alive(self) -> None:
+        """Returns while there is hope.
+
+        Raises:
+            StalledError: pieces are wanted, and nothing useful arrived for `stall_seconds`.
+            NoPeersError: likewise, and no peer was ever connected.
+        """
+        with self._open.changed:
+            swarm = self._open.swarm
+            if swarm.error:
+                raise swarm.error
+            waited = time.monotonic() - swarm.progress_seconds
+            if not self._window.missing or waited < self._options.stall_seconds:
+                return
+            kind = StalledError if swarm.most_peers else NoPeersError
+            raise kind(
+                f"nothing arrived for {waited:.0f} seconds though {self._window.missing} pieces are wanted "
+                f"({swarm.evidence()})",
+                hint="check the network, give more trackers or peers, or run the same command later",
+            )
+
+    def close(self) -> None:
+        """Leaves the swarm; may be called again."""
+        if self._session is not None:
+            self._session.close()
+        if hasattr(self, "_files"):
+            self._files.close()
+
+    @property
+    def _open(self) -> Session:
+        assert self._session is not None, "the source is not open"
+        return self._session
+
+    def _check_identity(self, expected: InfoHash) -> None:
+        """Libtorrent checks the hash it asked with; a magnet may name a second one."""
+        if not expected.names(self._metadata.info_hash):
+            found = self._metadata.info_hash
+            raise CorruptError(
+                f"the magnet names {expected.v1_hex or '-'} and {expected.v2_hex or '-'}, the metadata is of "
+                f"{found.v1_hex or '-'} and {found.v2_hex or '-'}",
+                hint="remove one of the hashes from the magnet",
+            )
+
+    def _emit(self) -> None:
+        """Delivers the events that the alert thread noted, on the caller's thread; `tick` may raise to stop a wait."""
+        self._tick()
+        with self._open.changed:
+            events = tuple(self._open.swarm.events)
+            self._open.swarm.events.clear()
+        for event in events:
+            self._observe(event)
+
+    def _learn_hashes(self) -> None:
+        """Takes over the merkle nodes libtorrent has learned (v2 from a magnet)."""
+        with self._read_lock:
+            state = lt.write_resume_data(saved_state(self._open, self._handle, 0))
+        trees = state.get(b"trees", [])
+        for file, number in enumerate(self._numbers):
+            if number < len(trees):
+                self._hashes.add_tree(file, trees[number][b"hashes"], trees[number].get(b"mask"))
+
+    def _ask_for(self, piece: int) -> bytes:
+        """The piece's bytes from libtorrent: always right, but a copy in memory and more CPU."""
+        with self._read_lock:
+            with self._open.changed:
+                self._open.swarm.reads.pop(piece, None)
+            self._handle.read_piece(piece)
+            if not self._open.wait(lambda swarm: piece in swarm.reads, _READ_SECONDS):
+                raise TransferError(f"piece {piece} was not read back within {_READ_SECONDS:.0f} seconds")
+            with self._open.changed:
+                answer = self._open.swarm.reads.pop(piece)
+        if isinstance(answer, str):
+            raise CorruptError(f"piece {piece} cannot be read back: {answer}", piece=piece)
+        return answer

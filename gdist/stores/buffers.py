@@ -1,0 +1,82 @@
+"""Memory for arrays: read-only maps of shard files, and aligned buffers.
+
+JAX on CPU takes host memory without a copy when it starts at a multiple of 64; a shard's slabs do, and so
+does what `aligned_empty` gives.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from functools import cache
+from math import prod
+from typing import Any
+
+import ml_dtypes  # noqa: F401  registers bfloat16 and its kin with NumPy, by name
+import numpy as np
+from numpy.typing import NDArray
+
+from gdist.core.dtypes import DType
+from gdist.core.layout import CACHE_LINE
+
+Array = NDArray[Any]  # Any: the element types of ml_dtypes have no static type
+Bytes = NDArray[np.uint8]
+
+
+def numpy_dtype(dtype: DType) -> np.dtype[Any]:
+    """NumPy's type of that name, from ml_dtypes where NumPy has none."""
+    return np.dtype(dtype.name)
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An uninitialised C-ordered array that starts at a multiple of 64 bytes."""
+    nbytes = prod(shape) * dtype.itemsize
+    raw = np.empty(nbytes + CACHE_LINE, np.uint8)
+    skip = -raw.ctypes.data % CACHE_LINE
+    return raw[skip : skip + nbytes].view(dtype).reshape(shape)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_long,
+    )
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return libc
+
+
+class _Mapping:
+    """Memory that is unmapped when the last array over it is gone."""
+
+    def __init__(self, descriptor: int, length: int):
+        libc = _libc()
+        address = libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        if address == ctypes.c_void_p(-1).value:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        self.__array_interface__ = {
+            "data": (address, True),
+            "shape": (length,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+        # Not at exit: a live array of another library may still be read then.
+        weakref.finalize(self, libc.munmap, address, length).atexit = False
+
+
+def map_file(descriptor: int, length: int) -> Bytes:
+    """The first `length` bytes of an open file as a read-only array; the file may be closed at once.
+
+    Python's own `mmap` keeps a descriptor for every map (up to 3.12 it cannot be told not to), and a
+    model has more shards than a process may have open files.
+    """
+    return np.asarray(_Mapping(descriptor, length))

@@ -1,0 +1,66 @@
+"""What may be wrong with a chunk of a shard, and many faults as one error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gdist.core.box import Box
+from gdist.core.store_manifest import StoreTensor
+from gdist.errors import CorruptError, GdistError, RequestError
+
+SHOWN = 8  # faults a message spells out; the rest are in its `faults`
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkFault:
+    """An inner chunk whose bytes differ from its digest, counted from the first of its shard, at `path`."""
+
+    tensor: StoreTensor
+    shard: tuple[int, ...]
+    chunk: tuple[int, ...]
+    path: str
+
+    @property
+    def box(self) -> Box:
+        """Where the chunk lies in the tensor."""
+        grid = self.tensor.grid
+        start = tuple(
+            s * size + c * step
+            for s, size, c, step in zip(self.shard, grid.shard, self.chunk, grid.chunk, strict=True)
+        )
+        return Box(start, tuple(a + c for a, c in zip(start, grid.chunk, strict=True)))
+
+    def error(self) -> CorruptError:
+        """The fault as an error."""
+        where = ", ".join(f"{a}:{b}" for a, b in zip(self.box.start, self.box.stop, strict=True))
+        return CorruptError(
+            f"chunk {self.chunk} of shard {self.path} differs from its digest: {self.tensor.name!r}[{where}]",
+            hint="fetch again, or run gdist verify to see all that is damaged",
+            tensor=self.tensor.name,
+            shard=self.shard,
+            chunk=self.chunk,
+            box=self.box,
+            path=self.path,
+        )
+
+
+def raise_faults(faults: Sequence[GdistError]) -> None:
+    """Raises one error for all faults, of the kind of the first; damage comes before absence.
+
+    Raises:
+        CorruptError: when any of them is one.
+        RequestError: else.
+    """
+    if not faults:
+        return
+    ordered = sorted(faults, key=lambda fault: not isinstance(fault, CorruptError))
+    if len(ordered) == 1:
+        raise ordered[0]
+    messages = [fault.message for fault in ordered]
+    text = "; ".join(messages[:SHOWN])
+    if len(messages) > SHOWN:
+        text += f"; and {len(messages) - SHOWN} more"
+    family = CorruptError if isinstance(ordered[0], CorruptError) else RequestError
+    facts = {**ordered[0].facts, "faults": tuple(messages)}
+    raise family(text, hint=ordered[0].hint, **facts)

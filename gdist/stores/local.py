@@ -1,0 +1,215 @@
+"""Reading a store in a directory: shard files are mapped, and what is asked for is a view or a copy of a map.
+
+A shard is mapped once, when it is first touched, and checked then: it must be there, have its exact length,
+and, where digests are not asked for, no hole (a hole reads as zeros, and nobody may see those).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+from blake3 import blake3
+
+from gdist.core.box import Box, tiles_of
+from gdist.core.layout import ShardLayout, shard_key
+from gdist.core.store_manifest import MANIFEST_NAME, StoreTensor
+from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError
+from gdist.stores.buffers import Array, Bytes, map_file, numpy_dtype
+from gdist.stores.faults import ChunkFault, raise_faults
+from gdist.stores.manifests import Manifests
+
+Index = tuple[int, ...]
+
+
+class LocalFiles:
+    """The small files of a store in a directory."""
+
+    def __init__(self, root: Path):
+        self._root = root
+        self.where = str(root)
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of a file below the root, or None."""
+        try:
+            return (self._root / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise unreadable(self._root / key, error) from error
+
+    def manifests(self) -> Sequence[str]:
+        """`gdist.json`, or the names of the hosts' parts of it."""
+        names = sorted(path.name for path in self._root.glob("gdist.host-?????-of-?????.json"))
+        return [MANIFEST_NAME, *names] if (self._root / MANIFEST_NAME).is_file() else names
+
+    def unfinished(self) -> bool:
+        """True when a fetch left its work here."""
+        return (self._root / ".gdist").is_dir()
+
+
+def unreadable(path: Path, error: OSError) -> FilesystemError:
+    """The error for a file the system does not let us read."""
+    return FilesystemError(
+        f"{path} cannot be read: {error.strerror or error}", hint="check its permissions and the disk"
+    )
+
+
+@dataclass(slots=True)
+class Shard:
+    """One mapped shard file; `checked` has a mark for each inner chunk whose digest was compared."""
+
+    tensor: StoreTensor
+    index: Index
+    path: Path
+    layout: ShardLayout
+    data: Bytes
+    checked: bytearray = field(repr=False)
+
+    def chunks_of(self, box: Box) -> Iterable[tuple[int, Index]]:
+        """Ordinals and indexes of the inner chunks that meet a box of the shard."""
+        grid = self.tensor.grid
+        counts = [s // c for s, c in zip(grid.shard, grid.chunk, strict=True)]
+        for chunk, _ in tiles_of(box, grid.chunk):
+            ordinal = 0
+            for i, count in zip(chunk, counts, strict=True):
+                ordinal = ordinal * count + i
+            yield ordinal, chunk
+
+    def check(self, ordinal: int, chunk: Index) -> ChunkFault | None:
+        """Compares one inner chunk with its digest."""
+        extent = self.layout.extent_of(chunk)
+        digest = blake3(self.data[extent.start : extent.stop].data).hexdigest()
+        if digest != self.tensor.shards[self.index][ordinal]:
+            return ChunkFault(self.tensor, self.index, chunk, str(self.path))
+        self.checked[ordinal] = 1
+        return None
+
+
+class LocalReader:
+    """Reads boxes of tensors from the shard files of a directory; thread-safe."""
+
+    def __init__(self, root: Path, manifests: Manifests, *, verify: bool):
+        self._root = root
+        self._manifests = manifests
+        self._verify = verify
+        self._lock = threading.Lock()
+        self._shards: dict[tuple[str, Index], Shard] = {}
+
+    def shard(self, tensor: StoreTensor, index: Index) -> Shard:
+        """The mapped shard.
+
+        Raises:
+            RequestError: when another host has it.
+            CorruptError: when its file is missing or of another length than it must have.
+        """
+        key = tensor.name, index
+        with self._lock:
+            shard = self._shards.get(key)
+            if shard is None:
+                shard = self._shards[key] = self._map(tensor, index)
+            return shard
+
+    def _map(self, tensor: StoreTensor, index: Index) -> Shard:
+        if index not in tensor.shards:
+            raise self._manifests.unlisted(tensor, index)
+        layout = ShardLayout(tensor.grid, tensor.dtype.itemsize)
+        path = self._root / tensor.name / shard_key(index)
+        facts: dict[str, object] = {"tensor": tensor.name, "shard": index, "path": str(path)}
+        hint = "fetch again: what is damaged is fetched anew"
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CorruptError(f"shard {path} of {tensor.name!r} is missing", hint=hint, **facts) from error
+        except OSError as error:
+            raise unreadable(path, error) from error
+        try:
+            size = os.fstat(descriptor).st_size
+            if size != layout.file_nbytes:
+                message = f"shard {path} of {tensor.name!r} has {size} bytes, not {layout.file_nbytes}"
+                raise CorruptError(message, hint=hint, **facts)
+            data = map_file(descriptor, size)
+            trusted = not self._verify and not _has_hole(descriptor, layout.data_nbytes)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        finally:
+            os.close(descriptor)
+        chunks = prod(s // c for s, c in zip(tensor.grid.shard, tensor.grid.chunk, strict=True))
+        return Shard(tensor, index, path, layout, data, bytearray([trusted]) * chunks)
+
+    def check(self, requests: Iterable[tuple[StoreTensor, Box]], workers: int = 1) -> None:
+        """That every shard that meets the boxes is here and sound, with its digests when they are asked for.
+
+        Raises:
+            RequestError: when another host has some of them.
+            CorruptError: naming what is missing, cut, or different from its digest.
+        """
+        todo: dict[tuple[str, Index, int], tuple[Shard, int, Index]] = {}
+        faults: dict[tuple[str, Index], GdistError] = {}
+        for tensor, box in requests:
+            for index, part in tiles_of(box, tensor.grid.shard):
+                try:
+                    shard = self.shard(tensor, index)
+                except (CorruptError, RequestError) as error:
+                    faults[tensor.name, index] = error
+                    continue
+                if all(shard.checked):
+                    continue
+                for ordinal, chunk in shard.chunks_of(part.relative_to(tensor.grid.box_of(index).start)):
+                    if not shard.checked[ordinal]:
+                        todo[tensor.name, index, ordinal] = shard, ordinal, chunk
+        raise_faults(list(faults.values()))
+        jobs = list(todo.values())
+        if workers > 1 and len(jobs) > 1:
+            with ThreadPoolExecutor(workers, thread_name_prefix="gdist-digest") as pool:
+                results = list(pool.map(lambda job: job[0].check(*job[1:]), jobs))
+        else:
+            results = [shard.check(ordinal, chunk) for shard, ordinal, chunk in jobs]
+        raise_faults([fault.error() for fault in results if fault])
+
+    def view(self, tensor: StoreTensor, box: Box) -> Array | None:
+        """A read-only array over the map, when the box lies in one slab; the bytes are not checked."""
+        if not box.size:
+            return None
+        index = tuple(a // s for a, s in zip(box.start, tensor.grid.shard, strict=True))
+        inside = box.relative_to(tensor.grid.box_of(index).start)
+        block = tuple(map(min, tensor.grid.shard, tensor.grid.slab))
+        origin = tuple(a // b * b for a, b in zip(inside.start, block, strict=True))
+        slab = Box(origin, tuple(a + b for a, b in zip(origin, block, strict=True)))
+        if not slab.contains(inside):
+            return None
+        shard = self.shard(tensor, index)
+        extent = shard.layout.run_of(slab)
+        assert extent is not None, f"slab {slab} of {tensor.name!r} is not one run"
+        whole = shard.data[extent.start : extent.stop].view(numpy_dtype(tensor.dtype)).reshape(block)
+        return whole[inside.relative_to(origin).slices()] if block else whole
+
+    def read(self, tensor: StoreTensor, box: Box, out: Array) -> None:
+        """Copies a box, checked first, into `out`, slab by slab."""
+        self.check([(tensor, box)])
+        block = tuple(map(min, tensor.grid.shard, tensor.grid.slab))
+        for _, part in tiles_of(box, block):
+            source = self.view(tensor, part)
+            assert source is not None, f"box {part} of {tensor.name!r} is in no slab"
+            out[part.relative_to(box.start).slices()] = source
+
+    def close(self) -> None:
+        """Forgets the maps; arrays over them keep theirs."""
+        with self._lock:
+            self._shards.clear()
+
+
+def _has_hole(descriptor: int, length: int) -> bool:
+    """True when some of the first `length` bytes were never written, as far as the file system knows."""
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_HOLE) < length
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENXIO, errno.EOPNOTSUPP):
+            return False  # this file system does not say
+        raise

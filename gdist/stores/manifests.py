@@ -1,0 +1,198 @@
+"""Finding the manifests of a store, joining them, and refusing those that cannot be true.
+
+A manifest is sealed with its own digest, which anyone can make: names, shapes and shard indexes are hostile
+until they were checked here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+from gdist.core.mesh import HostGroup, slab_indices
+from gdist.core.store_manifest import (
+    MANIFEST_NAME,
+    StoreManifest,
+    StoreTensor,
+    join_manifests,
+    manifest_name,
+    parse_store_manifest,
+)
+from gdist.core.tensor import check_name
+from gdist.errors import CorruptError, GdistError, RequestError
+
+MOST_CHUNKS = 2**32  # a shard with more inner chunks than this is no shard of ours
+
+
+class Files(Protocol):
+    """The small files of a store, wherever it is."""
+
+    where: str
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes under a key, `/` between its parts; None when there are none."""
+        ...
+
+    def manifests(self) -> Sequence[str]:
+        """Names of the manifests at the root."""
+        ...
+
+    def unfinished(self) -> bool:
+        """True when a fetch began here and its manifest is still to come."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Manifests:
+    """What a store says of itself: `joined` from the parts of hosts `present`, of `count` that wrote it."""
+
+    joined: StoreManifest
+    present: tuple[int, ...]
+    count: int
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """Hosts whose part of the store is not here."""
+        return tuple(sorted(set(range(self.count)) - set(self.present)))
+
+    def writers(self, tensor: StoreTensor, index: tuple[int, ...]) -> tuple[int, ...]:
+        """The hosts that keep a shard: those with a device whose slab meets it."""
+        box, mesh, slab = tensor.grid.box_of(index), self.joined.mesh, tensor.grid.slab
+        ranges = (range(a // s, (b - 1) // s + 1) for a, b, s in zip(box.start, box.stop, slab, strict=True))
+        met = set(itertools.product(*ranges))
+        hosts = (HostGroup(host, self.count) for host in range(self.count))
+        return tuple(
+            host.index
+            for host in hosts
+            if met & slab_indices(mesh, tensor.spec, box.ndim, host.devices(mesh))
+        )
+
+    def unlisted(self, tensor: StoreTensor, index: tuple[int, ...]) -> GdistError:
+        """Why no manifest here lists a shard: another host has it, or one of those here should."""
+        writers = self.writers(tensor, index)
+        if set(writers) & set(self.present):
+            return CorruptError(
+                f"shard {index} of {tensor.name!r} is in no manifest, host {writers[0]} should have it",
+                hint="fetch again",
+                tensor=tensor.name,
+                shard=index,
+            )
+        names = " or ".join(manifest_name(HostGroup(host, self.count)) for host in writers)
+        return RequestError(
+            f"shard {index} of {tensor.name!r} was written by host {' or '.join(map(str, writers))} of "
+            f"{self.count}, whose part of the store is not here",
+            hint=f"copy that host's directory, with {names}, into this one, or load on that host",
+            tensor=tensor.name,
+            shard=index,
+            hosts=writers,
+        )
+
+
+def read_manifests(files: Files) -> Manifests:
+    """The manifest of a store, joined from its hosts' parts where there are several.
+
+    Raises:
+        RequestError: when there is none, or the parts are of different jobs.
+        CorruptError: when one is damaged or cannot be true.
+    """
+    names = files.manifests()
+    if MANIFEST_NAME in names:
+        names = [MANIFEST_NAME]
+    if not names:
+        raise _no_store(files)
+    parts = []
+    for name in names:
+        data = files.read(name)
+        if data is None:
+            raise _no_store(files)
+        parts.append(_parse(data, name, f"{files.where}/{name}"))
+    counts = {part.host.count for part in parts}
+    if len(counts) > 1:
+        raise RequestError(
+            f"{files.where} holds parts of jobs with {', '.join(map(str, sorted(counts)))} hosts",
+            hint="join only directories that one fetch wrote",
+        )
+    present = tuple(sorted(part.host.index for part in parts))
+    return Manifests(join_manifests(parts), present, counts.pop())
+
+
+def _parse(data: bytes, name: str, where: str) -> StoreManifest:
+    try:
+        part = parse_store_manifest(data, where)
+        check_manifest(part, where)
+    except (ArithmeticError, AttributeError, TypeError) as error:  # a zero in a grid, a number for a name
+        raise CorruptError(
+            f"{where} cannot be true: {error!r}", hint="do not use this store; fetch it again"
+        ) from error
+    if manifest_name(part.host) != name:
+        raise CorruptError(
+            f"{where} is the manifest of host {part.host.index} of {part.host.count}",
+            hint="give it its own name again",
+        )
+    return part
+
+
+def _no_store(files: Files) -> RequestError:
+    if files.unfinished():
+        hint = "the fetch did not finish; run the same fetch again"
+    else:
+        hint = "give the directory that gdist fetch wrote to"
+    return RequestError(
+        f"{files.where} is not a store: it has no {MANIFEST_NAME}", hint=hint, where=files.where
+    )
+
+
+def check_manifest(manifest: StoreManifest, where: str) -> None:
+    """That a manifest's names are safe and its numbers fit each other.
+
+    Raises:
+        CorruptError: naming everything that is wrong.
+    """
+    faults: list[str] = []
+    seen: set[str] = set()
+    for tensor in manifest.tensors:
+        if tensor.name in seen:
+            faults.append(f"tensor {tensor.name[:200]!r} is listed twice")
+        seen.add(tensor.name)
+        fault = _tensor_fault(tensor)
+        if fault:
+            faults.append(fault)
+    for asset in manifest.assets:
+        if not _plain(asset.path):
+            faults.append(f"asset {asset.path[:200]!r} is not a plain relative path")
+    if faults:
+        raise CorruptError(
+            f"{where} cannot be true: {'; '.join(faults)}",
+            hint="do not use this store; fetch it again",
+            faults=tuple(faults),
+        )
+
+
+def _tensor_fault(tensor: StoreTensor) -> str:
+    grid, pair = tensor.grid, tensor.quantisation
+    try:
+        check_name(tensor.name)
+    except GdistError as error:
+        return error.message
+    if pair and (tensor.name != f"{pair.pair}.{pair.role}" or pair.role not in ("weight", "scales")):
+        return f"tensor {tensor.name!r} is not the {pair.role!r} of {pair.pair!r}"
+    shapes = (grid.shard, grid.slab, grid.chunk)
+    legal = all(len(shape) == len(grid.shape) and all(size > 0 for size in shape) for shape in shapes)
+    chunks = prod(s // c for s, c in zip(grid.shard, grid.chunk, strict=True)) if legal else 0
+    if min(grid.shape, default=0) < 0 or not 0 < chunks <= MOST_CHUNKS or (0 in grid.shape and tensor.shards):
+        return f"tensor {tensor.name!r} has an impossible grid {grid}"
+    for index, digests in tensor.shards.items():
+        ranges = zip(index, grid.shards, strict=False)
+        if len(index) != len(grid.shards) or not all(0 <= i < n for i, n in ranges):
+            return f"shard {index} of {tensor.name!r} is not in its grid of {grid.shards}"
+        if len(digests) != chunks:
+            return f"shard {index} of {tensor.name!r} has {len(digests)} digests for {chunks} chunks"
+    return ""
+
+
+def _plain(path: str) -> bool:
+    parts = path.split("/")
+    return "\\" not in path and "\0" not in path and not any(part in ("", ".", "..") for part in parts)

@@ -1,0 +1,196 @@
+"""Reading a store through TensorStore: in a bucket, over HTTP, or compressed.
+
+Digests are of a chunk's uncompressed C-order bytes, whatever lies in the bucket; so where they are checked
+a chunk is read whole, every time, and its part is copied out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from blake3 import blake3
+
+from gdist.core.box import Box, tiles_of
+from gdist.core.layout import shard_key
+from gdist.core.store_manifest import MANIFEST_NAME, StoreTensor
+from gdist.errors import CorruptError, GdistError, RequestError, TransferError
+from gdist.kvstore import kvstore_spec, shared_context
+from gdist.stores.buffers import Array
+from gdist.stores.faults import ChunkFault, raise_faults
+from gdist.stores.manifests import Manifests
+
+WINDOW = 8  # chunks asked for at once: hides latency, holds at most 8 x 16 MiB
+
+# Any below: TensorStore ships no types.
+
+
+def translate(error: Exception, doing: str) -> GdistError:
+    """TensorStore's error as ours, by the status code its message starts with."""
+    status = re.match(r"[A-Z_]+", str(error))
+    match status[0] if status else "":
+        case "NOT_FOUND":
+            return CorruptError(f"{doing}: something is missing: {error}", hint="fetch again")
+        case "DATA_LOSS" | "OUT_OF_RANGE":
+            return CorruptError(f"{doing}: bytes are damaged: {error}", hint="fetch again")
+        case "FAILED_PRECONDITION" | "INVALID_ARGUMENT":
+            return CorruptError(f"{doing}: not what the manifest says: {error}", hint="fetch again")
+        case "PERMISSION_DENIED" | "UNAUTHENTICATED":
+            return RequestError(f"{doing}: access is refused: {error}", hint="check the credentials")
+        case _:
+            return TransferError(f"{doing}: {error}", hint="check the address and the network, and try again")
+
+
+class RemoteFiles:
+    """The small files of a store at a URL."""
+
+    def __init__(self, url: str):
+        self.where = url.rstrip("/")
+        self._spec = kvstore_spec(url)
+        try:
+            self._kvstore: Any = ts.KvStore.open(self._spec, context=shared_context()).result()
+        except Exception as error:  # ValueError and its kin, for anything remote
+            raise translate(error, f"opening {self.where}") from error
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes under a key, or None."""
+        try:
+            result = self._kvstore.read(key).result()
+        except Exception as error:
+            raise translate(error, f"reading {self.where}/{key}") from error
+        return bytes(result.value) if result.state == "value" else None
+
+    def manifests(self) -> Sequence[str]:
+        """`gdist.json`, or the names of the hosts' parts of it; HTTP cannot list, so there only the first."""
+        if self.read(MANIFEST_NAME) is not None:
+            return [MANIFEST_NAME]
+        if self._spec["driver"] == "http":
+            return []
+        # From "gdist.host-" to just after the last name that starts so: "." follows "-" in ASCII.
+        names = ts.KvStore.KeyRange("gdist.host-", "gdist.host.")
+        try:
+            found = [key.decode() for key in self._kvstore.list(names).result()]
+        except Exception as error:
+            raise translate(error, f"listing {self.where}") from error
+        return sorted(name for name in found if re.fullmatch(r"gdist\.host-\d{5}-of-\d{5}\.json", name))
+
+    def unfinished(self) -> bool:
+        """Never known: a fetch into a bucket keeps its work elsewhere."""
+        return False
+
+
+def open_array(root: dict[str, object], tensor: StoreTensor) -> Any:
+    """The TensorStore of one tensor below the store's root; missing shards are errors.
+
+    Raises:
+        CorruptError: when its `zarr.json` is missing or disagrees with the manifest.
+    """
+    kvstore = {**root, "path": f"{root.get('path', '')}{tensor.name}/"}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": kvstore,
+        "fill_missing_data_reads": False,
+        "recheck_cached_data": "open",
+    }
+    doing = f"opening tensor {tensor.name!r}"
+    try:
+        array = ts.open(spec, open=True, context=shared_context()).result()
+    except Exception as error:
+        raise translate(error, doing) from error
+    layout: Any = array.chunk_layout
+    shard, chunk = tuple(layout.write_chunk.shape or ()), tuple(layout.read_chunk.shape or ())
+    found = tuple(array.shape), array.dtype.name, shard, chunk
+    grid = tensor.grid
+    if found != (grid.shape, tensor.dtype.name, grid.shard, grid.chunk):
+        raise CorruptError(
+            f"{doing}: zarr.json says shape {found[0]} of {found[1]} in shards {found[2]} of chunks "
+            f"{found[3]}, the manifest {grid.shape} of {tensor.dtype.name} in {grid.shard} of {grid.chunk}",
+            hint="fetch again",
+            tensor=tensor.name,
+        )
+    return array
+
+
+class RemoteReader:
+    """Reads boxes of tensors through TensorStore; thread-safe."""
+
+    def __init__(self, root: dict[str, object], manifests: Manifests, *, verify: bool):
+        self._root = root
+        self._manifests = manifests
+        self._verify = verify
+        self._arrays: dict[str, Any] = {}
+
+    def check(self, requests: Iterable[tuple[StoreTensor, Box]], workers: int = 1) -> None:
+        """That the manifests list every shard that meets the boxes; bytes are checked as they are read.
+
+        Raises:
+            RequestError: when another host has some of them.
+        """
+        faults: dict[tuple[str, tuple[int, ...]], GdistError] = {}
+        for tensor, box in requests:
+            for index, _ in tiles_of(box, tensor.grid.shard):
+                if index not in tensor.shards:
+                    faults[tensor.name, index] = self._manifests.unlisted(tensor, index)
+        raise_faults(list(faults.values()))
+
+    def view(self, tensor: StoreTensor, box: Box) -> Array | None:
+        """Never: what is remote has to be copied."""
+        return None
+
+    def read(self, tensor: StoreTensor, box: Box, out: Array) -> None:
+        """Copies a box into `out`; with digests chunk by chunk, a few on the way at once."""
+        self.check([(tensor, box)])
+        if not self._verify:
+            try:
+                ts.array(out).write(self._array(tensor)[box.slices()]).result()
+            except Exception as error:
+                raise translate(error, f"reading {tensor.name!r}") from error
+            return
+        for chunk, data, fault in self.chunks(tensor, box):
+            raise_faults([fault] if fault else [])
+            common = chunk.intersect(box)
+            assert common is not None, f"chunk {chunk} of {tensor.name!r} is not in box {box}"
+            out[common.relative_to(box.start).slices()] = data[common.relative_to(chunk.start).slices()]
+
+    def chunks(self, tensor: StoreTensor, box: Box) -> Iterator[tuple[Box, Array, GdistError | None]]:
+        """Every inner chunk that meets a box, whole, and what is wrong with it."""
+        array = self._array(tensor)
+        grid = tensor.grid
+        waiting: deque[tuple[Box, Any]] = deque()
+        for index, _ in tiles_of(box, grid.chunk):
+            start = tuple(i * c for i, c in zip(index, grid.chunk, strict=True))
+            chunk = Box(start, tuple(a + c for a, c in zip(start, grid.chunk, strict=True)))
+            waiting.append((chunk, array[chunk.slices()].read()))
+            if len(waiting) >= WINDOW:
+                yield self._arrived(tensor, *waiting.popleft())
+        while waiting:
+            yield self._arrived(tensor, *waiting.popleft())
+
+    def _arrived(self, tensor: StoreTensor, chunk: Box, future: Any) -> tuple[Box, Array, GdistError | None]:
+        try:
+            data = np.ascontiguousarray(future.result())
+        except Exception as error:
+            return chunk, np.empty(0), translate(error, f"reading {tensor.name!r} at {chunk.start}")
+        grid = tensor.grid
+        shard = tuple(a // s for a, s in zip(chunk.start, grid.shard, strict=True))
+        within = tuple(a % s // c for a, s, c in zip(chunk.start, grid.shard, grid.chunk, strict=True))
+        counts = tuple(s // c for s, c in zip(grid.shard, grid.chunk, strict=True))
+        ordinal = int(np.ravel_multi_index(within, counts)) if within else 0
+        data = data.reshape(chunk.shape)  # NumPy makes one dimension of none
+        if blake3(data.reshape(-1).view(np.uint8).data).hexdigest() != tensor.shards[shard][ordinal]:
+            return chunk, data, ChunkFault(tensor, shard, within, f"{tensor.name}/{shard_key(shard)}").error()
+        return chunk, data, None
+
+    def _array(self, tensor: StoreTensor) -> Any:
+        array = self._arrays.get(tensor.name)
+        if array is None:
+            array = self._arrays.setdefault(tensor.name, open_array(self._root, tensor))
+        return array
+
+    def close(self) -> None:
+        """Forgets the handles."""
+        self._arrays.clear()
