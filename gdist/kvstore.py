@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from gdist.errors import RequestError
 
@@ -30,10 +30,15 @@ def local_path(address: str | os.PathLike[str]) -> Path | None:
     text = os.fspath(address)
     if not is_url(text):
         return Path(text)
-    parts = urlsplit(text)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return Path(unquote(parts.path))
-    return None
+    scheme, host, path = _split(text)
+    return Path(unquote(path)) if scheme == "file" and host in ("", "localhost") else None
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket or host, and path; `?` and `#` are letters of a key here."""
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return scheme.lower(), host, slash + path
 
 
 def kvstore_spec(
@@ -51,28 +56,28 @@ def kvstore_spec(
     if path is not None:
         return {"driver": "file", "path": f"{os.path.abspath(path)}/"}
     url = os.fspath(address)
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES or (not parts.netloc and parts.scheme != "memory"):
+    scheme, host, inside = _split(url)
+    if scheme not in SCHEMES or scheme == "file" or not (host or scheme == "memory"):
         raise RequestError(
             f"{url!r} is not the address of a store",
             hint=f"give a directory, or a URL that starts with {', '.join(f'{s}://' for s in SCHEMES)}",
         )
-    inside = parts.path.strip("/")
+    inside = inside.strip("/")
     inside = f"{inside}/" if inside else ""
-    match parts.scheme:
+    match scheme:
         case "s3":
             return {
                 "driver": "s3",
-                "bucket": parts.netloc,
+                "bucket": host,
                 "path": inside,
                 **_s3_options(os.environ if environ is None else environ),
             }
         case "gs":
-            return {"driver": "gcs", "bucket": parts.netloc, "path": inside}
+            return {"driver": "gcs", "bucket": host, "path": inside}
         case "memory":
-            return {"driver": "memory", "path": f"{parts.netloc}/{inside}" if parts.netloc else inside}
+            return {"driver": "memory", "path": f"{host}/{inside}" if host else inside}
         case _:
-            return {"driver": "http", "base_url": f"{parts.scheme}://{parts.netloc}", "path": f"/{inside}"}
+            return {"driver": "http", "base_url": f"{scheme}://{host}", "path": f"/{inside}"}
 
 
 def _s3_options(environ: Mapping[str, str]) -> dict[str, object]:

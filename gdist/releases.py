@@ -11,7 +11,6 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-import gdist
 from gdist.core.source_manifest import SourceManifest, parse_source_manifest
 
 _SCHEMA = "schema"  # the one JSON file beside the manifests that is not one
@@ -40,7 +39,7 @@ def find_by_info_hash(hex_digits: str) -> SourceManifest | None:
 @cache
 def _files() -> dict[str, Traversable]:
     installed = resources.files("gdist") / "_manifests"
-    checkout = Path(gdist.__file__).resolve().parents[1] / "manifests"
+    checkout = Path(__file__).resolve().parents[1] / "manifests"
     folder: Traversable = installed if installed.is_dir() else checkout
     if not folder.is_dir():
         return {}

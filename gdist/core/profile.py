@@ -113,14 +113,14 @@ def check_index(index_json: bytes, files: Iterable[FileArrays]) -> None:
         expected[file].add(name)
     faults = []
     files = tuple(files)
-    for listed, names in sorted(expected.items()):
-        holders = [file for file in files if file.path == listed or file.path.endswith("/" + listed)]
+    for target, names in sorted(expected.items()):
+        holders = [file for file in files if file.path == target or file.path.endswith("/" + target)]
         if len(holders) != 1:
-            faults.append(f"file {listed!r} is in the payload {len(holders)} times")
+            faults.append(f"file {target!r} is in the payload {len(holders)} times")
             continue
         found = {array.key for array in holders[0].arrays}
-        faults += [f"tensor {name!r} is not in {listed!r}" for name in sorted(names - found)]
-        faults += [f"tensor {name!r} of {listed!r} is not listed for it" for name in sorted(found - names)]
+        faults += [f"tensor {name!r} is not in {target!r}" for name in sorted(names - found)]
+        faults += [f"tensor {name!r} of {target!r} is not listed for it" for name in sorted(found - names)]
     if faults:
         raise CorruptError(
             f"the safetensors index and its files disagree: {listed(faults)}", faults=tuple(faults)

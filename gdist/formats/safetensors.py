@@ -21,6 +21,7 @@ from gdist.formats import Scan
 NAME = "safetensors"
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+MAX_DIMENSIONS = 32
 MAX_LENGTH = (1 << 63) - 1
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
@@ -119,8 +120,10 @@ def _entry(name: str, value: object) -> tuple[str, int, int, str, tuple[int, ...
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str):
         _corrupt(f"tensor {name!r} has an element type that is no text")
-    if not _lengths(shape) or len(shape) > 32:
-        _corrupt(f"tensor {name!r} has a shape that is no list of up to 32 lengths")
+    if not _lengths(shape):
+        _corrupt(f"tensor {name!r} has a shape that is no list of lengths")
+    if len(shape) > MAX_DIMENSIONS:
+        raise UnsupportedError(f"tensor {name!r} has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
     if not _lengths(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         _corrupt(f"tensor {name!r} has data_offsets that are no begin and end")
     return name, offsets[0], offsets[1], dtype, tuple(shape)

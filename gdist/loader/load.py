@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import jax
@@ -111,9 +112,10 @@ def _refuse_wide(tensors: Iterable[StoreTensor]) -> None:
 def _build(store: Store, wanted: list[tuple[StoreTensor, jax.sharding.Sharding]]) -> list[jax.Array]:
     boxes: dict[str, set[Box]] = {}
     faults = []
+    alike = cache(local_boxes)  # many tensors share shape and sharding
     for tensor, sharding in wanted:
         try:
-            boxes.setdefault(tensor.name, set()).update(local_boxes(sharding, tensor.shape))
+            boxes.setdefault(tensor.name, set()).update(alike(sharding, tensor.shape))
         except ValueError as error:
             faults.append(f"{tensor.name!r}: {error}")
     if faults:
@@ -131,14 +133,15 @@ def _build(store: Store, wanted: list[tuple[StoreTensor, jax.sharding.Sharding]]
 
 
 def _array(tensor: LazyArray, sharding: jax.sharding.Sharding) -> jax.Array:
-    read: dict[Box, Array] = {}
+    read: dict[tuple[tuple[int | None, int | None], ...], Array] = {}
 
     def slab(index: tuple[slice, ...] | None) -> Array:
-        box = box_of(index, tensor.shape)
-        if box not in read:  # JAX asks once for every device, replicas included
+        key = tuple((piece.start, piece.stop) for piece in index or ())
+        if key not in read:  # JAX asks once for every device, replicas included
+            box = box_of(index, tensor.shape)
             view = tensor.view(box)
-            read[box] = tensor.read(box) if view is None else view
-        return read[box]
+            read[key] = tensor.read(box) if view is None else view
+        return read[key]
 
     # A process without a shard of the array has nothing to take the type from.
     return jax.make_array_from_callback(tensor.shape, sharding, slab, dtype=tensor.dtype)

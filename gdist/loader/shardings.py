@@ -76,13 +76,12 @@ def _specs_of_store(mesh: Mesh, tensors: Iterable[StoreTensor]) -> tuple[Partiti
             # As a rule, so that scales a wider mesh does not divide stay whole, as they do in a fetch.
             spec = spec_for_tensor(mesh, Rules((), (Rule("", tensor.spec),)), _stored(tensor))
             assert spec is not None, "the empty pattern matches every name"
+            specs.append(spec)
             fault = misfit(mesh, spec, tensor.name, tensor.shape)
         except RequestError as error:
             fault = f"{tensor.name!r}: {error.message}"
         if fault:
             faults.append(fault)
-        else:
-            specs.append(spec)
     if faults:
         raise RequestError(
             f"mesh {mesh} does not fit {len(faults)} tensors of the store: {'; '.join(faults)}",

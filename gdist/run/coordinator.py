@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from gdist.core.journal import ShardRecord, asset_line, file_line, pieces_line, shard_line
 from gdist.core.placer import Placement, Placer
@@ -35,6 +36,8 @@ from gdist.sources.torrent import TorrentSource
 
 CHECKPOINT_SECONDS = 10.0  # what a kill may cost: pieces placed since the last one are fetched again
 PROGRESS_SECONDS = 0.5
+WAIT_SECONDS = 0.25  # how late a stop may be noticed; pieces and finished work wake the wait at once
+QUEUED_PER_WORKER = 8  # so that a worker never waits for the coordinator's turn; what waits holds no bytes
 COMMIT_WORKERS = 2  # syncing waits for the disk, so two keep it busy
 
 _Collected = list[tuple[int, int, bytes]]
@@ -136,12 +139,14 @@ class Coordinator:
 
     def _turn(self) -> None:
         self._stop()
-        idle = not (self._placing or self._committing or self._ready)
-        with self._timing.measure("waiting for pieces") if idle else self._timing.measure("coordinating"):
-            self._arrive(self._source.verified(0.25 if idle else 0.02))
-        while self._ready and len(self._placing) < 2 * self._workers:
+        idle = not (self._placing or self._committing)
+        with self._timing.measure("waiting for pieces" if idle else "waiting for workers"):
+            self._arrive(self._source.verified(WAIT_SECONDS))
+        while self._ready and len(self._placing) < QUEUED_PER_WORKER * self._workers:
             piece = self._ready.popleft()
-            self._placing[self._pool.submit(self._place, piece, self._placer.accept(piece))] = piece
+            placing = self._pool.submit(self._place, piece, self._placer.accept(piece))
+            self._placing[placing] = piece
+            placing.add_done_callback(self._wake)
         for placed in [future for future in self._placing if future.done()]:
             self._settle(self._placing.pop(placed), placed.result())
         for committed in [future for future in self._committing if future.done()]:
@@ -151,6 +156,9 @@ class Coordinator:
         if idle:
             self._source.check_alive()
         self._tick()
+
+    def _wake(self, done: Future[Any]) -> None:  # Any: whatever finished, the coordinator looks at all
+        self._source.wake()
 
     def _arrive(self, pieces: Iterable[int]) -> None:
         for piece in pieces:
@@ -173,7 +181,9 @@ class Coordinator:
 
     def _settle(self, piece: int, collected: _Collected) -> None:
         for task in self._placer.settle(piece):
-            self._committing[self._commits.submit(self._commit, task)] = task
+            committing = self._commits.submit(self._commit, task)
+            self._committing[committing] = task
+            committing.add_done_callback(self._wake)
         for file in self._collector.add(piece, collected):
             self._file_whole(file)
         if self._release:
@@ -226,7 +236,7 @@ class Coordinator:
         stats = self._source.stats()
         wanted = self._plan.bytes_wanted
         binds = Binds.NETWORK
-        if len(self._ready) > 2 * self._workers:
+        if self._ready:
             binds = Binds.CONVERT
         elif len(self._committing) > 2 * COMMIT_WORKERS:
             binds = Binds.DISK

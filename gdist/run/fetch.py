@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from gdist.core.journal import Progress as Journalled
 from gdist.core.journal import parse_journal
+from gdist.core.magnet import parse_magnet
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask, plan_host
 from gdist.core.store_manifest import StoreManifest
@@ -149,9 +150,10 @@ class _Fetch:
     def _torrent_options(self) -> TorrentOptions:
         """Asked for, and what the magnet and the release's manifest know beside a cached .torrent."""
         asked, magnet, manifest = self._options.torrent, self._resolved.magnet, self._resolved.manifest
+        known = parse_magnet(manifest.magnet)[0].trackers if manifest else ()
         return replace(
             asked,
-            trackers=(*asked.trackers, *magnet.trackers, *(manifest.trackers if manifest else ())),
+            trackers=(*asked.trackers, *magnet.trackers, *known),
             peers=(*asked.peers, *magnet.peers),
             web_seeds=(*asked.web_seeds, *magnet.web_seeds),
             upload=asked.upload and self._keep,  # what was given back to the disk cannot be served

@@ -71,6 +71,21 @@ class Shard:
     layout: ShardLayout
     data: Bytes
     checked: bytearray = field(repr=False)
+    _slabs: dict[Index, Array] = field(default_factory=dict, repr=False)
+
+    def slab(self, origin: Index) -> Array:
+        """The slab (or, where shards are smaller, the shard) that starts at an element of the shard."""
+        array = self._slabs.get(origin)
+        if array is None:
+            grid = self.tensor.grid
+            block = tuple(map(min, grid.shard, grid.slab))
+            # Its chunks are row blocks in order: from the first one on, they are the slab's own bytes.
+            first = self.layout.extent_of(
+                tuple(a // c for a, c in zip(origin, grid.chunk, strict=True))
+            ).start
+            data = self.data[first : first + prod(block) * self.layout.itemsize]
+            array = self._slabs[origin] = data.view(numpy_dtype(self.tensor.dtype)).reshape(block)
+        return array
 
     def chunks_of(self, box: Box) -> Iterable[tuple[int, Index]]:
         """Ordinals and indexes of the inner chunks that meet a box of the shard."""
@@ -101,6 +116,7 @@ class LocalReader:
         self._verify = verify
         self._lock = threading.Lock()
         self._shards: dict[tuple[str, Index], Shard] = {}
+        self._sound: set[tuple[str, Box]] = set()  # boxes that were checked, as a shortcut past their chunks
 
     def shard(self, tensor: StoreTensor, index: Index) -> Shard:
         """The mapped shard.
@@ -152,7 +168,8 @@ class LocalReader:
         """
         todo: dict[tuple[str, Index, int], tuple[Shard, int, Index]] = {}
         faults: dict[tuple[str, Index], GdistError] = {}
-        for tensor, box in requests:
+        boxes = [(tensor, box) for tensor, box in requests if (tensor.name, box) not in self._sound]
+        for tensor, box in boxes:
             for index, part in tiles_of(box, tensor.grid.shard):
                 try:
                     shard = self.shard(tensor, index)
@@ -172,23 +189,21 @@ class LocalReader:
         else:
             results = [shard.check(ordinal, chunk) for shard, ordinal, chunk in jobs]
         raise_faults([fault.error() for fault in results if fault])
+        self._sound.update((tensor.name, box) for tensor, box in boxes)
 
     def view(self, tensor: StoreTensor, box: Box) -> Array | None:
         """A read-only array over the map, when the box lies in one slab; the bytes are not checked."""
-        if not box.size:
+        grid = tensor.grid
+        block = tuple(map(min, grid.shard, grid.slab))
+        first = tuple(a // b * b for a, b in zip(box.start, block, strict=True))
+        inside = all(b <= f + size for b, f, size in zip(box.stop, first, block, strict=True))
+        if not inside or not box.size:
             return None
-        index = tuple(a // s for a, s in zip(box.start, tensor.grid.shard, strict=True))
-        inside = box.relative_to(tensor.grid.box_of(index).start)
-        block = tuple(map(min, tensor.grid.shard, tensor.grid.slab))
-        origin = tuple(a // b * b for a, b in zip(inside.start, block, strict=True))
-        slab = Box(origin, tuple(a + b for a, b in zip(origin, block, strict=True)))
-        if not slab.contains(inside):
-            return None
-        shard = self.shard(tensor, index)
-        extent = shard.layout.run_of(slab)
-        assert extent is not None, f"slab {slab} of {tensor.name!r} is not one run"
-        whole = shard.data[extent.start : extent.stop].view(numpy_dtype(tensor.dtype)).reshape(block)
-        return whole[inside.relative_to(origin).slices()] if block else whole
+        index = tuple(a // s for a, s in zip(first, grid.shard, strict=True))
+        slab = self.shard(tensor, index).slab(tuple(a % s for a, s in zip(first, grid.shard, strict=True)))
+        if box.shape == block:
+            return slab
+        return slab[tuple(slice(a - f, b - f) for a, b, f in zip(box.start, box.stop, first, strict=True))]
 
     def read(self, tensor: StoreTensor, box: Box, out: Array) -> None:
         """Copies a box, checked first, into `out`, slab by slab."""
@@ -203,6 +218,7 @@ class LocalReader:
         """Forgets the maps; arrays over them keep theirs."""
         with self._lock:
             self._shards.clear()
+            self._sound.clear()
 
 
 def _has_hole(descriptor: int, length: int) -> bool:

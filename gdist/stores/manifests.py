@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
+from gdist.core.layout import CODECS
 from gdist.core.mesh import HostGroup, slab_indices
 from gdist.core.store_manifest import (
     MANIFEST_NAME,
@@ -152,6 +153,8 @@ def check_manifest(manifest: StoreManifest, where: str) -> None:
         CorruptError: naming everything that is wrong.
     """
     faults: list[str] = []
+    if manifest.codec not in CODECS:
+        faults.append(f"codec {manifest.codec!r} is none of {', '.join(CODECS)}")
     seen: set[str] = set()
     for tensor in manifest.tensors:
         if tensor.name in seen:

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from gdist.core.box import Box
 from gdist.core.extent import Extent
 from gdist.core.grid import GridMaker
-from gdist.core.layout import array_document, group_documents, to_document
 from gdist.core.mesh import HostGroup, Mesh, parse_mesh
 from gdist.core.payload import Payload, PayloadFile
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, plan_host
 from gdist.core.rules import Rules, parse_rules
-from gdist.core.store_manifest import StoreAsset, StoreManifest, StoreSource, StoreTensor, tensor_attributes
+from gdist.core.store_manifest import StoreAsset, StoreManifest, StoreSource, StoreTensor
 from gdist.core.tensor import Part, Quantisation, StoredTensor, TensorSpec, dtype_named
 from gdist.kvstore import kvstore_spec, local_path
+from gdist.run.manifest import root_documents
 from gdist.sinks import Sink
 from gdist.sinks.local import LocalSink
 
@@ -124,17 +124,6 @@ def _write(sink: Sink, plan: HostPlan, data: bytes, assets: Mapping[str, bytes],
     manifest = StoreManifest(
         source, plan.digest, plan.mesh, plan.host, tuple(rows), kept, codec, "gdist test"
     )
-    sink.finish(manifest, _documents(plan))
+    sink.finish(manifest, root_documents(plan, manifest))
     sink.close()
     return manifest
-
-
-def _documents(plan: HostPlan) -> dict[str, bytes]:
-    arrays = {
-        p.tensor.spec.name: array_document(
-            p.grid, p.tensor.spec.dtype, tensor_attributes(p.spec, p.tensor.quantisation)
-        )
-        for p in plan.tensors
-    }
-    groups = group_documents(arrays, {})
-    return {f"{name}/zarr.json" if name else "zarr.json": to_document(doc) for name, doc in groups.items()}

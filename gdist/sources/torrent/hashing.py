@@ -56,21 +56,29 @@ class PieceHashes:
             if root in layers:
                 self._add_layer(number, layers[root])
 
-    def add_tree(self, number: int, hashes: bytes, mask: bytes | None) -> None:
+    def add_tree(self, number: int, hashes: bytes, mask: bytes) -> None:
         """Takes what libtorrent's resume data has of the merkle tree of file `number` of the payload.
 
-        `mask` has a bit, the highest first, per node of the whole tree in level order; `hashes` the nodes
-        whose bit is set, or all of them without a mask.
+        `mask` has a bit, the highest first, per node of the whole tree in level order; `hashes` has the
+        nodes whose bit is set. While a file is fetched that includes its piece layer; once all of it is
+        there, libtorrent keeps only the hashes of its blocks.
         """
         pieces = self._pieces_of_file(number)
         if len(pieces) < 2:
             return
-        first = _power_of_two(len(pieces)) - 1  # nodes above the piece layer
-        bits = mask if mask else b"\xff" * (len(hashes) // _HASH_BYTES)
-        present = (i for i in range(8 * len(bits)) if bits[i >> 3] & 0x80 >> (i & 7))
-        for position, node in zip(range(0, len(hashes), _HASH_BYTES), present, strict=False):
-            if first <= node < first + len(pieces):
-                self._nodes[pieces[node - first]] = hashes[position : position + _HASH_BYTES]
+        payload = self._metadata.payload
+        width = _power_of_two(len(pieces))
+        blocks = payload.piece_length // BLOCK_BYTES  # of a whole piece
+        leaves = -(-payload.files[number].length // BLOCK_BYTES)
+        layer = _nodes(hashes, mask, width - 1, len(pieces))
+        for place, (piece, node) in enumerate(zip(pieces, layer, strict=True)):
+            if node:
+                self._nodes.setdefault(piece, node)
+            elif piece not in self._nodes:
+                first = place * blocks
+                row = _nodes(hashes, mask, width * blocks - 1 + first, min(blocks, leaves - first))
+                if all(row):
+                    self._nodes[piece] = _root([*row, *[_ZERO_HASH] * (blocks - len(row))])
 
     def layers(self) -> dict[bytes, bytes]:
         """The piece layers that are wholly known, by root, for the .torrent file."""
@@ -105,6 +113,20 @@ def piece_node(payload: Payload, piece: int, data: memoryview) -> bytes:
     alone = file.length <= payload.piece_length
     width = _power_of_two(len(leaves)) if alone else payload.piece_length // BLOCK_BYTES
     return _root(leaves + [_ZERO_HASH] * (width - len(leaves)))
+
+
+def _nodes(hashes: bytes, mask: bytes, first: int, count: int) -> list[bytes]:
+    """Nodes `[first, first + count)` of a sparse tree; empty where the mask has no bit."""
+    if first + count > 8 * len(mask):
+        return [b""] * count
+    head, rest = divmod(first, 8)
+    rank = int.from_bytes(mask[:head], "big").bit_count() + (mask[head] >> (8 - rest)).bit_count()
+    found = []
+    for node in range(first, first + count):
+        present = bool(mask[node >> 3] & 0x80 >> (node & 7))
+        found.append(hashes[rank * _HASH_BYTES : (rank + 1) * _HASH_BYTES] if present else b"")
+        rank += present
+    return found
 
 
 def _power_of_two(count: int) -> int:

@@ -43,7 +43,7 @@ def gather_links(named: Magnet | lt.add_torrent_params, options: TorrentOptions)
     return Links(
         tuple(dict.fromkeys((*trackers, *options.trackers))),
         tuple(dict.fromkeys((*web_seeds, *options.web_seeds))),
-        tuple(dict.fromkeys(a for peer in (*peers, *options.peers) for a in _addresses(*peer))),
+        tuple(dict.fromkeys(a for peer in (*peers, *options.peers) for a in addresses_of(*peer))),
     )
 
 
@@ -150,7 +150,7 @@ def link(params: lt.add_torrent_params, links: Links, options: TorrentOptions) -
     )
 
 
-def _addresses(host: str, port: int) -> tuple[tuple[str, int], ...]:
+def addresses_of(host: str, port: int) -> tuple[tuple[str, int], ...]:
     """The addresses of a peer given by name or address; none when the name is unknown."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -44,6 +44,7 @@ class Swarm:
     metadata_error: str = ""
     checked: bool = False
     removed: bool = False
+    woken: bool = False
     resume: lt.add_torrent_params | None = None
     reads: dict[int, bytes | str] = field(default_factory=dict)  # piece -> its bytes, or why there are none
     error: GdistError | None = None

@@ -4,8 +4,8 @@
     metadata,    priorities      alerts        bytes, hash        disk space
     names checked                              checked by us      given back
 
-The caller's thread (the coordinator) calls everything but `read_piece`, `release` and `path_of`, which are
-safe from any thread.
+The caller's thread (the coordinator) calls everything but `read_piece`, `release`, `wake` and `path_of`,
+which are safe from any thread.
 
 A piece that libtorrent announces is verified, but with its cheapest disk back end not always in the file
 yet, where a hole reads as zeros. So `read_piece` reads the file, hashes what it read, and on a mismatch asks
@@ -29,7 +29,7 @@ from gdist.errors import CorruptError, NoPeersError, StalledError, TransferError
 from gdist.events import MetadataReceived, Observer, PieceVerified
 from gdist.sources.torrent.files import PayloadFiles
 from gdist.sources.torrent.hashing import PieceHashes
-from gdist.sources.torrent.join import gather_links, learn_metadata, saved_state, start
+from gdist.sources.torrent.join import addresses_of, gather_links, learn_metadata, saved_state, start
 from gdist.sources.torrent.metadata import (
     load_torrent,
     piece_layers,
@@ -154,6 +154,12 @@ class TorrentSource:
         with self._open.changed:  # the stall clock starts with the wish
             self._open.swarm.progress_seconds = time.monotonic()
 
+    def connect(self, peers: Iterable[tuple[str, int]]) -> None:
+        """Tries more peers, given by host and port; names that cannot be resolved are skipped."""
+        for host, port in peers:
+            for address in addresses_of(host, port):
+                self._handle.connect_peer(address)
+
     def verified(self, timeout: float) -> tuple[int, ...]:
         """Pieces that can be read and were not given out before; waits up to `timeout` seconds for one.
 
@@ -163,8 +169,9 @@ class TorrentSource:
             SpaceError, FilesystemError: libtorrent cannot write.
         """
         fresh, self._fresh = self._fresh, []
-        self._open.wait(lambda swarm: swarm.finished or fresh, timeout)
+        self._open.wait(lambda swarm: swarm.finished or fresh or swarm.woken, timeout)
         with self._open.changed:
+            self._open.swarm.woken = False
             arrived = [p for p in dict.fromkeys(self._open.swarm.finished) if p not in self._had]
             self._open.swarm.finished.clear()
         self._had.update(arrived)
@@ -175,6 +182,12 @@ class TorrentSource:
         for piece in arrived:
             self._observe(PieceVerified(piece, self.payload.extent_of(piece).length))
         return (*fresh, *arrived)
+
+    def wake(self) -> None:
+        """Ends a wait of `verified` early; from any thread."""
+        with self._open.changed:
+            self._open.swarm.woken = True
+            self._open.changed.notify_all()
 
     def read_piece(self, piece: int, buffer: memoryview | None = None) -> memoryview:
         """The bytes of a verified piece, hashed here; in the first bytes of `buffer` when one is given.
@@ -279,7 +292,7 @@ class TorrentSource:
         trees = state.get(b"trees", [])
         for file, number in enumerate(self._numbers):
             if number < len(trees):
-                self._hashes.add_tree(file, trees[number][b"hashes"], trees[number].get(b"mask"))
+                self._hashes.add_tree(file, trees[number][b"hashes"], trees[number].get(b"mask", b""))
 
     def _ask_for(self, piece: int) -> bytes:
         """The piece's bytes from libtorrent: always right, but a copy in memory and more CPU."""

@@ -1,0 +1,138 @@
+"""Fetch-and-convert against a bare libtorrent download of the same torrent.
+
+    python benchmarks/fetch.py [--megabytes 1000] [--mesh 1x1] [--rounds 3]
+
+A seeder in a process of its own serves a scaled-down Grok-1 on loopback. In turn, each in a fresh process and
+an empty directory: a bare download (the same session settings, every piece wanted, nothing read) and
+`gdist fetch`, which downloads, verifies, converts, digests and syncs. Prints the medians of wall and CPU
+seconds (user and system of the process, the seeder's not), their ratios, and the profile of gdist's run.
+Both end when their data is complete; the bare download does not sync, so gdist's wall includes a disk the
+other does not wait for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from gdist.core.magnet import Magnet, format_magnet, parse_magnet
+from gdist.core.mesh import parse_mesh
+from gdist.run.fetch import fetch
+from gdist.run.options import FetchOptions
+from gdist.sources.torrent import TorrentOptions, TorrentSource
+from gdist.testing.checkpoints import write_grok1
+from gdist.testing.swarm import seed
+
+LOOPBACK = TorrentOptions(dht=False, listen="127.0.0.1:0")
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def bare(magnet: Magnet, directory: Path) -> None:
+    """Downloads everything and reads nothing."""
+    source = TorrentSource(magnet, LOOPBACK)
+    source.open(directory)
+    left = set(range(source.payload.pieces))
+    source.want(sorted(left))
+    while left:
+        left.difference_update(source.verified(0.25))
+        source.check_alive()
+    source.close()
+
+
+def converted(magnet: Magnet, directory: Path, mesh: str, payload: str) -> dict[str, float]:
+    """Fetches into a store; the seconds of each kind of work."""
+    options = FetchOptions(mesh=parse_mesh(mesh), payload=payload, torrent=LOOPBACK)
+    return dict(fetch(format_magnet(magnet), directory, options).timing)
+
+
+def run_role(role: str, magnet: str, directory: Path, mesh: str) -> None:
+    """In a process of its own: one download, its costs as JSON on stdout."""
+    parsed, _ = parse_magnet(magnet)
+    start, before = time.monotonic(), cpu_seconds()
+    profile = {} if role == "bare" else converted(parsed, directory, mesh, role)
+    if role == "bare":
+        bare(parsed, directory)
+    print(json.dumps({"wall": time.monotonic() - start, "cpu": cpu_seconds() - before, "profile": profile}))
+
+
+def measure(role: str, magnet: str, scratch: Path, mesh: str) -> dict[str, object]:
+    """Runs a role in a fresh process and an empty directory."""
+    target = scratch / "target"
+    command = [sys.executable, __file__, "--role", role, "--magnet", magnet, "--target", str(target), "--mesh", mesh]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.stderr)
+    shutil.rmtree(target)
+    os.sync()
+    result: dict[str, object] = json.loads(done.stdout)
+    return result
+
+
+def main() -> None:
+    """Reads the command line; see the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--mesh", default="1x1")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scratch", type=Path, default=None, help="a directory on the disk to measure")
+    parser.add_argument("--role", help=argparse.SUPPRESS)
+    parser.add_argument("--magnet", help=argparse.SUPPRESS)
+    parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.role:
+        run_role(args.role, args.magnet, args.target, args.mesh)
+        return
+    scratch = Path(tempfile.mkdtemp(prefix="gdist-bench-", dir=args.scratch))
+    try:
+        scale = max(1, round((args.megabytes / 0.9) ** 0.5 / 8) * 8)
+        write_grok1(scratch / "grok", layers=4, emb=64 * scale, ffn=128 * scale, kv=16 * scale, vocab=256 * scale)
+        nbytes = sum(path.stat().st_size for path in (scratch / "grok").rglob("*") if path.is_file())
+        results: dict[str, list[dict[str, object]]] = {}
+        with seed(scratch / "grok", process=True) as seeded:
+            magnet = format_magnet(seeded.magnet)
+            for _ in range(args.rounds):
+                for role in ("bare", "discard", "keep"):
+                    results.setdefault(role, []).append(measure(role, magnet, scratch, args.mesh))
+        report(results, nbytes, args.mesh)
+    finally:
+        shutil.rmtree(scratch)
+
+
+def report(results: dict[str, list[dict[str, object]]], nbytes: int, mesh: str) -> None:
+    """Prints medians and ratios."""
+    gb = nbytes / 1e9
+    print(f"payload {gb:.2f} GB, mesh {mesh}, medians of {len(results['bare'])} (min to max)")
+    middle: dict[str, dict[str, float]] = {}
+    for role, runs in results.items():
+        middle[role] = {}
+        for kind in ("wall", "cpu"):
+            values = [float(str(run[kind])) for run in runs]
+            middle[role][kind] = statistics.median(values)
+            ratio = middle[role][kind] / middle["bare"][kind]
+            spread = f"{min(values):.2f} to {max(values):.2f}"
+            name = "bare libtorrent" if role == "bare" else f"gdist, payload {role}"
+            print(f"{name:24} {kind:4} {middle[role][kind]:7.2f} s  {middle[role][kind] / gb:6.2f} s/GB  x{ratio:.2f}  ({spread})")
+    profile = results["discard"][-1]["profile"]
+    assert isinstance(profile, dict)
+    print("profile of the last discard run, seconds summed over threads:")
+    for name, seconds in profile.items():
+        print(f"    {name:30} {seconds:7.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""What a source or a store holds: tensors, their shapes, types, bytes and sharding, and the other files."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+
+from gdist import releases
+from gdist.core.grid import GridMaker
+from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
+from gdist.core.rules import Rules, resolve_specs
+from gdist.core.tensor import Quantisation, StoredTensor
+from gdist.errors import RequestError
+from gdist.events import Observer
+from gdist.kvstore import is_url, local_path
+from gdist.run.survey import Survey, SurveyOptions, is_checkpoint, survey, survey_files
+
+
+@dataclass(frozen=True, slots=True)
+class InspectOptions:
+    """`mesh` and `rules` say how tensors of a source would be split; a store has its own."""
+
+    mesh: Mesh | None = None
+    rules: Rules | None = None
+    survey: SurveyOptions = field(default_factory=SurveyOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor: `spec` is None where no rule speaks of it, `slab` is what one device holds of it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    spec: PartitionSpec | None
+    slab: tuple[int, ...] | None
+    quantisation: Quantisation | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file, its bytes, and how many tensors have bytes in it; `kept` is false where it is left out."""
+
+    path: str
+    nbytes: int
+    tensors: int
+    kept: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What there is; `kind` is "release", "torrent", "files" or "store".
+
+    `nbytes` is of all files of a source, of all tensors of a store. `piece_length` is None where there are no
+    pieces or their length is not known. `absent_hosts` have a part of the store that is not here.
+    """
+
+    kind: str
+    name: str
+    info_hash: str
+    nbytes: int
+    piece_length: int | None
+    mesh: Mesh | None
+    profile: str
+    tensors: tuple[TensorInfo, ...]
+    files: tuple[FileInfo, ...]
+    codec: str = ""
+    absent_hosts: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def inspect(
+    source: str | os.PathLike[str],
+    options: InspectOptions | None = None,
+    *,
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> Inspection:
+    """Looks into a source (as `fetch` takes it), a store (directory or URL), or a local checkpoint.
+
+    Of a torrent only the headers are fetched, and nothing is kept.
+
+    Raises:
+        RequestError: when it is none of these, or the mesh does not divide its tensors.
+        GdistError: when metadata or headers do not come, or cannot be read.
+    """
+    asked = options or InspectOptions()
+    text = os.fspath(source)
+    if releases.known_release(text) is None:
+        if _is_store(text):
+            return _of_store(text)
+        path = local_path(text)
+        if path is not None and is_checkpoint(path):
+            return _of_survey(survey_files(path, asked.survey), asked)
+    return _of_survey(survey(text, asked.survey, observe=observe, stop=stop), asked)
+
+
+def _is_store(text: str) -> bool:
+    """True where a manifest of a store lies; a torrent's own addresses are not asked."""
+    path = local_path(text)
+    if path is not None:
+        return path.is_dir() and _has_manifest(text)
+    return is_url(text) and not text.endswith(".torrent") and not text.startswith("magnet:") and _has_manifest(text)
+
+
+def _has_manifest(text: str) -> bool:
+    from gdist.stores import files_of  # NumPy comes with it
+
+    files = files_of(text)
+    if not files.manifests() and files.unfinished():
+        raise RequestError(f"{text} is not complete: a fetch is still to finish there", hint="run the fetch again")
+    return bool(files.manifests())
+
+
+def _of_store(text: str) -> Inspection:
+    from gdist.stores import files_of
+    from gdist.stores.manifests import read_manifests
+
+    found = read_manifests(files_of(text))
+    manifest = found.joined
+    sizes = {tensor.name: tensor.dtype.itemsize for tensor in manifest.tensors}
+    for tensor in manifest.tensors:
+        for length in tensor.shape:
+            sizes[tensor.name] *= length
+    return Inspection(
+        kind="store",
+        name=manifest.source.name,
+        info_hash=manifest.source.info_hash,
+        nbytes=manifest.nbytes,
+        piece_length=manifest.source.piece_length,
+        mesh=manifest.mesh,
+        profile=manifest.source.profile,
+        tensors=tuple(
+            TensorInfo(t.name, t.shape, t.dtype.name, sizes[t.name], t.spec, t.grid.slab, t.quantisation)
+            for t in manifest.tensors
+        ),
+        files=tuple(FileInfo(asset.path, asset.nbytes, 0) for asset in manifest.assets),
+        codec=manifest.codec,
+        absent_hosts=found.absent,
+    )
+
+
+def _of_survey(found: Survey, options: InspectOptions) -> Inspection:
+    holds = [0] * len(found.payload.files)
+    for tensor in found.tensors:
+        parts = (s.file for part in tensor.parts for s in found.payload.segments(part.extent))
+        for number in set(parts):
+            holds[number] += 1
+    ignored = set(found.ignored)
+    return Inspection(
+        kind=found.kind,
+        name=found.name,
+        info_hash=found.info_hash,
+        nbytes=found.nbytes,
+        piece_length=None if found.piece_length_assumed else found.payload.piece_length,
+        mesh=options.mesh,
+        profile=found.profile or "",
+        tensors=_tensors(found, options.mesh, options.rules or found.rules),
+        files=tuple(
+            FileInfo(file.path, file.length, holds[number], number not in ignored)
+            for number, file in enumerate(found.payload.files)
+        ),
+        notes=found.notes,
+    )
+
+
+def _tensors(found: Survey, mesh: Mesh | None, rules: Rules | None) -> tuple[TensorInfo, ...]:
+    """With a mesh, how each tensor would be split on it; without one, what the rules say of it."""
+    if mesh is None:
+        return tuple(_tensor(t, _rule(t, rules), None) for t in found.tensors)
+    maker, infos = GridMaker(mesh, HostGroup().count), []
+    for tensor, spec in zip(found.tensors, resolve_specs(mesh, rules, found.tensors), strict=True):
+        grid = maker.grid(tensor.spec.shape, tensor.spec.dtype.itemsize, spec)
+        infos.append(_tensor(tensor, spec, grid.slab))
+    return tuple(infos)
+
+
+def _rule(tensor: StoredTensor, rules: Rules | None) -> PartitionSpec | None:
+    """What a rule says before a mesh is known; for scales it depends on the mesh, so nothing."""
+    if rules is None or (tensor.quantisation and tensor.quantisation.role == "scales"):
+        return None
+    return rules.spec_for(tensor.rule_name)
+
+
+def _tensor(tensor: StoredTensor, spec: PartitionSpec | None, slab: tuple[int, ...] | None) -> TensorInfo:
+    own = tensor.spec
+    return TensorInfo(own.name, own.shape, own.dtype.name, own.nbytes, spec, slab, tensor.quantisation)
+
+

@@ -1,0 +1,139 @@
+"""What a fetch would do, before it is done: bytes, pieces, disk and memory of every host, and the least time.
+
+A known release is planned from its manifest alone, without a network; a magnet from its metadata and
+headers, which are fetched and forgotten.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gdist.core.bound import Bound, lower_bound, wan_shares
+from gdist.core.mesh import HostGroup, Mesh
+from gdist.core.plan import HostPlan, plan_host
+from gdist.core.rules import Rules
+from gdist.events import Observer
+from gdist.run.preflight import disk_needed
+from gdist.run.survey import Survey, SurveyOptions, survey
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What to plan for: `hosts` of one cluster, or just some of them.
+
+    `payload` and `memory` are those of the fetch. `wan` and `lan` are rates in bytes a second, into the
+    cluster and of each host; `piece_length` stands in where a release's own is not known.
+    """
+
+    mesh: Mesh = field(default_factory=Mesh)
+    rules: Rules | None = None
+    hosts: tuple[HostGroup, ...] = (HostGroup(),)
+    payload: str = "discard"
+    memory: int = 2**30
+    piece_length: int | None = None
+    wan: float | None = None
+    lan: float | None = None
+    survey: SurveyOptions = field(default_factory=SurveyOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class HostCost:
+    """What one host will do, in bytes; `wan_share` is what it brings in when no byte comes in twice."""
+
+    host: HostGroup
+    shards: int
+    pieces: int
+    bytes_wanted: int
+    bytes_touched: int
+    amplification: float
+    disk: int
+    memory: int
+    wan_share: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """Costs of the hosts that were asked for; `union` are the bytes of all their pieces, each once.
+
+    `complete` is true when these are all hosts of the cluster; only then there is a `bound`.
+    """
+
+    name: str
+    info_hash: str
+    nbytes: int
+    files: int
+    tensors: int
+    piece_length: int
+    piece_length_assumed: bool
+    mesh: Mesh
+    hosts: tuple[HostCost, ...]
+    union: int
+    complete: bool
+    bound: Bound | None
+    notes: tuple[str, ...] = ()
+
+
+def plan(
+    source: str,
+    options: PlanOptions | None = None,
+    *,
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> PlanReport:
+    """Plans the fetch of a release's name, a magnet, an info-hash, a .torrent file or URL.
+
+    Raises:
+        RequestError: for every tensor without a rule or that the mesh does not divide, all at once.
+        GdistError: when metadata or headers are needed and do not come.
+    """
+    asked = options or PlanOptions()
+    found = survey(source, asked.survey, piece_length=asked.piece_length, observe=observe, stop=stop)
+    plans = [plan_host(found.payload, found.tensors, asked.mesh, asked.rules or found.rules, h) for h in asked.hosts]
+    pieces = [plan.pieces for plan in plans]
+
+    def nbytes_of(piece: int) -> int:
+        return found.payload.extent_of(piece).length
+
+    shares = wan_shares(pieces, nbytes_of)
+    union = sum(shares)
+    complete = len(plans) == plans[0].host.count
+    bound = None
+    if complete and asked.wan:
+        rates = {"lan": asked.lan} if asked.lan else {}
+        bound = lower_bound([plan.bytes_wanted for plan in plans], union, wan=asked.wan, **rates)
+    return PlanReport(
+        name=found.name,
+        info_hash=found.info_hash,
+        nbytes=found.nbytes,
+        files=len(found.payload.files),
+        tensors=len(found.tensors),
+        piece_length=found.payload.piece_length,
+        piece_length_assumed=found.piece_length_assumed,
+        mesh=asked.mesh,
+        hosts=_costs(plans, shares, found, asked),
+        union=union,
+        complete=complete,
+        bound=bound,
+        notes=found.notes,
+    )
+
+
+def _costs(
+    plans: Sequence[HostPlan], shares: Sequence[int], found: Survey, options: PlanOptions
+) -> tuple[HostCost, ...]:
+    return tuple(
+        HostCost(
+            host=plan.host,
+            shards=sum(len(tensor.shards) for tensor in plan.tensors),
+            pieces=len(plan.pieces),
+            bytes_wanted=plan.bytes_wanted,
+            bytes_touched=plan.bytes_touched,
+            amplification=plan.amplification,
+            disk=disk_needed(plan, options.payload, found.nbytes),
+            memory=options.memory,
+            wan_share=share,
+        )
+        for plan, share in zip(plans, shares, strict=True)
+    )

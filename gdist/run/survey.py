@@ -1,0 +1,225 @@
+"""What a source holds, found out with as little as it takes: a manifest, a torrent's headers, or local files.
+
+Nothing is kept: what has to come over the network is headers only, into a directory that is removed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from gdist import releases
+from gdist.core.extent import Extent
+from gdist.core.payload import Payload, PayloadFile
+from gdist.core.profile import FileArrays, name_tensors
+from gdist.core.rules import Rules
+from gdist.core.source_manifest import ASSUMED_PIECE_LENGTH, SourceManifest
+from gdist.core.tensor import StoredTensor
+from gdist.errors import CorruptError, InterruptedRun, UnsupportedError, translate
+from gdist.events import Note, Observer, Stage, StageStarted
+from gdist.formats import drive
+
+if TYPE_CHECKING:
+    from gdist.run.headers import FileReport
+    from gdist.run.resolve import Resolved
+    from gdist.sources.torrent import TorrentOptions
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyOptions:
+    """How to find out: `profile` and `ignore` as in a fetch; `torrent` None means the defaults."""
+
+    profile: str | None = None
+    ignore: tuple[str, ...] = ()
+    torrent: TorrentOptions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a source holds; tensors are in loading order, `assets` are indices of files without tensors.
+
+    `kind` is "release" (from a manifest alone), "torrent" or "files".
+    """
+
+    kind: str
+    name: str
+    info_hash: str
+    payload: Payload
+    tensors: tuple[StoredTensor, ...]
+    rules: Rules | None
+    profile: str | None
+    assets: tuple[int, ...] = ()
+    ignored: tuple[int, ...] = ()
+    piece_length_assumed: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.length for file in self.payload.files)
+
+
+def survey(
+    source: str,
+    options: SurveyOptions | None = None,
+    *,
+    piece_length: int | None = None,
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> Survey:
+    """What a source holds: a release's name, a magnet, an info-hash, a .torrent file or URL.
+
+    `piece_length` stands in where the release's own is not known. Setting `stop` ends a wait.
+
+    Raises:
+        RequestError: when it is none of these.
+        GdistError: when metadata or headers do not come, or the files cannot be read.
+    """
+    asked = options or SurveyOptions()
+    known = releases.known_release(source.strip())
+    if known:  # needs neither a network nor libtorrent
+        return _from_manifest(known, piece_length)
+    from gdist.run.resolve import resolve  # libtorrent comes with it
+
+    return _from_torrent(resolve(source), asked, observe or (lambda event: None), stop)
+
+
+def _from_manifest(manifest: SourceManifest, piece_length: int | None) -> Survey:
+    payload = manifest.payload(manifest.piece_length or piece_length)
+    naming = manifest.to_tensors(payload)
+    holders = {file.path for file in manifest.files if file.arrays}
+    return Survey(
+        kind="release",
+        name=manifest.name,
+        info_hash=manifest.info_hash_v1 or manifest.info_hash_v2,
+        payload=payload,
+        tensors=naming.tensors,
+        rules=naming.rules,
+        profile=naming.profile,
+        assets=tuple(i for i, file in enumerate(payload.files) if file.path not in holders),
+        piece_length_assumed=manifest.piece_length is None,
+        notes=manifest.known_incomplete,
+    )
+
+
+def _from_torrent(
+    resolved: Resolved, options: SurveyOptions, observe: Observer, stop: threading.Event | None
+) -> Survey:
+    from gdist.run.catalogue import read_catalogue
+    from gdist.sources.torrent import TorrentOptions, TorrentSource
+
+    def check_stop() -> None:
+        if stop is not None and stop.is_set():
+            raise InterruptedRun("the run was asked to stop", hint="nothing was kept; run the same command again")
+
+    for note in resolved.notes:
+        observe(Note(note))
+    asked, manifest = options.torrent or TorrentOptions(), resolved.manifest
+    swarm = replace(asked, trackers=(*asked.trackers, *(manifest.trackers if manifest else ())), upload=False)
+    source = TorrentSource(resolved.spec, swarm, observe, tick=check_stop)
+    with TemporaryDirectory(prefix="gdist-") as scratch:
+        try:
+            observe(StageStarted(Stage.METADATA))
+            source.open(Path(scratch))
+            observe(StageStarted(Stage.HEADERS))
+            found = read_catalogue(source, manifest, profile=options.profile, ignore=options.ignore, tick=check_stop)
+        finally:
+            source.close()
+    return Survey(
+        kind="torrent",
+        name=source.name,
+        info_hash=source.info_hash.hex,
+        payload=found.payload,
+        tensors=found.tensors,
+        rules=found.rules,
+        profile=found.profile,
+        assets=found.assets,
+        ignored=found.ignored,
+        notes=resolved.notes,
+    )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """True for a directory, or a file in a format that gdist reads."""
+    if path.is_dir():
+        return True
+    return path.is_file() and _scan(path).format is not None
+
+
+def survey_files(path: Path, options: SurveyOptions | None = None) -> Survey:
+    """What a checkpoint on the local disk holds, as if it were a torrent's payload.
+
+    Raises:
+        UnsupportedError: when it holds no tensor gdist can read.
+        CorruptError, FilesystemError: when a file contradicts itself or cannot be read.
+    """
+    asked = options or SurveyOptions()
+    found, files, assets, ignored, position = [], [], [], [], 0
+    for number, (name, where) in enumerate(_files_below(path)):
+        length = where.stat().st_size
+        files.append(PayloadFile(name, position, length))
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in asked.ignore):
+            ignored.append(number)
+        elif (report := _scan(where)).arrays:
+            found.append(FileArrays(name, position, report.arrays, report.format or ""))
+        else:
+            assets.append(number)
+        position += length
+    if not found:
+        raise UnsupportedError(
+            f"none of the {len(files)} files of {str(path)!r} holds a tensor gdist can read",
+            hint="gdist reads safetensors and pickles of plain arrays",
+        )
+    naming = name_tensors(found, asked.profile)
+    payload = Payload(tuple(files), ASSUMED_PIECE_LENGTH, position)
+    return Survey(
+        kind="files",
+        name=path.absolute().name,
+        info_hash="",
+        payload=payload,
+        tensors=naming.tensors,
+        rules=naming.rules,
+        profile=naming.profile,
+        assets=tuple(assets),
+        ignored=tuple(ignored),
+        piece_length_assumed=True,
+    )
+
+
+def _files_below(path: Path) -> Sequence[tuple[str, Path]]:
+    if path.is_file():
+        return [(path.name, path)]
+    found = [Path(above, name) for above, _, names in os.walk(path) for name in names]
+    return sorted((where.relative_to(path).as_posix(), where) for where in found if where.is_file())
+
+
+def _scan(path: Path) -> FileReport:
+    """What one local file is and holds.
+
+    Raises:
+        UnsupportedError, CorruptError: from its format, with the file's name.
+    """
+    from gdist.run.headers import FileReport, identify
+
+    report, size = FileReport(), path.stat().st_size
+    if not size:
+        return report
+    try:
+        with path.open("rb") as file:
+
+            def read(extent: Extent) -> bytes:
+                file.seek(extent.start)
+                return file.read(extent.length)
+
+            drive(identify(size, report), read)  # type: ignore[arg-type]  # a generator
+    except (UnsupportedError, CorruptError) as error:
+        raise type(error)(f"{path}: {error.message}", hint=error.hint, file=str(path)) from error
+    except OSError as error:
+        raise translate(error, f"reading {path}") from error
+    return report

@@ -1,0 +1,153 @@
+"""Stores elsewhere, and compressed ones: read through TensorStore, digests checked all the same."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorstore as ts
+
+import gdist
+from gdist.core.mesh import HostGroup
+from gdist.errors import CorruptError, RequestError, TransferError
+from gdist.kvstore import kvstore_spec, shared_context
+from gdist.testing.stores import Array, write_store
+
+RULES = {"rules": [["w$", ["data", "model"]], [".*", []]]}
+
+
+def sample() -> dict[str, Array]:
+    rng = np.random.default_rng(3)
+    return {
+        "a.w": rng.integers(-128, 127, (32, 64)).astype(np.int8),
+        "b": rng.standard_normal((4, 6)).astype(ml_dtypes.bfloat16),
+        "scalar": np.array(1.5, np.float32),
+        "none": np.zeros((0, 3), np.float32),
+    }
+
+
+def assert_all(store: gdist.stores.Store) -> None:
+    for name, array in sample().items():
+        assert np.asarray(store[name]).tobytes() == array.tobytes(), name
+    np.testing.assert_array_equal(store["a.w"][5:9, ::2], sample()["a.w"][5:9, ::2])
+    assert store["a.w"].view() is None
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_a_store_in_memory(request: pytest.FixtureRequest, codec: str, verify: bool) -> None:
+    url = f"memory://{request.node.name}/s"
+    write_store(url, sample(), mesh="4x2", rules=RULES, chunk_bytes=64, codec=codec)
+    with gdist.open(url, verify=verify) as store:
+        assert_all(store)
+
+
+def test_a_compressed_store_in_a_directory(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", sample(), mesh="2", chunk_bytes=64, codec="zstd")
+    with gdist.open(tmp_path / "s") as store:
+        assert_all(store)
+    (tmp_path / "s/a.w/c/0/0").unlink()
+    with gdist.open(tmp_path / "s") as store, pytest.raises(CorruptError, match="missing"):
+        np.asarray(store["a.w"])
+
+
+def test_a_file_url_is_a_directory(tmp_path: Path) -> None:
+    write_store(tmp_path / "with space", sample())
+    with gdist.open((tmp_path / "with space").as_uri()) as store:
+        assert store["a.w"].view() is not None
+
+
+def test_bytes_that_differ_from_their_digest_are_refused(request: pytest.FixtureRequest) -> None:
+    url = f"memory://{request.node.name}"
+    write_store(url, sample(), chunk_bytes=64)
+    with gdist.open(url) as store:
+        array = store["a.w"].tensorstore()
+        array[17, 3] = int(array[17, 3].read().result()) ^ 1
+        np.testing.assert_array_equal(store["a.w"][:17], sample()["a.w"][:17])
+        with pytest.raises(CorruptError, match=r"chunk \(17, 0\) of shard a.w/c/0/0"):
+            store["a.w"][10:20]
+
+
+def test_hosts_in_one_bucket_are_one_store(request: pytest.FixtureRequest) -> None:
+    url = f"memory://{request.node.name}"
+    write_store(url, sample(), mesh="4x2", rules=RULES, host=HostGroup(0, 2))
+    with gdist.open(url) as store, pytest.raises(RequestError, match="host 1 of 2"):
+        np.asarray(store["a.w"])
+    write_store(url, sample(), mesh="4x2", rules=RULES, host=HostGroup(1, 2))
+    with gdist.open(url) as store:
+        assert_all(store)
+
+
+def test_a_missing_shard_is_never_zeros(request: pytest.FixtureRequest) -> None:
+    url = f"memory://{request.node.name}"
+    write_store(url, sample())
+    ts.KvStore.open(kvstore_spec(url), context=shared_context()).result().delete_range(
+        ts.KvStore.KeyRange("a.w/c", "a.w/d")
+    ).result()
+    for verify in (True, False):
+        with gdist.open(url, verify=verify) as store, pytest.raises(CorruptError, match="missing"):
+            np.asarray(store["a.w"])
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def send_head(self):  # type: ignore[no-untyped-def]  # byte ranges, which the base class ignores
+            path = Path(self.translate_path(self.path))
+            if not path.is_file():
+                self.send_error(404)
+                return None
+            data = path.read_bytes()
+            first, last, code = 0, len(data) - 1, 200
+            wanted = self.headers.get("Range")
+            if wanted:
+                code, (a, b) = 206, wanted.removeprefix("bytes=").split("-")
+                first = int(a) if a else max(len(data) - int(b), 0)
+                last = int(b) if a and b else last
+            self.send_response(code)
+            self.send_header("Content-Length", str(last + 1 - first))
+            if wanted:
+                self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data[first : last + 1])
+            return None
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+        thread.join()
+
+
+def test_a_store_over_http(tmp_path: Path, server: str) -> None:
+    write_store(tmp_path / "s", sample(), mesh="4x2", rules=RULES, chunk_bytes=64)
+    with gdist.open(f"{server}/s") as store:
+        assert_all(store)
+    with pytest.raises(RequestError, match="is not a store"):
+        gdist.open(f"{server}/elsewhere")
+    report = gdist.verify(f"{server}/s")
+    assert report.ok and report.nbytes == sum(array.nbytes for array in sample().values())
+
+
+def test_a_server_that_does_not_answer_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    ordinary = ts.KvStore.open
+
+    def impatient(
+        spec: dict[str, object], **options: object
+    ) -> object:  # the default waits through 32 retries
+        return ordinary({**spec, "context": {"http_request_retries": {"max_retries": 1}}}, **options)
+
+    monkeypatch.setattr(ts.KvStore, "open", impatient)
+    with pytest.raises(TransferError):
+        gdist.open("http://127.0.0.1:1/s")
