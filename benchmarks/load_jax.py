@@ -214,8 +214,8 @@ def compare(mb: int, mesh: str, runs: int, directory: Path) -> int:
         missed += ratio < GOALS.get(name, 0)
         goal = f"  goal {GOALS[name]:.0f}" if name in GOALS else ""
         print(
-            f"{name:>14} {m['load']:8.3f} {m['read']:8.3f} {m['cpu']:7.2f} {m['anon']:9.0f} {m['file']:9.0f}   "
-            f"{ratio:6.1f} load, {base['read'] / m['read']:5.1f} load+read{goal}"
+            f"{name:>14} {m['load']:8.3f} {m['read']:8.3f} {m['cpu']:7.2f} {m['anon']:9.0f} {m['file']:9.0f}"
+            f"   {ratio:6.1f} load, {base['read'] / m['read']:5.1f} load+read{goal}"
         )
     return missed
 

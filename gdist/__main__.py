@@ -1,6 +1,8 @@
-"""`python -m gdist` is the `gdist` command."""
+"""`python -m gdist` is `gdist`."""
+
+import sys
 
 from gdist.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

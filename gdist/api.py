@@ -259,7 +259,8 @@ def read_rules(value: RulesLike) -> Rules | None:
     except FileNotFoundError as error:
         known = ", ".join(sorted(PROFILES))
         raise RequestError(
-            f"rules {os.fspath(value)!r} are neither a file nor a profile's name", hint=f"known profiles: {known}"
+            f"rules {os.fspath(value)!r} are neither a file nor a profile's name",
+            hint=f"known profiles: {known}",
         ) from error
     except OSError as error:
         raise translate(error, f"reading the rules {os.fspath(value)!r}") from error

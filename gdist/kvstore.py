@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from gdist.errors import RequestError
 
 SCHEMES = ("s3", "gs", "http", "https", "file", "memory")
+RETRIES = 6  # waits double from 1 s: about a minute; TensorStore's own 32 would be a quarter of an hour
 CACHE_BYTES = 64 * 2**20  # shard indexes are read once, not once a chunk; chunks of 16 MiB pass through
 
 
@@ -97,4 +98,5 @@ def shared_context() -> Any:  # Any: TensorStore ships no types
     """The context of every store gdist opens; one, because what `memory://` holds lives in it."""
     import tensorstore as ts
 
-    return ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
+    retries = {f"{kind}_request_retries": {"max_retries": RETRIES} for kind in ("http", "s3", "gcs")}
+    return ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}, **retries})

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import add, ge, le, sub
 
 from gdist.core.extent import Extent
 
@@ -23,10 +24,8 @@ class Box:
     stop: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        assert len(self.start) == len(self.stop), f"box {self.start} to {self.stop}"
-        assert all(0 <= a <= b for a, b in zip(self.start, self.stop, strict=True)), (
-            f"box {self.start} to {self.stop}"
-        )
+        valid = len(self.start) == len(self.stop) and all(map(le, self.start, self.stop))
+        assert valid and min(self.start, default=0) >= 0, f"box {self.start} to {self.stop}"
 
     @classmethod
     def whole(cls, shape: Sequence[int]) -> Box:
@@ -41,7 +40,7 @@ class Box:
     @property
     def shape(self) -> tuple[int, ...]:
         """Elements per dimension."""
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+        return tuple(map(sub, self.stop, self.start))
 
     @property
     def size(self) -> int:
@@ -52,24 +51,21 @@ class Box:
         """The elements in both, or None when there are none."""
         start = tuple(map(max, self.start, other.start))
         stop = tuple(map(min, self.stop, other.stop))
-        if any(a >= b for a, b in zip(start, stop, strict=True)):
+        if any(map(ge, start, stop)):
             return None
         return Box(start, stop)
 
     def contains(self, other: Box) -> bool:
         """True when every element of `other` is in this box."""
-        return all(map(int.__le__, self.start, other.start)) and all(map(int.__le__, other.stop, self.stop))
+        return all(map(le, self.start, other.start)) and all(map(le, other.stop, self.stop))
 
     def shift(self, offset: Sequence[int]) -> Box:
         """The box moved by `offset` per dimension."""
-        return Box(
-            tuple(a + d for a, d in zip(self.start, offset, strict=True)),
-            tuple(b + d for b, d in zip(self.stop, offset, strict=True)),
-        )
+        return Box(tuple(map(add, self.start, offset)), tuple(map(add, self.stop, offset)))
 
     def relative_to(self, origin: Sequence[int]) -> Box:
         """The same elements, counted from `origin`."""
-        return self.shift(tuple(-d for d in origin))
+        return Box(tuple(map(sub, self.start, origin)), tuple(map(sub, self.stop, origin)))
 
     def slices(self) -> tuple[slice, ...]:
         """What indexes an array to give this box."""
@@ -137,6 +133,9 @@ def tiles_of(box: Box, tile: Sequence[int]) -> Iterator[tuple[tuple[int, ...], B
         if a == b:
             return
         ranges.append(range(a // t, (b - 1) // t + 1))
+    if all(len(cells) == 1 for cells in ranges):  # the usual case, and the hot one
+        yield tuple(cells.start for cells in ranges), box
+        return
     for index in itertools.product(*ranges):
         start = tuple(max(a, i * t) for a, i, t in zip(box.start, index, tile, strict=True))
         stop = tuple(min(b, (i + 1) * t) for b, i, t in zip(box.stop, index, tile, strict=True))

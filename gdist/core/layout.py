@@ -152,4 +152,4 @@ def shard_key(index: Iterable[int]) -> str:
 
 def to_document(value: object) -> bytes:
     """A JSON document as we write them: one stable form, so equal stores are equal bytes."""
-    return (json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()

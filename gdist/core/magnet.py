@@ -144,7 +144,9 @@ def format_peer(host: str, port: int) -> str:
 
 
 def _decode_hash(text: str) -> InfoHash | None:
-    """The hash in 40 hex digits, 32 base32 digits, 64 hex digits or a sha2-256 multihash."""
+    """The hash in 40 hex digits, 32 base32 digits, 64 hex digits or a sha2-256 multihash; zeros are none."""
+    if not text.strip("0"):
+        return None
     if re.fullmatch(r"[0-9A-Fa-f]{40}", text):
         return InfoHash(v1=bytes.fromhex(text))
     if re.fullmatch(r"[A-Za-z2-7]{32}", text):

@@ -25,7 +25,9 @@ def parse_bytes(value: str | int, what: str = "size") -> int:
     """
     match = _SIZE.fullmatch(str(value).strip())
     if not match:
-        raise RequestError(f"{what} {value!r} is not a number of bytes", hint="for example 4GiB, 500MB or 1048576")
+        raise RequestError(
+            f"{what} {value!r} is not a number of bytes", hint="for example 4GiB, 500MB or 1048576"
+        )
     number, prefix, binary, byte, _ = match.groups()
     prefix = (prefix or "").lower()
     factor = _BINARY[prefix] if prefix and (binary or not byte) else _DECIMAL[prefix]
@@ -43,7 +45,8 @@ def parse_rate(value: str | float, what: str = "rate") -> int:
     match = _RATE.fullmatch(str(value).strip())
     if not match or ((match[2] or match[3]) and not match[4]):
         raise RequestError(
-            f"{what} {value!r} is not a rate", hint="for example 10Gb/s (bits), 100MB/s (bytes), or bytes a second"
+            f"{what} {value!r} is not a rate",
+            hint="for example 10Gb/s (bits), 100MB/s (bytes), or bytes a second",
         )
     number, prefix, binary, unit = match.groups()
     factor = (_BINARY if binary and prefix else _DECIMAL)[prefix.lower()]
@@ -86,9 +89,11 @@ def format_rate(rate: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `4m 10s`, `1h 02m`, `3d 04h`."""
+    """`0.04 s`, `1.2 s`, `12 s`, `4m 10s`, `1h 02m`, `3d 04h`."""
     if not math.isfinite(seconds):
         return "forever"
+    if seconds < 0.995:
+        return f"{seconds:.2f} s"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

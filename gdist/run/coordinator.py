@@ -177,7 +177,10 @@ class Coordinator:
             data = self._source.read_piece(piece, memoryview(self._buffers.piece))
         with self._timing.measure("placing pieces"):
             self._sink.place(placements, data)
-        return self._collector.take(piece, data)
+        collected = self._collector.take(piece, data)
+        if self._release:
+            self._source.release(piece)
+        return collected
 
     def _settle(self, piece: int, collected: _Collected) -> None:
         for task in self._placer.settle(piece):
@@ -186,8 +189,6 @@ class Coordinator:
             committing.add_done_callback(self._wake)
         for file in self._collector.add(piece, collected):
             self._file_whole(file)
-        if self._release:
-            self._source.release(piece)
         self._unsynced.add(piece)
 
     def _commit(self, task: ShardTask) -> ShardRecord:

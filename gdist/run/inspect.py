@@ -102,7 +102,12 @@ def _is_store(text: str) -> bool:
     path = local_path(text)
     if path is not None:
         return path.is_dir() and _has_manifest(text)
-    return is_url(text) and not text.endswith(".torrent") and not text.startswith("magnet:") and _has_manifest(text)
+    return (
+        is_url(text)
+        and not text.endswith(".torrent")
+        and not text.startswith("magnet:")
+        and _has_manifest(text)
+    )
 
 
 def _has_manifest(text: str) -> bool:
@@ -110,7 +115,9 @@ def _has_manifest(text: str) -> bool:
 
     files = files_of(text)
     if not files.manifests() and files.unfinished():
-        raise RequestError(f"{text} is not complete: a fetch is still to finish there", hint="run the fetch again")
+        raise RequestError(
+            f"{text} is not complete: a fetch is still to finish there", hint="run the fetch again"
+        )
     return bool(files.manifests())
 
 
@@ -187,5 +194,3 @@ def _rule(tensor: StoredTensor, rules: Rules | None) -> PartitionSpec | None:
 def _tensor(tensor: StoredTensor, spec: PartitionSpec | None, slab: tuple[int, ...] | None) -> TensorInfo:
     own = tensor.spec
     return TensorInfo(own.name, own.shape, own.dtype.name, own.nbytes, spec, slab, tensor.quantisation)
-
-

@@ -90,7 +90,10 @@ def plan(
     """
     asked = options or PlanOptions()
     found = survey(source, asked.survey, piece_length=asked.piece_length, observe=observe, stop=stop)
-    plans = [plan_host(found.payload, found.tensors, asked.mesh, asked.rules or found.rules, h) for h in asked.hosts]
+    plans = [
+        plan_host(found.payload, found.tensors, asked.mesh, asked.rules or found.rules, h)
+        for h in asked.hosts
+    ]
     pieces = [plan.pieces for plan in plans]
 
     def nbytes_of(piece: int) -> int:

@@ -116,7 +116,9 @@ def _from_torrent(
 
     def check_stop() -> None:
         if stop is not None and stop.is_set():
-            raise InterruptedRun("the run was asked to stop", hint="nothing was kept; run the same command again")
+            raise InterruptedRun(
+                "the run was asked to stop", hint="nothing was kept; run the same command again"
+            )
 
     for note in resolved.notes:
         observe(Note(note))
@@ -128,7 +130,9 @@ def _from_torrent(
             observe(StageStarted(Stage.METADATA))
             source.open(Path(scratch))
             observe(StageStarted(Stage.HEADERS))
-            found = read_catalogue(source, manifest, profile=options.profile, ignore=options.ignore, tick=check_stop)
+            found = read_catalogue(
+                source, manifest, profile=options.profile, ignore=options.ignore, tick=check_stop
+            )
         finally:
             source.close()
     return Survey(

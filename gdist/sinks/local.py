@@ -62,7 +62,8 @@ class LocalSink:
         document = array_document(
             plan.grid, plan.tensor.spec.dtype, tensor_attributes(plan.spec, plan.tensor.quantisation)
         )
-        self._write(f"{plan.tensor.spec.name}/zarr.json", to_document(document))
+        # Not synced: should the machine die, the next run publishes again; `finish` syncs them all.
+        self._write(f"{plan.tensor.spec.name}/zarr.json", to_document(document), sync=False)
 
     def sync(self) -> None:
         """Returns once what was placed before the call is on the disk."""
@@ -73,20 +74,30 @@ class LocalSink:
         self._write(f"assets/{path}", data)
 
     def finish(self, manifest: StoreManifest, documents: Mapping[str, bytes]) -> None:
-        """Root documents, then the manifest, each written aside, synced and renamed."""
+        """Root documents, then the manifest, each written aside, synced and renamed.
+
+        Before them the directories of all shards are synced: a file system may keep a later rename and lose
+        an earlier one of another directory, and the manifest must not outlive a shard's name.
+        """
+        shards = {self._final(task).parent for plan in self._plan.tensors for task in plan.shards}
+        below = len(self._root.parts)
+        for directory in sorted({p for s in shards for p in (s, *s.parents) if len(p.parts) >= below}):
+            _sync_directory(directory)
+        for tensor in self._plan.tensors:
+            sync_file(self._root / tensor.tensor.spec.name / "zarr.json")
         for path, data in documents.items():
             self._write(path, data)
         self._write(manifest_name(manifest.host), store_manifest_to_json(manifest))
 
-    def _write(self, path: str, data: bytes) -> None:
-        write_atomically(self._root / path, data)
+    def _write(self, path: str, data: bytes, *, sync: bool = True) -> None:
+        write_atomically(self._root / path, data, sync=sync)
 
     def close(self) -> None:
         """Closes the parts; they stay for the next run."""
         self._parts.close()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Puts a file in place whole: written aside, synced, renamed, its directory synced.
 
     Raises:
@@ -97,17 +108,36 @@ def write_atomically(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.rename(aside, path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        if not sync:
+            return
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise translate(error, f"writing {path}") from error
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise translate(error, f"writing {path}") from error
+        raise translate(error, f"syncing {path}") from error
+
+
+def sync_file(path: Path) -> None:
+    """Returns once a file's content is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _size(path: Path) -> int:

@@ -29,7 +29,7 @@ from gdist.core.layout import ShardLayout
 from gdist.core.placer import Placement
 from gdist.core.plan import HostPlan, ShardTask
 from gdist.core.tensor import Order
-from gdist.errors import translate
+from gdist.errors import FilesystemError, translate
 
 OPEN_FILES = 256  # kept open between writes; well below the usual limit of 1024 for a process
 SHORT_RUN = 32 * 1024  # bytes; below it a system call costs more than copying through a map
@@ -54,6 +54,7 @@ class PartFiles:
         self._lock = threading.Lock()
         self._open: OrderedDict[ShardTask, _OpenFile] = OrderedDict()  # least recently used first
         self._dirty: set[ShardTask] = set()
+        self._made: set[ShardTask] = set()  # parts that hold bytes: found here, or made by this run
 
     def layout(self, task: ShardTask) -> ShardLayout:
         """Where bytes lie in the shard's file."""
@@ -65,17 +66,31 @@ class PartFiles:
 
     def present(self, tasks: Iterable[ShardTask]) -> set[ShardTask]:
         """Those of the shards that have a part of the right size here."""
-        names = {entry.name: entry.stat().st_size for entry in os.scandir(self._directory)} if self._directory.is_dir() else {}
-        return {task for task in tasks if names.get(self.path(task).name) == self.layout(task).file_nbytes}
+        try:
+            with os.scandir(self._directory) as entries:
+                sizes = {entry.name: entry.stat().st_size for entry in entries}
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise translate(error, f"reading {self._directory}") from error
+        found = {task for task in tasks if sizes.get(self.path(task).name) == self.layout(task).file_nbytes}
+        with self._lock:
+            self._made |= found
+        return found
 
     @contextlib.contextmanager
     def descriptor(self, task: ShardTask, *, create: bool = True) -> Iterator[int]:
-        """The part's open file, made and preallocated at first use; -1 when it may not be made and is not there."""
+        """The part's open file, made and preallocated at first use; -1 when it may not be made and is not there.
+
+        Raises:
+            SpaceError: when there is no room for all of it.
+            FilesystemError: when a part that holds bytes already is gone; a new one would hold zeros for them.
+        """
         with self._lock:
             entry = self._open.get(task)
             if entry is None:
                 self._evict()
-                entry = _OpenFile(self._create(task) if create else self._existing(task))
+                entry = _OpenFile(self._make(task) if create else self._existing(task))
                 if entry.descriptor >= 0:
                     self._open[task] = entry
             else:
@@ -111,6 +126,22 @@ class PartFiles:
             return os.open(self.path(task), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return -1  # committed meanwhile
+        except OSError as error:
+            raise translate(error, f"opening {self.path(task)}") from error
+
+    def _make(self, task: ShardTask) -> int:
+        if task not in self._made:
+            descriptor = self._create(task)
+            self._made.add(task)
+            return descriptor
+        descriptor = self._existing(task)
+        if descriptor < 0:
+            raise FilesystemError(
+                f"{self.path(task)} vanished while it was written",
+                hint="leave the store's directory alone; the same command fetches that shard anew",
+                path=str(self.path(task)),
+            )
+        return descriptor
 
     def _create(self, task: ShardTask) -> int:
         path, size = self.path(task), self.layout(task).file_nbytes
@@ -148,14 +179,21 @@ class PartFiles:
         """Returns once everything placed before the call is on the disk."""
         with self._lock:
             dirty, self._dirty = self._dirty, set()
-        for task in dirty:
-            with self.descriptor(task, create=False) as descriptor:
-                if descriptor >= 0:  # else it was committed meanwhile, and synced by that
-                    os.fdatasync(descriptor)
+        for task in tuple(dirty):
+            try:
+                with self.descriptor(task, create=False) as descriptor:
+                    if descriptor >= 0:  # else it was committed meanwhile, and synced by that
+                        os.fdatasync(descriptor)
+            except OSError as error:
+                with self._lock:
+                    self._dirty |= dirty  # none of what is left was synced
+                raise translate(error, f"syncing {self.path(task)}") from error
+            dirty.discard(task)
 
     def seal(self, task: ShardTask) -> tuple[str, ...]:
         """Digests of a whole part's inner chunks, in C order; its index is written and all of it synced."""
         layout = self.layout(task)
+        assert task in self._made, f"nothing was ever placed in {self.path(task)}"
         with self.descriptor(task) as descriptor:
             with mmap.mmap(descriptor, layout.data_nbytes, access=mmap.ACCESS_READ) as mapped:
                 digests = tuple(
@@ -164,7 +202,7 @@ class PartFiles:
             index = layout.index_bytes()
             checksum = google_crc32c.value(index).to_bytes(4, "little")
             try:
-                os.pwrite(descriptor, index + checksum, layout.data_nbytes)
+                _pwrite(descriptor, memoryview(index + checksum), layout.data_nbytes)
                 os.fdatasync(descriptor)
             except OSError as error:
                 raise translate(error, f"writing {self.path(task)}") from error
@@ -204,7 +242,7 @@ def _write(descriptor: int, layout: ShardLayout, target: Box, block: Bytes) -> N
             continue
         flat = np.ascontiguousarray(values).reshape(count, first.length)
         for row, run in zip(flat, itertools.chain((first,), runs), strict=True):
-            _pwrite(descriptor, memoryview(row), offset + run.start)
+            _pwrite(descriptor, row.data, offset + run.start)
 
 
 def _pwrite(descriptor: int, data: memoryview[Any], offset: int) -> None:

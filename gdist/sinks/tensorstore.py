@@ -26,6 +26,7 @@ from gdist.errors import TransferError
 from gdist.kvstore import shared_context
 from gdist.sinks.parts import PartFiles
 
+
 class TensorStoreSink:
     """A store in the key-value store of `kvstore`, a TensorStore spec; `work` is a local directory."""
 
@@ -35,7 +36,9 @@ class TensorStoreSink:
         self._parts = PartFiles(work / "parts", plan)
         self._spec = dict(kvstore)
         self._context = shared_context()
-        self._store = self._call(lambda: ts.KvStore.open(self._spec, context=self._context).result(), "opening")
+        self._store = self._call(
+            lambda: ts.KvStore.open(self._spec, context=self._context).result(), "opening"
+        )
         self._names = {tensor.tensor.spec.name: number for number, tensor in enumerate(plan.tensors)}
 
     def _call(self, action: Any, doing: str) -> Any:  # Any: TensorStore's futures are untyped
@@ -55,7 +58,8 @@ class TensorStoreSink:
         """After a restart: the shards of `records` that the target has, and the parts here."""
         tasks = {(t.tensor, t.index): t for plan in self._plan.tensors for t in plan.shards}
         known = [task for r in records if (task := tasks.get((self._names.get(r.tensor, -1), r.index)))]
-        there = {bytes(key).decode() for key in self._call(lambda: self._store.list().result(), "listing")} if known else set()
+        keys = self._call(lambda: self._store.list().result(), "listing") if known else ()
+        there = {bytes(key).decode() for key in keys}
         done = {task for task in known if self._key(task) in there}
         return done, self._parts.present(set(tasks.values()) - done)
 
@@ -71,10 +75,15 @@ class TensorStoreSink:
         digests = self._parts.seal(task)
         plan = self._plan.tensors[task.tensor]
         values = self._values(task, plan)
-        spec = {"driver": "zarr3", "kvstore": self._under(plan.tensor.spec.name), "metadata": self._document(plan)}
+        spec = {
+            "driver": "zarr3",
+            "kvstore": self._under(plan.tensor.spec.name),
+            "metadata": self._document(plan),
+            "store_data_equal_to_fill_value": True,  # else a chunk of poison would be left out
+        }
 
         def write() -> None:
-            array = ts.open({**spec, "store_data_equal_to_fill_value": True}, open=True, create=True, context=self._context).result()
+            array = ts.open(spec, open=True, create=True, context=self._context).result()
             array[task.box.slices()].write(values).result()
 
         self._call(write, f"writing {self._key(task)} to the")

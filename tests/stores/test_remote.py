@@ -17,6 +17,7 @@ import gdist
 from gdist.core.mesh import HostGroup
 from gdist.errors import CorruptError, RequestError, TransferError
 from gdist.kvstore import kvstore_spec, shared_context
+from gdist.stores.remote import translate
 from gdist.testing.stores import Array, write_store
 
 RULES = {"rules": [["w$", ["data", "model"]], [".*", []]]}
@@ -104,8 +105,8 @@ def server(tmp_path: Path) -> Iterator[str]:
         def send_head(self):  # type: ignore[no-untyped-def]  # byte ranges, which the base class ignores
             path = Path(self.translate_path(self.path))
             if not path.is_file():
-                self.send_error(404)
-                return None
+                self.send_error(403 if "secret" in self.path else 404)
+                return
             data = path.read_bytes()
             first, last, code = 0, len(data) - 1, 200
             wanted = self.headers.get("Range")
@@ -120,10 +121,9 @@ def server(tmp_path: Path) -> Iterator[str]:
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(data[first : last + 1])
-            return None
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as http:
-        thread = threading.Thread(target=http.serve_forever)
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{http.server_port}"
         http.shutdown()
@@ -140,14 +140,23 @@ def test_a_store_over_http(tmp_path: Path, server: str) -> None:
     assert report.ok and report.nbytes == sum(array.nbytes for array in sample().values())
 
 
-def test_a_server_that_does_not_answer_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    ordinary = ts.KvStore.open
+def test_a_server_that_refuses_is_not_asked_again(tmp_path: Path, server: str) -> None:
+    (tmp_path / "secret").mkdir()
+    with pytest.raises(RequestError, match="access is refused"):
+        gdist.open(f"{server}/secret")
 
-    def impatient(
-        spec: dict[str, object], **options: object
-    ) -> object:  # the default waits through 32 retries
-        return ordinary({**spec, "context": {"http_request_retries": {"max_retries": 1}}}, **options)
 
-    monkeypatch.setattr(ts.KvStore, "open", impatient)
-    with pytest.raises(TransferError):
-        gdist.open("http://127.0.0.1:1/s")
+@pytest.mark.parametrize(
+    ("message", "family"),
+    [
+        ("NOT_FOUND: chunk {0} is missing", CorruptError),
+        ("DATA_LOSS: Digest mismatch", CorruptError),
+        ("FAILED_PRECONDITION: Expected dtype", CorruptError),
+        ("UNAUTHENTICATED: no token", RequestError),
+        ("UNAVAILABLE: connection refused", TransferError),
+        ("DEADLINE_EXCEEDED: too slow", TransferError),
+        ("something else", TransferError),
+    ],
+)
+def test_tensorstore_errors_are_ours_by_their_status(message: str, family: type[Exception]) -> None:
+    assert type(translate(ValueError(message), "reading 'w'")) is family

@@ -7,11 +7,13 @@ piece's priority 0 and the peers known from the first.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import libtorrent as lt
 
@@ -57,7 +59,7 @@ def learn_metadata(
     """
     params = lt.parse_magnet_uri(format_magnet(Magnet(magnet.info_hash)))
     params.save_path = "/nonexistent"  # never written: no data is asked for
-    link(params, links, options)
+    _link(params, links, options)
     params.flags |= lt.torrent_flags.upload_mode | lt.torrent_flags.default_dont_download
     handle = session.add(params)
     started = time.monotonic()
@@ -74,11 +76,13 @@ def learn_metadata(
                 hint=f"give more trackers or peers, or a .torrent file; metadata may have up to "
                 f"{LOAD_LIMITS['max_buffer_size']} bytes and {LOAD_LIMITS['max_pieces']} pieces",
             )
-    state = saved_state(session, handle, lt.torrent_handle.save_info_dict)
-    assert state.ti is not None, "metadata was received"
-    info = bytes(state.ti.info_section())
+    state = saved_state(session, handle)
+    met = _decode_peers(state, b"peers", 4) + _decode_peers(state, b"peers6", 16)
+    info = handle.torrent_file()
+    assert info is not None, "metadata was received"
+    torrent = b"d4:info" + bytes(info.info_section()) + b"e"
     session.remove(handle)
-    return b"d4:info" + info + b"e", tuple(state.peers)
+    return torrent, met
 
 
 def start(
@@ -96,7 +100,7 @@ def start(
     assert params.ti is not None, "a loaded torrent has its info"
     count = params.ti.num_pieces()
     params.save_path = str(directory)
-    link(params, links, options)
+    _link(params, links, options)
     params.piece_priorities = [0] * count
     if have is not None:
         bits = [False] * count
@@ -112,18 +116,19 @@ def start(
     had = tuple(piece for piece, bit in enumerate(handle.status(_PIECES).pieces) if bit)
     with session.changed:
         session.swarm.finished.clear()  # those found by checking; they are in `had`
+        session.swarm.handle = handle
     return handle, had
 
 
-def saved_state(session: Session, handle: lt.torrent_handle, flags: int) -> lt.add_torrent_params:
-    """The torrent's state as libtorrent would save it; safe from any thread.
+def saved_state(session: Session, handle: lt.torrent_handle) -> dict[bytes, Any]:
+    """The torrent's resume data, as libtorrent would save it; safe from any thread.
 
     Raises:
         TransferError: libtorrent did not answer in time.
     """
     with session.changed:
         before = session.swarm.resume
-    handle.save_resume_data(flags)
+    handle.save_resume_data()
     if not session.wait(lambda swarm: swarm.resume is not before, _RESUME_SECONDS):
         raise TransferError(f"no state of the torrent within {_RESUME_SECONDS:.0f} seconds")
     with session.changed:
@@ -135,7 +140,7 @@ def saved_state(session: Session, handle: lt.torrent_handle, flags: int) -> lt.a
 _PIECES = lt.status_flags_t.query_pieces
 
 
-def link(params: lt.add_torrent_params, links: Links, options: TorrentOptions) -> None:
+def _link(params: lt.add_torrent_params, links: Links, options: TorrentOptions) -> None:
     """Sets trackers (each in its own tier, all are asked), web seeds, peers and how others may be found."""
     flags = lt.torrent_flags
     params.trackers = list(links.trackers)
@@ -147,6 +152,18 @@ def link(params: lt.add_torrent_params, links: Links, options: TorrentOptions) -
         | (0 if options.dht else flags.disable_dht)
         | (0 if options.lsd else flags.disable_lsd)
         | (0 if options.pex else flags.disable_pex)
+    )
+
+
+def _decode_peers(state: Mapping[bytes, Any], key: bytes, nbytes: int) -> tuple[tuple[str, int], ...]:
+    """Addresses in compact form (BEP 23): `nbytes` of address, then two of port."""
+    row = state.get(key, b"")
+    return tuple(
+        (
+            str(ipaddress.ip_address(row[i : i + nbytes])),
+            int.from_bytes(row[i + nbytes : i + nbytes + 2], "big"),
+        )
+        for i in range(0, len(row), nbytes + 2)
     )
 
 

@@ -6,10 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import libtorrent as lt
-
 from gdist.errors import CorruptError, FilesystemError
-from gdist.sources.torrent.join import gather_links, link, start
+from gdist.sources.torrent.join import gather_links, start
 from gdist.sources.torrent.metadata import load_torrent, read_metadata
 from gdist.sources.torrent.options import TorrentOptions, TransferStats, session_settings
 from gdist.sources.torrent.session import Session
@@ -44,20 +42,15 @@ class Seeder:
         links = gather_links(params, self._options)
         self._session = session = Session(session_settings(self._options))
         try:
-            if self._check:
-                _, had = start(session, params, links, self._options, self._directory, None)
-                if len(had) < metadata.payload.pieces:
-                    missing = metadata.payload.pieces - len(had)
-                    raise CorruptError(
-                        f"{missing} of {metadata.payload.pieces} pieces below {self._directory} are missing "
-                        "or differ from the torrent",
-                        hint="fetch them again, or make a new torrent",
-                    )
-            else:
-                params.save_path = str(self._directory)
-                link(params, links, self._options)
-                params.flags |= lt.torrent_flags.seed_mode
-                session.add(params)
+            # Seed mode would hash a piece when it is first asked for; trusting is saying that we have it.
+            trusted = None if self._check else range(metadata.payload.pieces)
+            _, had = start(session, params, links, self._options, self._directory, trusted)
+            if len(had) < metadata.payload.pieces:
+                raise CorruptError(
+                    f"{metadata.payload.pieces - len(had)} of {metadata.payload.pieces} pieces below "
+                    f"{self._directory} are missing or differ from the torrent",
+                    hint="fetch them again, or make a new torrent",
+                )
             if not session.wait(lambda swarm: swarm.port, _LISTEN_SECONDS):
                 raise FilesystemError(f"cannot listen at {self._options.listen}", hint="choose another port")
         except BaseException:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import libtorrent as lt
 
@@ -32,7 +33,9 @@ class Swarm:
     """What the alerts told so far; read and changed only with the session's lock held."""
 
     port: int = 0
-    finished: deque[int] = field(default_factory=deque)
+    finished: deque[int] = field(default_factory=deque)  # verified, perhaps not in the file yet
+    flushing: deque[int] = field(default_factory=deque)  # likewise, and libtorrent was asked to flush since
+    readable: deque[int] = field(default_factory=deque)  # in the file for sure
     events: deque[Event] = field(default_factory=deque)
     trackers: dict[str, TrackerAnswer] = field(default_factory=dict)
     tried: dict[str, str] = field(default_factory=dict)  # peer -> why it is not connected, or nothing
@@ -45,9 +48,10 @@ class Swarm:
     checked: bool = False
     removed: bool = False
     woken: bool = False
-    resume: lt.add_torrent_params | None = None
+    resume: dict[bytes, Any] | None = None  # the newest resume data, as libtorrent would save it
     reads: dict[int, bytes | str] = field(default_factory=dict)  # piece -> its bytes, or why there are none
     error: GdistError | None = None
+    handle: lt.torrent_handle | None = None  # of the torrent whose pieces are read
 
     def evidence(self) -> str:
         """What was seen of the swarm, for the message of an error."""
@@ -70,7 +74,11 @@ class Session:
         params.disk_io_constructor = DISK_BACK_END
         self.changed = threading.Condition()
         self.swarm = Swarm()
-        self._lt: lt.session | None = lt.session(params)
+        session = lt.session(params)
+        self._lt: lt.session | None = session
+        # By default peers of the own network are in a class that no limit and no choking applies to.
+        session.set_peer_class_filter(lt.ip_filter())
+        del session
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gdist-torrent-alerts", daemon=True)
         self._thread.start()
@@ -118,6 +126,7 @@ class Session:
                 with self.changed:
                     for alert in alerts:
                         record(self.swarm, alert)
+                    self._flush()
                     self.changed.notify_all()
             if time.monotonic() >= due:
                 session.post_torrent_updates()
@@ -126,6 +135,17 @@ class Session:
         self._lt = None
         del session  # the last reference: libtorrent shuts down here, off the caller's thread
 
+    def _flush(self) -> None:
+        """Asks libtorrent to write out what it has verified; one such request is out at a time.
+
+        The request is a fence: it runs when no other disk job of the torrent does, and writes every block
+        that is still in the cache. What was finished before it was made is in the file when it is answered.
+        """
+        swarm = self.swarm
+        if swarm.finished and not swarm.flushing and swarm.handle is not None:
+            swarm.flushing, swarm.finished = swarm.finished, deque()
+            swarm.handle.flush_cache()
+
 
 def record(swarm: Swarm, alert: lt.alert) -> None:
     """Takes over what an alert says; keeps no reference to it."""
@@ -133,6 +153,9 @@ def record(swarm: Swarm, alert: lt.alert) -> None:
         case lt.piece_finished_alert():
             swarm.finished.append(int(alert.piece_index))
             swarm.progress_seconds = time.monotonic()
+        case lt.cache_flushed_alert():
+            swarm.readable.extend(swarm.flushing)
+            swarm.flushing.clear()
         case lt.state_update_alert():
             for status in alert.status:
                 record_status(swarm, status)
@@ -142,7 +165,8 @@ def record(swarm: Swarm, alert: lt.alert) -> None:
             failed = alert.error.value() != 0
             swarm.reads[int(alert.piece)] = alert.error.message() if failed else bytes(alert.buffer)
         case lt.save_resume_data_alert():
-            swarm.resume = alert.params
+            # A copy: the parameters belong to the alert. The stub calls the dictionary an opaque entry.
+            swarm.resume = cast("dict[bytes, Any]", lt.write_resume_data(alert.params))
         case lt.hash_failed_alert():
             swarm.events.append(HashFailed(int(alert.piece_index)))
         case lt.peer_ban_alert():

@@ -1,0 +1,97 @@
+"""The command line: `gdist fetch`, `inspect`, `verify`, `plan`, `seed`, `make-torrent`, and helpers.
+
+Commands read options, call `gdist.api`, and say what came of it. What is said, and with which exit code, is
+decided here and in `gdist.cli.exits` alone: an error of ours never shows a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import click
+
+from gdist import __version__
+from gdist.cli import exits
+from gdist.cli.commands.completion import completion
+from gdist.cli.commands.fetch import fetch
+from gdist.cli.commands.inspect import inspect
+from gdist.cli.commands.make_torrent import make_torrent
+from gdist.cli.commands.plan import plan
+from gdist.cli.commands.releases import releases
+from gdist.cli.commands.seed import seed
+from gdist.cli.commands.verify import verify
+from gdist.cli.output import Output
+from gdist.errors import GdistError
+
+COMMANDS = (fetch, inspect, verify, plan, seed, make_torrent, releases, completion)
+ISSUES = "run it again with --verbose and report what it shows"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "-V", "--version", message="gdist %(version)s")
+def cli() -> None:
+    """Stream a magnet link of a model checkpoint into a verified, sharded Zarr store.
+
+    Every option can be given by an environment variable: --mesh is GDIST_MESH. Progress goes to standard
+    error, the result alone to standard output; --json gives both as JSON lines. Exit codes: 0 done, 2 usage,
+    10 no peers, 11 stalled, 12 corrupt, 13 no space, 14 unsupported, 15 another job's work, 17 file system,
+    20 interrupted.
+    """
+
+
+for _command in COMMANDS:
+    cli.add_command(_command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program with these arguments (default: the process's); the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    output = Output(json="--json" in arguments)  # for errors that come before the options are read
+    try:
+        code = cli.main(arguments, prog_name="gdist", standalone_mode=False, obj=output)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else exits.DONE
+    except GdistError as error:
+        return _say(partial(output.error, error))
+    except click.ClickException as error:
+        return _say(partial(_usage, output, error))
+    except (KeyboardInterrupt, click.Abort):
+        return _say(lambda: output.failure(exits.KEYBOARD, "Interrupted", "interrupted"))
+    except BrokenPipeError:
+        return _pipe()
+    except Exception as error:
+        # everything foreseen is a GdistError: this is a bug of ours
+        if output.verbose:
+            traceback.print_exc()
+        message = f"gdist failed in a way nobody foresaw: {type(error).__name__}: {error}"
+        return _say(lambda: output.failure(exits.INTERNAL, "Internal", message, ISSUES))
+
+
+def _usage(output: Output, error: click.ClickException) -> int:
+    hint = ""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `gdist` alone: its message is the whole help
+            click.echo(error.ctx.get_help(), err=True)
+            return 2
+        hint = f"{error.ctx.command_path} --help"
+    return output.failure(2, "RequestError", error.format_message().rstrip("."), hint)
+
+
+def _say(tell: Callable[[], int]) -> int:
+
+    try:
+        code = tell()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _pipe()
+
+
+def _pipe() -> int:
+    """Whoever read our output is gone: what is still buffered must not be an error at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exits.PIPE

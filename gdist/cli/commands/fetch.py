@@ -1,0 +1,63 @@
+"""`gdist fetch`: from a magnet to a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gdist import api
+from gdist.cli.options import (
+    CODECS,
+    fetch_options,
+    given,
+    mesh_options,
+    option,
+    output_options,
+    reading_options,
+    source_argument,
+    swarm_options,
+)
+from gdist.cli.output import Output
+from gdist.cli.signals import stop_on_signals
+
+
+@click.command()
+@source_argument
+@click.argument("dest", required=False, type=click.Path())
+@mesh_options()
+@fetch_options
+@option(
+    "--codec", type=click.Choice(CODECS), default="none", show_default=True, help="Compression of chunks."
+)
+@reading_options
+@option(
+    "--work-dir",
+    type=click.Path(),
+    metavar="DIR",
+    help="Where unfinished shards of a bucket wait.  [default: the user's cache]",
+)
+@swarm_options
+@output_options
+def fetch(source: str, dest: str | None, output: Output, **values: Any) -> None:  # Any: options by name
+    """Fetch SOURCE into a store at DEST, while it downloads.
+
+    SOURCE is a known release (grok-1), a magnet (quote it), an info-hash, a .torrent file or URL. DEST is a
+    directory or s3://, gs:// URL (default: the source's name, here). Run the same line again and it goes on
+    where it stopped; when the store is complete it returns at once. DEST is printed at the end.
+    """
+    host = api.read_host(values["host"])
+    output.host = host.index if host else 0
+    with stop_on_signals() as stop, output.progress() as observe:
+        done = api.fetch(source, dest, observe=observe, stop=stop, **given(values))
+    output.result(
+        done.path,
+        {
+            "path": done.path,
+            "already": done.already,
+            "nbytes": done.manifest.nbytes,
+            "tensors": len(done.manifest.tensors),
+            "info_hash": done.manifest.source.info_hash,
+            "seconds": done.seconds,
+        },
+    )

@@ -1,0 +1,113 @@
+"""`gdist inspect`: tensors, shapes, types, bytes and sharding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gdist import api
+from gdist.cli.jsonlines import plain
+from gdist.cli.options import (
+    given,
+    mesh_options,
+    option,
+    output_options,
+    reading_options,
+    source_argument,
+    swarm_options,
+)
+from gdist.cli.output import Output
+from gdist.cli.signals import stop_on_signals
+from gdist.cli.words import shape, table
+from gdist.core.units import format_bytes
+
+if TYPE_CHECKING:
+    from gdist.run.inspect import Inspection, TensorInfo
+
+
+@click.command()
+@source_argument
+@mesh_options(host=False)
+@option("--tensor", "pattern", metavar="REGEX", help="Only tensors in whose name this is found.")
+@option("--files", is_flag=True, help="List the files too.")
+@reading_options
+@swarm_options
+@output_options
+def inspect(source: str, output: Output, pattern: str | None, files: bool, **values: Any) -> None:
+    """Show what SOURCE holds: tensors, shapes, types, bytes, sharding.
+
+    SOURCE is what fetch takes, a store (directory or URL), or a checkpoint on disk. Of a torrent only the
+    headers are fetched, and nothing is kept; a known release needs no network at all.
+    """
+    chosen = _compile(pattern)
+    with stop_on_signals() as stop, output.progress() as observe:
+        found = api.inspect(source, observe=observe, stop=stop, **given(values))
+    tensors = [tensor for tensor in found.tensors if chosen.search(tensor.name)]
+    lines = [*_tensors(tensors), *(["", *_files(found)] if files else []), "", *_totals(found, tensors)]
+    output.result("\n".join(lines), _values(found, tensors, files))
+
+
+def _compile(pattern: str | None) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern or "")
+    except re.error as error:
+        raise click.BadParameter(
+            f"{pattern!r} is not a regular expression: {error}", param_hint="--tensor"
+        ) from error
+
+
+def _tensors(tensors: Sequence[TensorInfo]) -> list[str]:
+    """A table; the columns of sharding only where something is known of it."""
+    specs = any(tensor.spec for tensor in tensors)
+    slabs = any(tensor.slab for tensor in tensors)
+    head = ["tensor", "shape", "type", "bytes"] + ["spec"] * specs + ["on each device"] * slabs
+    rows = []
+    for tensor in tensors:
+        row = [tensor.name, shape(tensor.shape), tensor.dtype, format_bytes(tensor.nbytes)]
+        row += [str(tensor.spec) if tensor.spec else "-"] * specs
+        row += [shape(tensor.slab) if tensor.slab is not None else "-"] * slabs
+        rows.append(row)
+    return table(head, rows, right=(3,))
+
+
+def _files(found: Inspection) -> list[str]:
+    def says(tensors: int, kept: bool) -> str:
+        if tensors:
+            return f"{tensors} tensors"
+        return "kept as it is" if kept else "left out"
+
+    rows = [(file.path, format_bytes(file.nbytes), says(file.tensors, file.kept)) for file in found.files]
+    return table(("file", "bytes", "holds"), rows, right=(1,))
+
+
+def _totals(found: Inspection, tensors: Sequence[TensorInfo]) -> Iterator[str]:
+    chosen = f" ({len(tensors)} shown)" if len(tensors) < len(found.tensors) else ""
+    total = format_bytes(sum(tensor.nbytes for tensor in found.tensors))
+    yield f"{found.name}: {len(found.tensors)} tensors{chosen}, {total}"
+    assets = [file for file in found.files if not file.tensors and file.kept]
+    if found.kind == "store":
+        yield f"store on mesh {found.mesh}, codec {found.codec}, {len(assets)} other files"
+    else:
+        kind = {"release": "known release, from its manifest", "torrent": "torrent", "files": "local files"}
+        pieces = f", pieces of {found.piece_length} bytes" if found.piece_length else ""
+        size = format_bytes(found.nbytes)
+        yield f"{kind[found.kind]}: {len(found.files)} files, {size}, {len(assets)} without tensors{pieces}"
+    if found.info_hash:
+        yield f"info-hash {found.info_hash}"
+    if found.profile:
+        yield f"named by profile {found.profile}"
+    if found.absent_hosts:
+        yield f"parts of hosts {', '.join(map(str, found.absent_hosts))} are not here"
+    yield from (f"note: {note}" for note in found.notes)
+
+
+def _values(found: Inspection, tensors: Sequence[TensorInfo], files: bool) -> dict[str, object]:
+    values = plain(found)
+    assert isinstance(values, dict)
+    values["tensors"] = plain(tuple(tensors))
+    if not files:
+        del values["files"]
+    return values

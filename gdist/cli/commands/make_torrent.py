@@ -1,0 +1,53 @@
+"""`gdist make-torrent`: a .torrent file and a magnet for files on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gdist import api
+from gdist.cli.options import option, output_options
+from gdist.cli.output import Output
+from gdist.errors import RequestError, translate
+
+
+@click.command("make-torrent")
+@click.argument("path", type=click.Path())
+@option(
+    "--output", "target", type=click.Path(), metavar="FILE", help="Where it goes.  [default: PATH.torrent]"
+)
+@option("--force", is_flag=True, help="Replace a file of other content.")
+@option(
+    "--torrent-version",
+    "--version",
+    type=click.Choice(("v1", "v2", "hybrid")),
+    default="v1",
+    show_default=True,
+    help="BitTorrent v1, v2, or both in one.",
+)
+@option("--piece-length", metavar="SIZE", help="A power of two from 16KiB on.  [default: by the size]")
+@option("--tracker", "trackers", multiple=True, metavar="URL", help="A tracker; may be repeated.")
+@option("--web-seed", "web_seeds", multiple=True, metavar="URL", help="An HTTP mirror; may be repeated.")
+@option("--private", is_flag=True, help="No DHT, no peer exchange.")
+@output_options
+def make_torrent(path: str, output: Output, target: str | None, force: bool, **values: Any) -> None:
+    """Make PATH.torrent of a file or directory, and print the magnet.
+
+    Equal content gives an equal file: no date and no name of a tool go in.
+    """
+    source = Path(path).absolute()
+    where = Path(target) if target else source.with_name(f"{source.name}.torrent")
+    torrent, magnet = api.make_torrent(path, **values)
+    if where.exists() and not force and where.read_bytes() != torrent:
+        raise RequestError(f"{where} exists and has other content", hint="give --output FILE, or --force")
+    try:
+        partial = where.with_name(f"{where.name}.part")
+        partial.write_bytes(torrent)
+        os.replace(partial, where)
+    except OSError as error:
+        raise translate(error, f"writing {where}") from error
+    output.say(f"wrote {where}")
+    output.result(magnet, {"magnet": magnet, "torrent": str(where), "nbytes": len(torrent)})

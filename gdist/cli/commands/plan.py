@@ -1,0 +1,109 @@
+"""`gdist plan`: what a fetch would cost, before it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gdist import api
+from gdist.cli.jsonlines import plain
+from gdist.cli.options import (
+    fetch_options,
+    given,
+    mesh_options,
+    option,
+    output_options,
+    reading_options,
+    source_argument,
+    swarm_options,
+)
+from gdist.cli.output import Output
+from gdist.cli.signals import stop_on_signals
+from gdist.cli.words import table
+from gdist.core.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from gdist.run.plan import PlanReport
+
+
+@click.command()
+@source_argument
+@mesh_options()
+@option("--hosts", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="All N hosts.")
+@option("--wan", metavar="RATE", help="Into the cluster, for example 10Gb/s: gives the least time.")
+@option("--lan", metavar="RATE", help="Of each host, in and out.  [default: no limit]")
+@option(
+    "--piece-length", metavar="SIZE", help="Stands in where the release's is not known.  [default: 16MiB]"
+)
+@fetch_options
+@reading_options
+@swarm_options
+@output_options
+def plan(source: str, output: Output, **values: Any) -> None:  # Any: options by name
+    """Show what a fetch of SOURCE would cost each host.
+
+    Bytes kept and fetched, pieces, disk and memory, for all N hosts or for one (--host I/N); what every host
+    would bring in if no byte came into the cluster twice; and, with --wan, the least time that any way of
+    doing it can take. A known release is planned without a network.
+    """
+    with stop_on_signals() as stop, output.progress() as observe:
+        report = api.plan(source, observe=observe, stop=stop, **given(values))
+    result = plain(report)
+    assert isinstance(result, dict)
+    result["bound"] = _bound(report)
+    output.result("\n".join(_lines(report)), result)
+
+
+def _lines(report: PlanReport) -> Iterator[str]:
+    assumed = (
+        " (assumed: the release's own is not known without its torrent)"
+        if report.piece_length_assumed
+        else ""
+    )
+    yield f"{report.name}: {report.tensors} tensors, {report.files} files, {format_bytes(report.nbytes)}"
+    yield f"mesh {report.mesh}; pieces of {report.piece_length} bytes{assumed}"
+    yield ""
+    head = ("host", "keeps", "fetches", "ratio", "pieces", "shards", "disk", "memory", "once")
+    rows = [
+        (
+            f"{cost.host.index}/{cost.host.count}",
+            format_bytes(cost.bytes_wanted),
+            format_bytes(cost.bytes_touched),
+            f"{cost.amplification:.2f}",
+            str(cost.pieces),
+            str(cost.shards),
+            format_bytes(cost.disk),
+            format_bytes(cost.memory),
+            format_bytes(cost.wan_share) if report.complete else "-",
+        )
+        for cost in report.hosts
+    ]
+    yield from table(head, rows, right=range(1, 9))
+    yield ""
+    yield "keeps: bytes of its shards; fetches: the pieces that hold them; disk: the most it takes; memory: --memory"
+    if report.complete and len(report.hosts) > 1:
+        total = sum(cost.bytes_touched for cost in report.hosts)
+        yield (
+            f"all {len(report.hosts)} hosts fetch {format_bytes(total)}; the distinct pieces are "
+            f"{format_bytes(report.union)}: 'once' is each host's part when none comes in twice"
+        )
+    if report.bound:
+        terms = ", ".join(f"{term.value} {format_seconds(seconds)}" for term, seconds in report.bound.terms)
+        least, limit = format_seconds(report.bound.seconds), report.bound.limit.value
+        yield f"least time: {least}, set by the {limit} ({terms})"
+    elif not report.complete:
+        yield "the least time needs all hosts: --hosts N instead of --host I/N"
+    yield from (f"note: {note}" for note in report.notes)
+
+
+def _bound(report: PlanReport) -> dict[str, object] | None:
+    if report.bound is None:
+        return None
+    terms = {limit.value.replace(" ", "_"): seconds for limit, seconds in report.bound.terms}
+    return {
+        "seconds": report.bound.seconds,
+        "limit": report.bound.limit.value.replace(" ", "_"),
+        "terms": terms,
+    }

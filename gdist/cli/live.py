@@ -1,0 +1,151 @@
+"""Progress on a terminal: a few lines redrawn in place, gone at the end, on standard error.
+
+grok-1  5f96d435  318.24 GB · data=8,model=8
+fetching     ━━━━━━━━━━━━━━━━━━━━╸──────────────────  52.1%   ETA 4m 12s
+placed 165.92 GB of 318.24 GB   in 612 MB/s   peers 12 (8 seeds)   binds: network
+ready 412/1218   … decoder_layer_21.router.w
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from gdist.cli import words
+from gdist.cli.pace import Pace
+from gdist.core.units import format_bytes, format_seconds
+from gdist.events import (
+    Event,
+    Finished,
+    HashFailed,
+    MetadataReceived,
+    Note,
+    PeerBanned,
+    PeerCount,
+    Planned,
+    Progress,
+    Stage,
+    StageStarted,
+    TensorReady,
+    TrackerAnswer,
+)
+
+REFRESH_HERTZ = 4
+NAMES_SHOWN = 3
+LABEL_WIDTH = 9
+
+
+class LiveView:
+    """An observer that keeps a small picture of the run; the picture is drawn by a thread of rich."""
+
+    def __init__(self, console: Console | None = None):
+        self._console = console or Console(stderr=True, highlight=False)
+        self._pace = Pace()
+        self._start = time.monotonic()
+        self._stage: Stage | None = None
+        self._name = ""
+        self._mesh = ""
+        self._peers = PeerCount(0, 0)
+        self._progress: Progress | None = None
+        self._ready: deque[str] = deque(maxlen=NAMES_SHOWN)
+        self._trackers: dict[str, TrackerAnswer] = {}
+        self._failed = self._banned = 0
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._draw,
+            refresh_per_second=REFRESH_HERTZ,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
+
+    def __call__(self, event: Event) -> None:
+        """Takes note of an event; some leave a line above the picture."""
+        match event:
+            case StageStarted():
+                self._stage = event.stage
+            case MetadataReceived():
+                self._name = f"{event.name}  {event.info_hash.hex[:8]}  {format_bytes(event.nbytes)}"
+            case Note():
+                self._say(f"note: {event.text}")
+            case Planned():
+                host = f" · host {event.host_index}/{event.host_count}" if event.host_count > 1 else ""
+                self._mesh = f" · {event.mesh}{host}" if event.mesh != "1" else host
+                if event.bytes_resumed:
+                    self._say(f"goes on: {format_bytes(event.bytes_resumed)} are here already")
+            case PeerCount():
+                self._peers = event
+            case TrackerAnswer():
+                self._trackers[event.url] = event
+            case PeerBanned():
+                self._banned += 1
+            case HashFailed():
+                self._failed += 1
+            case TensorReady():
+                self._ready.append(event.tensor)
+            case Progress():
+                self._progress = event
+                self._pace.update(event.seconds, event.bytes_placed)
+            case Finished():
+                self.close()
+                self._say(words.finished(event), "bold")
+                if spent := words.timing(event):
+                    self._say(f"time went to: {spent}", "dim")
+
+    def close(self) -> None:
+        """Takes the picture away; may be called again."""
+        self._live.stop()
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style=style))
+
+    def _draw(self) -> RenderableType:
+        stage = words.STAGES[self._stage] if self._stage else "starting"
+        lines: list[RenderableType] = []
+        if self._name:
+            lines.append(_line(self._name + self._mesh, "bold"))
+        event = self._progress
+        if event is None or self._stage is not Stage.FETCH:
+            waited = format_seconds(time.monotonic() - self._start)
+            lines.append(_line(f"{stage} … {waited}   peers {self._peers.peers}{self._tracker_words()}"))
+            return Group(*lines)
+        lines.append(self._bar(event))
+        placed = f"{format_bytes(event.bytes_placed)} of {format_bytes(event.bytes_wanted)}"
+        lines.append(_line(f"{'placed':<{LABEL_WIDTH}}{placed}   {words.rates(event)}"))
+        lines.append(_line(f"{'ready':<{LABEL_WIDTH}}{event.tensors_ready}/{event.tensors} tensors"))
+        lines += [_line(" " * LABEL_WIDTH + name, "dim") for name in tuple(self._ready)]
+        if self._failed or self._banned:
+            lines.append(
+                _line(f"{self._failed} pieces failed their hash, {self._banned} peers banned", "yellow")
+            )
+        return Group(*lines)
+
+    def _bar(self, event: Progress) -> RenderableType:
+        left = words.remaining(self._pace.remaining(event.bytes_wanted - event.bytes_placed))
+        row = Table.grid(padding=(0, 2), expand=True)
+        row.add_column(width=LABEL_WIDTH - 2)
+        row.add_column(ratio=1)
+        row.add_column(justify="right", width=5)
+        row.add_column(justify="right", width=12)
+        bar = ProgressBar(total=max(event.bytes_wanted, 1), completed=event.bytes_placed)
+        row.add_row("fetch", bar, words.share(event.bytes_placed, event.bytes_wanted), f"ETA {left}")
+        return row
+
+    def _tracker_words(self) -> str:
+        if not self._trackers:
+            return ""
+        good = sum(answer.ok for answer in self._trackers.values())
+        bad = len(self._trackers) - good
+        return f"   trackers {good} answered" + (f", {bad} failed" if bad else "")
+
+
+def _line(text: str, style: str = "") -> Text:
+    """One line, cut where the terminal ends: a line that wraps makes the picture jump."""
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")

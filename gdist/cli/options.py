@@ -1,0 +1,157 @@
+"""The options that commands share. Each has an environment name: `--max-download` is `GDIST_MAX_DOWNLOAD`.
+
+The command line wins over the environment. Where an option may be given several times, its variable holds
+several values with blanks or commas between them. What is not given reaches `gdist.api` as not given.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from gdist.cli.output import Output
+
+F = TypeVar("F", bound=Callable[..., Any])  # Any: click passes a command's options by name
+
+CODECS = ("none", "zstd")
+PAYLOADS = ("discard", "keep")
+SWARM = (
+    "trackers",
+    "peers",
+    "web_seeds",
+    "dht",
+    "lsd",
+    "listen",
+    "metadata_timeout",
+    "stall_timeout",
+    "max_download",
+    "max_upload",
+)
+
+
+class _Option(click.Option):
+    """An option whose variable may hold several values with blanks or commas between them."""
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:  # Any: as in click
+        text = self.resolve_envvar_value(ctx)
+        if text is not None and self.multiple:
+            return [item for item in re.split(r"[\s,]+", text.strip()) if item]
+        return super().value_from_envvar(ctx)
+
+
+def option(*names: str, **settings: Any) -> Callable[[F], F]:  # Any: click's own settings
+    """`click.option` with the environment name that follows from its first long name."""
+    flag = next(name for name in names if name.startswith("--")).partition("/")[0]
+    variable = "GDIST_" + flag.removeprefix("--").replace("-", "_").upper()
+    return click.option(*names, cls=_Option, envvar=variable, show_envvar=True, **settings)
+
+
+def source_argument(function: F) -> F:
+    """SOURCE, completed with the names of known releases."""
+    from click.shell_completion import CompletionItem
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from gdist.releases import release_names
+
+        names = [CompletionItem(name) for name in release_names() if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="file")]
+
+    return click.argument("source", shell_complete=complete)(function)
+
+
+def swarm_options(function: F) -> F:
+    """How to take part in the swarm; see `gdist.api.Swarm`."""
+    several: dict[str, Any] = {"multiple": True, "default": None}
+    for decorate in reversed(
+        (
+            option(
+                "--tracker", "trackers", metavar="URL", help="A tracker more; may be repeated.", **several
+            ),
+            option("--peer", "peers", metavar="HOST:PORT", help="A peer to ask; may be repeated.", **several),
+            option(
+                "--web-seed", "web_seeds", metavar="URL", help="An HTTP mirror; may be repeated.", **several
+            ),
+            option("--dht/--no-dht", default=None, help="Look for peers in the DHT.  [default: dht]"),
+            option(
+                "--lsd/--no-lsd", default=None, help="Look for peers on the local network.  [default: no-lsd]"
+            ),
+            option("--listen", metavar="ADDRESS:PORT,...", help="Where peers can reach us; port 0 is any."),
+            option(
+                "--metadata-timeout", metavar="TIME", help="Give up without metadata after.  [default: 5m]"
+            ),
+            option(
+                "--stall-timeout", metavar="TIME", help="Give up when nothing arrived for.  [default: 5m]"
+            ),
+            option(
+                "--max-download", metavar="RATE", help="At most, for example 100MB/s.  [default: no limit]"
+            ),
+            option("--max-upload", metavar="RATE", help="At most.  [default: no limit]"),
+        )
+    ):
+        function = decorate(function)
+    return function
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:  # Any: options by name
+    """The options that were given: neither None nor an empty list."""
+    return {name: value for name, value in values.items() if value not in (None, (), [])}
+
+
+def mesh_options(*, host: bool = True) -> Callable[[F], F]:
+    """How the store is cut."""
+
+    def decorate(function: F) -> F:
+        if host:
+            text = "This host, counted from 0, of all: 3/8.  [default: 0/1]"
+            function = option("--host", metavar="I/N", help=text)(function)
+        text = "Partition rules: a profile's name, or a JSON file.  [default: the release's, else automatic]"
+        function = option("--rules", metavar="NAME|FILE", help=text)(function)
+        text = "Devices: 8x8, or data=8,model=8.  [default: one device]"
+        return option("--mesh", metavar="MESH", help=text)(function)
+
+    return decorate
+
+
+def reading_options(function: F) -> F:
+    """How files become tensors."""
+    function = option(
+        "--ignore", multiple=True, metavar="GLOB", help="Files to leave out, by pattern; may be repeated."
+    )(function)
+    return option("--profile", metavar="NAME", help="How to name the tensors.  [default: what fits]")(
+        function
+    )
+
+
+def fetch_options(function: F) -> F:
+    """What a fetch and its plan have in common."""
+    text = "Bound of what is held while converting."
+    function = option("--memory", default="1GiB", show_default=True, metavar="SIZE", help=text)(function)
+    text = "What becomes of the torrent's own files: keep them in DEST/payload, or not."
+    kinds = click.Choice(PAYLOADS)
+    return option("--payload", type=kinds, default="discard", show_default=True, help=text)(function)
+
+
+def output_options(function: F) -> F:
+    """How the command speaks; the command gets an `Output` as `output`."""
+
+    @functools.wraps(function)
+    def command(*args: Any, json: bool, quiet: bool, verbose: bool, **values: Any) -> Any:
+        output = click.get_current_context().ensure_object(Output)
+        output.json, output.quiet, output.verbose = json, quiet, verbose
+        output.start()
+        return function(*args, output=output, **values)
+
+    decorated: Any = command  # functools.wraps keeps the name and the text; options are added from below
+    decorated = option("--verbose", "-v", is_flag=True, help="Diagnosis on standard error.")(decorated)
+    decorated = option("--quiet", "-q", is_flag=True, help="No progress; errors and the result only.")(
+        decorated
+    )
+    decorated = option(
+        "--json", is_flag=True, help="Events and the result as JSON lines on standard output."
+    )(decorated)
+    result: F = decorated
+    return result

@@ -1,0 +1,85 @@
+"""Events in words, the same on a terminal and in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gdist.core.units import format_bytes, format_rate, format_seconds
+from gdist.events import Binds, Finished, Planned, Progress, Stage
+
+STAGES = {
+    Stage.METADATA: "looking for peers and metadata",
+    Stage.HEADERS: "reading headers",
+    Stage.PLAN: "planning",
+    Stage.FETCH: "fetching",
+    Stage.FINISH: "writing the manifest",
+    Stage.DONE: "done",
+}
+BINDS = {Binds.NETWORK: "network", Binds.CONVERT: "hash and place", Binds.DISK: "disk"}
+
+
+def planned(event: Planned) -> str:
+    """The plan in one line."""
+    host = f", host {event.host_index} of {event.host_count}" if event.host_count > 1 else ""
+    resumed = f", {format_bytes(event.bytes_resumed)} already here" if event.bytes_resumed else ""
+    return (
+        f"{event.tensors} tensors on mesh {event.mesh}{host}: keeps {format_bytes(event.bytes_wanted)}, "
+        f"fetches {format_bytes(event.bytes_touched)} in {event.pieces} pieces{resumed}"
+    )
+
+
+def rates(event: Progress) -> str:
+    """Rates, peers, and what keeps it from being faster."""
+    seeds = f" ({event.seeds} seeds)" if event.seeds else ""
+    text = f"in {format_rate(event.download_rate)}"
+    if event.uploaded or event.upload_rate:
+        text += f"   out {format_rate(event.upload_rate)}"
+    text += f"   peers {event.peers}{seeds}   binds: {BINDS[event.binds]}"
+    if event.wasted:
+        text += f"   wasted {format_bytes(event.wasted)}"
+    return text
+
+
+def share(done: int, total: int) -> str:
+    """`52.1%`; 100% only when it is all."""
+    if done >= total:
+        return "100%"
+    return f"{min(100 * done / total, 99.9):.1f}%"
+
+
+def remaining(seconds: float | None) -> str:
+    """Time left, or that it is not known."""
+    return "--" if seconds is None else format_seconds(seconds)
+
+
+def finished(event: Finished) -> str:
+    """The end in one line."""
+    if event.already:
+        return f"{event.path} is complete already: {format_bytes(event.nbytes)}"
+    rate = format_rate(event.nbytes / event.seconds) if event.seconds else "--"
+    return f"complete: {format_bytes(event.nbytes)} in {format_seconds(event.seconds)}, {rate}"
+
+
+def timing(event: Finished) -> str:
+    """Where the time went, the longest first; threads add up to more than the wall's time."""
+    worth = [(name, seconds) for name, seconds in event.timing if seconds >= 0.05][:6]
+    return " · ".join(f"{name} {format_seconds(seconds)}" for name, seconds in worth)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
+    """Lines of aligned columns; those in `right` end together."""
+    all_rows = [list(head), *map(list, rows)]
+    widths = [max(len(row[column]) for row in all_rows) for column in range(len(head))]
+    flush = set(right)
+    return [
+        "  ".join(
+            cell.rjust(width) if column in flush else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in all_rows
+    ]
+
+
+def shape(dims: Sequence[int]) -> str:
+    """`8x6144x32768`; a scalar is `scalar`."""
+    return "x".join(map(str, dims)) or "scalar"

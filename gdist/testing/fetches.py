@@ -1,0 +1,60 @@
+"""What tests of a fetch need beside a swarm: options for loopback, and the comparison of stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gdist.core.mesh import parse_host, parse_mesh
+from gdist.events import Event
+from gdist.run.options import FetchOptions
+from gdist.sources.torrent import TorrentOptions
+from gdist.stores import open as open_store
+from gdist.testing.swarm import LOOPBACK
+
+Array = NDArray[Any]  # Any: the element types of ml_dtypes have no static type
+_Kind = TypeVar("_Kind", bound=Event)
+
+
+def fetch_options(
+    mesh: str = "1", host: str = "0/1", torrent: TorrentOptions = LOOPBACK, **changes: Any
+) -> FetchOptions:
+    """Options of a fetch that speaks to nobody outside this machine."""
+    return replace(FetchOptions(mesh=parse_mesh(mesh), host=parse_host(host), torrent=torrent), **changes)
+
+
+def assert_holds(store: Path | str, expected: Mapping[str, Array]) -> None:
+    """That a store has exactly these tensors, equal to the bit."""
+    with open_store(store) as found:
+        assert set(found) == set(expected)
+        for name, array in expected.items():
+            got = found[name].read()
+            assert (got.shape, got.dtype) == (array.shape, array.dtype), name
+            assert got.tobytes() == np.ascontiguousarray(array).tobytes(), f"{name} differs"
+
+
+def tree_of(root: Path) -> dict[str, bytes]:
+    """Every file below a directory, by its relative path."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@dataclass
+class Recorder:
+    """An observer that keeps what it is told; `then` is called after each event."""
+
+    events: list[Event] = field(default_factory=list)
+    then: Callable[[Event], None] = lambda event: None
+
+    def __call__(self, event: Event) -> None:
+        """Takes one event."""
+        self.events.append(event)
+        self.then(event)
+
+    def of(self, kind: type[_Kind]) -> list[_Kind]:
+        """The events of one kind, in order."""
+        return [event for event in self.events if isinstance(event, kind)]
