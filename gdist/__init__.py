@@ -16,16 +16,27 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
-    "fetch": "gdist.run.fetch",
-    "plan": "gdist.run.plan",
+    "fetch": "gdist.api",
+    "inspect": "gdist.api",
+    "plan": "gdist.api",
+    "make_torrent": "gdist.api",
     "verify": "gdist.run.verify",
-    "inspect": "gdist.run.inspect",
     "open": "gdist.stores",
     "load": "gdist.loader",
     "QuantizedWeight8bit": "gdist.loader",
 }
 
-__all__ = ["QuantizedWeight8bit", "__version__", "fetch", "inspect", "load", "open", "plan", "verify"]
+__all__ = [
+    "QuantizedWeight8bit",
+    "__version__",
+    "fetch",
+    "inspect",
+    "load",
+    "make_torrent",
+    "open",
+    "plan",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -153,8 +153,8 @@ def plan(
     from gdist.run.plan import plan as run
 
     one = read_host(host)
-    if hosts < 1:
-        raise RequestError(f"{hosts} hosts cannot share a fetch", hint="give 1 or more")
+    if hosts < 1 or (one and hosts not in (1, one.count)):
+        raise RequestError(f"{hosts} hosts, and host {host}, do not go together", hint="give one of the two")
     options = PlanOptions(
         mesh=read_mesh(mesh) or Mesh(),
         rules=read_rules(rules),
@@ -177,8 +177,11 @@ def make_torrent(
     trackers: Iterable[str] = (),
     web_seeds: Iterable[str] = (),
     private: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[bytes, str]:
     """The content of a .torrent file for a file or directory, and its magnet; equal content, equal bytes.
+
+    `progress` is called with the pieces hashed so far and in all.
 
     Raises:
         RequestError, UnsupportedError, FilesystemError: when it cannot be shared, named or read.
@@ -194,6 +197,7 @@ def make_torrent(
         trackers=tuple(trackers),
         web_seeds=tuple(web_seeds),
         private=private,
+        progress=progress,
     )
     return torrent, format_magnet(magnet_of(torrent))
 

@@ -1,6 +1,7 @@
 """Imports go downward only, each foreign library has one home, and `import gdist` stays light.
 
     cli
+    api
     run, loader
     formats, sources, sinks, stores, views, clusters     (never one another)
     kvstore, releases, zarr_dtypes     (one file each, never one another)
@@ -33,6 +34,7 @@ LEVELS = (
     ("kvstore", "releases", "zarr_dtypes"),
     ("formats", "sources", "sinks", "stores", "views", "clusters"),
     ("run", "loader"),
+    ("api",),
     ("cli",),
     ("__main__",),
 )

@@ -1,18 +1,29 @@
 """Progress on a terminal: a few lines redrawn in place, gone at the end, on standard error.
 
 grok-1  5f96d435  318.24 GB · data=8,model=8
-fetching     ━━━━━━━━━━━━━━━━━━━━╸──────────────────  52.1%   ETA 4m 12s
-placed 165.92 GB of 318.24 GB   in 612 MB/s   peers 12 (8 seeds)   binds: network
-ready 412/1218   … decoder_layer_21.router.w
+fetch    ━━━━━━━━━━━━━━━━━━━━╸──────────────────  52.1%   ETA 4m 12s
+placed   165.92 GB of 318.24 GB   412 of 1218 tensors ready
+swarm    in 612 MB/s   peers 12 (8 seeds)   binds: network
+ready    params.transformer.decoder_layer_21.router.w
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -114,13 +125,17 @@ class LiveView:
         event = self._progress
         if event is None or self._stage is not Stage.FETCH:
             waited = format_seconds(time.monotonic() - self._start)
-            lines.append(_line(f"{stage} … {waited}   peers {self._peers.peers}{self._tracker_words()}"))
+            looking = self._stage is Stage.METADATA or self._peers.peers
+            peers = f"   peers {self._peers.peers}{self._tracker_words()}" if looking else ""
+            lines.append(_line(f"{stage} … {waited}{peers}"))
             return Group(*lines)
         lines.append(self._bar(event))
         placed = f"{format_bytes(event.bytes_placed)} of {format_bytes(event.bytes_wanted)}"
-        lines.append(_line(f"{'placed':<{LABEL_WIDTH}}{placed}   {words.rates(event)}"))
-        lines.append(_line(f"{'ready':<{LABEL_WIDTH}}{event.tensors_ready}/{event.tensors} tensors"))
-        lines += [_line(" " * LABEL_WIDTH + name, "dim") for name in tuple(self._ready)]
+        ready = f"{event.tensors_ready} of {event.tensors} tensors ready"
+        lines.append(_line(f"{'placed':<{LABEL_WIDTH}}{placed}   {ready}"))
+        lines.append(_line(f"{'swarm':<{LABEL_WIDTH}}{words.rates(event)}"))
+        for label, name in zip(("ready", "", ""), tuple(self._ready), strict=False):
+            lines.append(_line(f"{label:<{LABEL_WIDTH}}{name}", "dim"))
         if self._failed or self._banned:
             lines.append(
                 _line(f"{self._failed} pieces failed their hash, {self._banned} peers banned", "yellow")
@@ -144,6 +159,21 @@ class LiveView:
         good = sum(answer.ok for answer in self._trackers.values())
         bad = len(self._trackers) - good
         return f"   trackers {good} answered" + (f", {bad} failed" if bad else "")
+
+
+@contextlib.contextmanager
+def byte_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error that is gone at the end; call it with the bytes done so far."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(label, total=max(total, 1))
+        yield lambda done: bars.update(task, completed=done)
 
 
 def _line(text: str, style: str = "") -> Text:

@@ -87,9 +87,13 @@ def swarm_options(function: F) -> F:
                 "--stall-timeout", metavar="TIME", help="Give up when nothing arrived for.  [default: 5m]"
             ),
             option(
-                "--max-download", metavar="RATE", help="At most, for example 100MB/s.  [default: no limit]"
+                "--max-download",
+                metavar="RATE",
+                help="At most, like 100MB/s; not from the own network.  [default: no limit]",
             ),
-            option("--max-upload", metavar="RATE", help="At most.  [default: no limit]"),
+            option(
+                "--max-upload", metavar="RATE", help="At most; not to the own network.  [default: no limit]"
+            ),
         )
     ):
         function = decorate(function)

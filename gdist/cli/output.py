@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gdist.cli.exits import exit_of
@@ -52,6 +53,17 @@ class Output:
 
             yield PlainLines()
 
+    @contextlib.contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar of bytes on a terminal, nothing elsewhere; call it with the bytes done so far."""
+        if self.json or self.quiet or not _is_terminal():
+            yield lambda done: None
+            return
+        from gdist.cli.live import byte_bar
+
+        with byte_bar(label, total) as show:
+            yield show
+
     def result(self, text: str, values: Mapping[str, object]) -> None:
         """The result: `text` alone, or `values` as the last JSON line."""
         if self.json:
@@ -93,6 +105,4 @@ def _silent(event: Event) -> None:
 
 
 def _is_terminal() -> bool:
-    import os
-
     return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")

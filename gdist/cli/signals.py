@@ -15,7 +15,7 @@ from gdist.errors import InterruptedRun
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second ends the program: what is on disk is true."""
+    """An event that the first SIGINT or SIGTERM sets; the second ends the program at once."""
     stop = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from gdist.core.units import format_bytes, format_rate, format_seconds
@@ -30,7 +31,8 @@ def planned(event: Planned) -> str:
 
 def rates(event: Progress) -> str:
     """Rates, peers, and what keeps it from being faster."""
-    seeds = f" ({event.seeds} seeds)" if event.seeds else ""
+    plural = "s" if event.seeds > 1 else ""
+    seeds = f" ({event.seeds} seed{plural})" if event.seeds else ""
     text = f"in {format_rate(event.download_rate)}"
     if event.uploaded or event.upload_rate:
         text += f"   out {format_rate(event.upload_rate)}"
@@ -48,8 +50,10 @@ def share(done: int, total: int) -> str:
 
 
 def remaining(seconds: float | None) -> str:
-    """Time left, or that it is not known."""
-    return "--" if seconds is None else format_seconds(seconds)
+    """Time left in whole seconds, or that it is not known."""
+    if seconds is None:
+        return "--"
+    return f"{math.ceil(seconds)} s" if seconds < 59 else format_seconds(seconds)
 
 
 def finished(event: Finished) -> str:
@@ -62,7 +66,7 @@ def finished(event: Finished) -> str:
 
 def timing(event: Finished) -> str:
     """Where the time went, the longest first; threads add up to more than the wall's time."""
-    worth = [(name, seconds) for name, seconds in event.timing if seconds >= 0.05][:6]
+    worth = [(name, seconds) for name, seconds in event.timing if seconds >= 0.05][:4]
     return " · ".join(f"{name} {format_seconds(seconds)}" for name, seconds in worth)
 
 

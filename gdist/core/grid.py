@@ -11,7 +11,7 @@ Where a shard is cut smaller than a slab, the order of the middle two is the oth
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import isqrt, prod
 
 from gdist.core.box import Box
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_index, split_counts
@@ -57,8 +57,14 @@ def row_block(shape: tuple[int, ...], itemsize: int, limit: int) -> tuple[int, .
             break
         rest = prod(block[dimension + 1 :]) * itemsize
         most = max(limit // max(rest, 1), 1)
-        block[dimension] = max(d for d in range(1, min(most, size) + 1) if size % d == 0)
+        block[dimension] = _largest_divisor(size, most)
     return tuple(block)
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is at most `limit`."""
+    low = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
+    return max(d for d in (*low, *(number // d for d in low)) if d <= limit)
 
 
 def _host_factor(mesh: Mesh, spec: PartitionSpec, ndim: int, count: int) -> tuple[int, ...]:
@@ -73,14 +79,20 @@ def _host_factor(mesh: Mesh, spec: PartitionSpec, ndim: int, count: int) -> tupl
             lengths.append(len(places) if whole else 1)
         if prod(lengths) != len(set(held)):  # not a box of slabs: files of one slab each
             lengths = [1] * ndim
-        factors = lengths if factors is None else [a if a == b else 1 for a, b in zip(factors, lengths, strict=True)]
+        factors = (
+            lengths
+            if factors is None
+            else [a if a == b else 1 for a, b in zip(factors, lengths, strict=True)]
+        )
     return tuple(factors or [1] * ndim)
 
 
 class GridMaker:
     """Makes grids for one mesh and number of hosts; remembers what a spec means on it."""
 
-    def __init__(self, mesh: Mesh, hosts: int = 1, *, chunk_bytes: int = CHUNK_BYTES, shard_bytes: int | None = None):
+    def __init__(
+        self, mesh: Mesh, hosts: int = 1, *, chunk_bytes: int = CHUNK_BYTES, shard_bytes: int | None = None
+    ):
         self._mesh = mesh
         self._hosts = hosts
         self._chunk_bytes = chunk_bytes

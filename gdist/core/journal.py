@@ -24,7 +24,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """Proof that a shard was written: digests of its inner chunks, BLAKE3, hex, in C order of the chunk grid."""
+    """Proof that a shard was written: BLAKE3 digests of its inner chunks, hex, in C order of the chunks."""
 
     tensor: str
     index: tuple[int, ...]

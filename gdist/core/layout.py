@@ -58,7 +58,7 @@ class ShardLayout:
         return Extent(slab * self._pitch + within * self.chunk_nbytes, self.chunk_nbytes)
 
     def run_of(self, box: Box) -> Extent | None:
-        """The one run of the file that holds exactly `box` of the shard in C order, or None when there is none.
+        """The one run of the file that holds exactly `box` of the shard in C order, or None without one.
 
         `box` is in the shard's coordinates. A device's slab, and any row block of one, is such a run.
         """
@@ -137,7 +137,9 @@ def group_documents(
     """
     plain: dict[str, object] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
     groups = {
-        "/".join(parts[:n]): dict(plain) for parts in (name.split("/") for name in arrays) for n in range(1, len(parts))
+        "/".join(parts[:n]): dict(plain)
+        for parts in (name.split("/") for name in arrays)
+        for n in range(1, len(parts))
     }
     metadata = {name: {**groups, **arrays}[name] for name in sorted({**groups, **arrays})}
     consolidated = {"kind": "inline", "must_understand": False, "metadata": metadata}

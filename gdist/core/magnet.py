@@ -39,8 +39,9 @@ class InfoHash:
 
     def __post_init__(self) -> None:
         assert self.v1 or self.v2, "an info-hash needs a v1 or a v2 hash"
-        assert self.v1 is None or len(self.v1) == _V1_BYTES, f"v1 hash of {len(self.v1)} bytes"
-        assert self.v2 is None or len(self.v2) == _V2_BYTES, f"v2 hash of {len(self.v2)} bytes"
+        for hash_, nbytes in ((self.v1, _V1_BYTES), (self.v2, _V2_BYTES)):
+            assert hash_ is None or len(hash_) == nbytes, f"hash of {len(hash_)} bytes, not {nbytes}"
+            assert hash_ is None or any(hash_), "a hash of zeros means none"
 
     @property
     def v1_hex(self) -> str:

@@ -47,6 +47,11 @@ class Mesh:
         """Number of devices."""
         return prod(self.sizes)
 
+    @property
+    def splitting(self) -> tuple[tuple[str, int], ...]:
+        """The axes that split anything: meshes with the same ones cut every tensor alike."""
+        return tuple((name, size) for name, size in self.axes if size > 1)
+
     def coordinates(self, device: int) -> dict[str, int]:
         """Place of the `device`-th device (in C order) on each axis."""
         place: dict[str, int] = {}
@@ -60,7 +65,10 @@ class Mesh:
 
 @dataclass(frozen=True, slots=True)
 class PartitionSpec:
-    """Mesh axis names per dimension; an empty tuple leaves the dimension whole, as do missing trailing ones."""
+    """Mesh axis names per dimension.
+
+    An empty tuple leaves the dimension whole, as do missing trailing ones.
+    """
 
     dims: tuple[tuple[str, ...], ...] = ()
 
@@ -73,7 +81,7 @@ class PartitionSpec:
         """The mesh axes that split a dimension."""
         return self.dims[dimension] if dimension < len(self.dims) else ()
 
-    def to_json(self) -> list[None | str | list[str]]:
+    def to_json(self) -> list[str | list[str] | None]:
         """Per dimension None, an axis name, or several."""
         return [None if not d else d[0] if len(d) == 1 else list(d) for d in self.dims]
 
@@ -84,7 +92,10 @@ class PartitionSpec:
 
 @dataclass(frozen=True, slots=True)
 class HostGroup:
-    """This process among all: `index` of `count`; each holds an equal, consecutive run of the mesh's devices."""
+    """This process among all: `index` of `count`.
+
+    Each holds an equal, consecutive run of the mesh's devices.
+    """
 
     index: int = 0
     count: int = 1
@@ -139,7 +150,9 @@ def parse_host(text: str) -> HostGroup:
     """Reads `3/8`: host 3, counted from 0, of 8."""
     match = re.fullmatch(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*", text)
     if not match:
-        raise RequestError(f"host {text!r} is not INDEX/COUNT", hint="for example 3/8: host 3, counted from 0, of 8")
+        raise RequestError(
+            f"host {text!r} is not INDEX/COUNT", hint="for example 3/8: host 3, counted from 0, of 8"
+        )
     return HostGroup(int(match[1]), int(match[2]))
 
 
@@ -188,7 +201,13 @@ def slab_indices(mesh: Mesh, spec: PartitionSpec, ndim: int, devices: Iterable[i
 
 
 def misfit(mesh: Mesh, spec: PartitionSpec, name: str, shape: tuple[int, ...]) -> str | None:
-    """Why a spec cannot split a tensor evenly, as one sentence, or None when it can."""
+    """Why a spec cannot split a tensor evenly, as one sentence, or None when it can.
+
+    Raises:
+        RequestError: when the spec names an axis the mesh lacks.
+    """
+    if len(spec.dims) > len(shape):
+        return f"partition spec {spec} has {len(spec.dims)} dimensions, {name!r} has {len(shape)}"
     for dimension, (size, count) in enumerate(zip(shape, split_counts(mesh, spec, len(shape)), strict=True)):
         if size % count:
             axes = ", ".join(spec.axes_of(dimension))

@@ -57,7 +57,8 @@ class Placer:
         self._plan = plan
         self._tasks = {(task.tensor, task.index): task for p in plan.tensors for task in p.shards}
         self._missing = {
-            key: plan.tensors[task.tensor].tensor.spec.nbytes_of(task.box) for key, task in self._tasks.items()
+            key: plan.tensors[task.tensor].tensor.spec.nbytes_of(task.box)
+            for key, task in self._tasks.items()
         }
         self._parts: dict[int, list[tuple[int, Part]]] = {}
         for number, tensor in enumerate(plan.tensors):
@@ -140,7 +141,9 @@ class Placer:
                     continue
                 take = piece_box.relative_to(inside.start)
                 if fortran:
-                    take = Box((*take.start[:-1][::-1], take.start[-1]), (*take.stop[:-1][::-1], take.stop[-1]))
+                    take = Box(
+                        (*take.start[:-1][::-1], take.start[-1]), (*take.stop[:-1][::-1], take.stop[-1])
+                    )
                 target = piece_box.relative_to((*task.box.start, 0))
                 yield Placement(task, source, view.shape, take, target, part.order)
 
@@ -154,7 +157,9 @@ class Placer:
         for placement in self.accept(piece):
             key = placement.shard.tensor, placement.shard.index
             self._missing[key] -= placement.nbytes
-            assert self._missing[key] >= 0, f"shard {key} of {self._plan.identity} overfilled by piece {piece}"
+            assert self._missing[key] >= 0, (
+                f"shard {key} of {self._plan.identity} overfilled by piece {piece}"
+            )
             if not self._missing[key]:
                 whole.append(placement.shard)
         self._settled.add(piece)

@@ -19,7 +19,7 @@ from gdist.core.grid import GridMaker, ShardGrid
 from gdist.core.layout import ShardLayout
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_indices
 from gdist.core.payload import Payload
-from gdist.core.rules import Rules, resolve_specs
+from gdist.core.rules import Rules, complete_mesh, resolve_specs
 from gdist.core.tensor import Order, StoredTensor
 
 
@@ -98,7 +98,14 @@ class HostPlan:
             str(self.mesh),
             [self.host.index, self.host.count],
             [
-                [p.tensor.spec.name, p.tensor.spec.dtype.name, p.grid.shape, p.grid.shard, p.grid.slab, p.grid.chunk]
+                [
+                    p.tensor.spec.name,
+                    p.tensor.spec.dtype.name,
+                    p.grid.shape,
+                    p.grid.shard,
+                    p.grid.slab,
+                    p.grid.chunk,
+                ]
                 for p in self.tensors
             ],
             [[part.extent.start, part.extent.length] for p in self.tensors for part in p.tensor.parts],
@@ -135,7 +142,7 @@ def plan_host(
 ) -> HostPlan:
     """The plan of one host for tensors given in loading order.
 
-    `rules` None splits tensors automatically (`automatic_spec`); `identity` names the source (its
+    Axes that the rules name and the mesh lacks are added with size 1. `rules` None splits tensors automatically (`automatic_spec`); `identity` names the source (its
     info-hash) in the plan's digest; `shard_bytes` bounds a shard file, for targets that take it whole.
 
     Raises:
@@ -143,6 +150,7 @@ def plan_host(
             do not divide the mesh.
     """
     group = host or HostGroup()
+    mesh = complete_mesh(mesh, rules)
     devices = group.devices(mesh)
     specs = resolve_specs(mesh, rules, tensors)
     maker = GridMaker(mesh, group.count, shard_bytes=shard_bytes)

@@ -131,15 +131,43 @@ def spec_for_tensor(mesh: Mesh, rules: Rules | None, tensor: StoredTensor) -> Pa
         if found is None:
             return None
         spec = found
-    if tensor.quantisation and tensor.quantisation.role == "scales":
+    if (
+        tensor.quantisation
+        and tensor.quantisation.role == "scales"
+        and len(spec.dims) <= len(tensor.spec.shape)
+    ):
         counts = split_counts(mesh, spec, len(tensor.spec.shape))
         fits = zip(tensor.spec.shape, counts, strict=True)
-        dims = (spec.axes_of(d) if size > 1 and size % count == 0 else () for d, (size, count) in enumerate(fits))
+        dims = (
+            spec.axes_of(d) if size > 1 and size % count == 0 else () for d, (size, count) in enumerate(fits)
+        )
         spec = PartitionSpec(tuple(dims))
     return spec
 
 
-def resolve_specs(mesh: Mesh, rules: Rules | None, tensors: Iterable[StoredTensor]) -> tuple[PartitionSpec, ...]:
+def complete_mesh(mesh: Mesh, rules: Rules | None) -> Mesh:
+    """The mesh with the axes that the rules speak of and it lacks, each of size 1.
+
+    So one device, or `--mesh 8`, works with rules for `data` and `model`.
+
+    Raises:
+        RequestError: when the mesh has other axes of its own besides, which is more likely a misspelt name.
+    """
+    axes = rules.axes if rules else ()
+    missing = tuple(axis for axis in axes if axis not in mesh.names)
+    strange = [name for name, size in mesh.axes if size > 1 and name not in axes]
+    if missing and strange:
+        raise RequestError(
+            f"mesh {mesh} has an axis {strange[0]!r} that the rules do not know, and lacks {missing[0]!r}",
+            hint=f"the rules split tensors over {', '.join(axes)}: for example --mesh "
+            + ",".join(f"{axis}=8" for axis in axes),
+        )
+    return Mesh((*((axis, 1) for axis in missing), *mesh.axes))
+
+
+def resolve_specs(
+    mesh: Mesh, rules: Rules | None, tensors: Iterable[StoredTensor]
+) -> tuple[PartitionSpec, ...]:
     """The spec of every tensor, in order.
 
     Raises:
@@ -155,16 +183,15 @@ def resolve_specs(mesh: Mesh, rules: Rules | None, tensors: Iterable[StoredTenso
         if fault:
             misfits.append(fault)
         specs.append(spec)
-    if unmatched:
+    if unmatched or misfits:
+        sentences, hints = [], []
+        if unmatched:
+            sentences.append(f"no rule matches {len(unmatched)} tensors: {', '.join(unmatched)}")
+            hints.append('end the rules with [".*", []] to replicate what is left')
+        if misfits:
+            sentences.append(f"mesh {mesh} does not divide {len(misfits)} tensors: {'; '.join(misfits)}")
+            hints.append("choose a mesh whose axes divide these dimensions, or rules that split others")
         raise RequestError(
-            f"no rule matches {len(unmatched)} tensors: {', '.join(unmatched)}",
-            hint='end the rules with [".*", []] to replicate what is left',
-            tensors=tuple(unmatched),
-        )
-    if misfits:
-        raise RequestError(
-            f"mesh {mesh} does not divide {len(misfits)} tensors: {'; '.join(misfits)}",
-            hint="choose a mesh whose axes divide these dimensions, or rules that split others",
-            faults=tuple(misfits),
+            "; ".join(sentences), hint="; ".join(hints), tensors=tuple(unmatched), faults=tuple(misfits)
         )
     return tuple(specs)

@@ -26,7 +26,7 @@ MANIFEST_NAME = "gdist.json"
 
 @dataclass(frozen=True, slots=True)
 class StoreSource:
-    """Where a store's bytes came from: hex info-hashes ("" when the torrent has none), name, release, profile."""
+    """Where a store's bytes came from: hex info-hashes ("" when the torrent has none), name, profile."""
 
     info_hash_v1: str
     info_hash_v2: str
@@ -44,7 +44,7 @@ class StoreSource:
 
 @dataclass(frozen=True, slots=True)
 class StoreTensor:
-    """A tensor of a store, and the digests of the inner chunks of the shards that are here, by shard index."""
+    """A tensor of a store; `shards` are those that are here: by index, the digests of their inner chunks."""
 
     name: str
     dtype: DType
@@ -110,7 +110,7 @@ def tensor_attributes(spec: PartitionSpec, quantisation: Quantisation | None) ->
 
 
 def store_manifest_to_json(manifest: StoreManifest) -> bytes:
-    """The JSON document, sealed with its own digest; one line a tensor, so that it can be read and compared."""
+    """The JSON document, sealed with its own digest; one line a tensor, for reading and comparing."""
     body = _body(manifest)
     tensors = body.pop("tensors")
     assert isinstance(tensors, list)
@@ -178,13 +178,17 @@ def parse_store_manifest(data: bytes, where: str) -> StoreManifest:
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{where} is not a store manifest", hint="fetch the store again") from error
     if version != FORMAT:
-        raise RequestError(f"{where} is of store format {version}, this gdist reads {FORMAT}", hint="update gdist")
+        raise RequestError(
+            f"{where} is of store format {version}, this gdist reads {FORMAT}", hint="update gdist"
+        )
     try:
         seal = body.pop("digest")
         if _seal(body) != seal:
-            raise CorruptError(f"{where} was changed: its digest does not match", hint="fetch the store again")
+            raise CorruptError(
+                f"{where} was changed: its digest does not match", hint="fetch the store again"
+            )
         return _parse_body(body)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, AssertionError) as error:
         raise CorruptError(f"{where} is damaged: {error!r}", hint="fetch the store again") from error
 
 
@@ -206,7 +210,9 @@ def _parse_tensor(row: Any) -> StoreTensor:
     grid = ShardGrid(*(tuple(map(int, row[key])) for key in ("shape", "shard", "slab", "chunk")))
     shards = {tuple(map(int, index)): tuple(map(str, digests)) for index, digests in row["shards"]}
     quantisation = Quantisation(*row["quantisation"]) if "quantisation" in row else None
-    return StoreTensor(row["name"], dtype_named(row["dtype"]), grid, parse_spec(row["spec"]), quantisation, shards)
+    return StoreTensor(
+        row["name"], dtype_named(row["dtype"]), grid, parse_spec(row["spec"]), quantisation, shards
+    )
 
 
 def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
@@ -220,8 +226,14 @@ def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
     first = parts[0]
     joined: list[dict[tuple[int, ...], tuple[str, ...]]] = [{} for _ in first.tensors]
     for part in parts:
-        same = (part.source.info_hash, part.mesh, part.codec) == (first.source.info_hash, first.mesh, first.codec)
-        grids = [(t.name, t.dtype, t.grid) for t in part.tensors] == [(t.name, t.dtype, t.grid) for t in first.tensors]
+        same = (part.source.info_hash, part.mesh, part.codec) == (
+            first.source.info_hash,
+            first.mesh,
+            first.codec,
+        )
+        grids = [(t.name, t.dtype, t.grid) for t in part.tensors] == [
+            (t.name, t.dtype, t.grid) for t in first.tensors
+        ]
         if not (same and grids):
             raise RequestError(
                 f"host {part.host.index}'s part is of another job than host {first.host.index}'s: "
@@ -239,5 +251,3 @@ def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
     return StoreManifest(
         first.source, first.plan, first.mesh, HostGroup(), tensors, first.assets, first.codec, first.tool
     )
-
-

@@ -102,7 +102,10 @@ class Coordinator:
         """
         try:
             for task in self._placer.whole():
-                self._shard_done(task)
+                if task in self._records:
+                    self._shard_done(task)
+                else:  # the last run ended between its last piece and its commit
+                    self._start_commit(task)
             for tensor in self._plan.tensors:
                 if not tensor.shards:
                     self._sink.publish(tensor)
@@ -184,12 +187,15 @@ class Coordinator:
 
     def _settle(self, piece: int, collected: _Collected) -> None:
         for task in self._placer.settle(piece):
-            committing = self._commits.submit(self._commit, task)
-            self._committing[committing] = task
-            committing.add_done_callback(self._wake)
+            self._start_commit(task)
         for file in self._collector.add(piece, collected):
             self._file_whole(file)
         self._unsynced.add(piece)
+
+    def _start_commit(self, task: ShardTask) -> None:
+        committing = self._commits.submit(self._commit, task)
+        self._committing[committing] = task
+        committing.add_done_callback(self._wake)
 
     def _commit(self, task: ShardTask) -> ShardRecord:
         with self._timing.measure("committing shards"):

@@ -77,7 +77,7 @@ def finished(dest: Destination, resolved: Resolved, options: FetchOptions) -> St
         raise ResumeError(
             f"{dest.text} holds a store of {found.info_hash}, not of {asked.hex}", hint="choose another destination"
         )
-    if (manifest.mesh, manifest.codec) != (options.mesh, options.codec):
+    if (manifest.mesh.splitting, manifest.codec) != (options.mesh.splitting, options.codec):
         raise ResumeError(
             f"{dest.text} holds a store on mesh {manifest.mesh} with codec {manifest.codec}, "
             f"not on {options.mesh} with {options.codec}",

@@ -14,9 +14,12 @@ from gdist.core.bound import Bound, lower_bound, wan_shares
 from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.plan import HostPlan, plan_host
 from gdist.core.rules import Rules
+from gdist.errors import RequestError
 from gdist.events import Observer
 from gdist.run.preflight import disk_needed
 from gdist.run.survey import Survey, SurveyOptions, survey
+
+PAYLOADS = ("discard", "keep")  # as of a fetch, whose module would bring libtorrent in
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ def plan(
         GdistError: when metadata or headers are needed and do not come.
     """
     asked = options or PlanOptions()
+    if asked.payload not in PAYLOADS:
+        raise RequestError(f"payload {asked.payload!r} is none of {', '.join(PAYLOADS)}")
     found = survey(source, asked.survey, piece_length=asked.piece_length, observe=observe, stop=stop)
     plans = [
         plan_host(found.payload, found.tensors, asked.mesh, asked.rules or found.rules, h)

@@ -80,11 +80,11 @@ class PartFiles:
 
     @contextlib.contextmanager
     def descriptor(self, task: ShardTask, *, create: bool = True) -> Iterator[int]:
-        """The part's open file, made and preallocated at first use; -1 when it may not be made and is not there.
+        """The part's open file, made and preallocated at first use; -1 when not there and not to be made.
 
         Raises:
             SpaceError: when there is no room for all of it.
-            FilesystemError: when a part that holds bytes already is gone; a new one would hold zeros for them.
+            FilesystemError: when a part that holds bytes is gone; a new one would hold zeros for them.
         """
         with self._lock:
             entry = self._open.get(task)
@@ -179,16 +179,17 @@ class PartFiles:
         """Returns once everything placed before the call is on the disk."""
         with self._lock:
             dirty, self._dirty = self._dirty, set()
-        for task in tuple(dirty):
-            try:
+        try:
+            for task in tuple(dirty):
                 with self.descriptor(task, create=False) as descriptor:
                     if descriptor >= 0:  # else it was committed meanwhile, and synced by that
                         os.fdatasync(descriptor)
-            except OSError as error:
-                with self._lock:
-                    self._dirty |= dirty  # none of what is left was synced
-                raise translate(error, f"syncing {self.path(task)}") from error
-            dirty.discard(task)
+                dirty.discard(task)
+        except OSError as error:
+            raise translate(error, f"syncing parts in {self._directory}") from error
+        finally:
+            with self._lock:
+                self._dirty |= dirty  # what an error left unsynced is the next call's
 
     def seal(self, task: ShardTask) -> tuple[str, ...]:
         """Digests of a whole part's inner chunks, in C order; its index is written and all of it synced."""

@@ -35,7 +35,7 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """A torrent that is being served: its magnet (with the seeder as peer), its .torrent content, the port."""
+    """A torrent that is being served: its magnet (the seeder as peer), its .torrent content, the port."""
 
     magnet: Magnet
     torrent: bytes

@@ -15,6 +15,11 @@ V1 = "5f96d43576e3d386c9ba65b883210a393b68210e"
 V2 = "caf1e1c30e81cb361b9ee167c4aa64228a7fa4fa9f6105232b28ad099f3a302e"
 V1_HASH = InfoHash(v1=bytes.fromhex(V1))
 
+
+def hashes(nbytes: int) -> st.SearchStrategy[bytes]:
+    return st.binary(min_size=nbytes, max_size=nbytes).filter(any)
+
+
 labels = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=10)
 hosts = st.one_of(
     st.builds("{}.{}.org".format, labels.map("h{}".format), labels),
@@ -26,9 +31,9 @@ udp_urls = st.builds("udp://{}:{}/{}".format, hosts, ports, labels)
 http_urls = st.builds("https://{}:{}/{}?key={}&n=1".format, hosts, ports, labels, labels)
 peers = st.tuples(st.one_of(hosts, st.ip_addresses(v=6).map(str)), ports)
 info_hashes = st.one_of(
-    st.builds(InfoHash, v1=st.binary(min_size=20, max_size=20)),
-    st.builds(InfoHash, v2=st.binary(min_size=32, max_size=32)),
-    st.builds(InfoHash, v1=st.binary(min_size=20, max_size=20), v2=st.binary(min_size=32, max_size=32)),
+    st.builds(InfoHash, v1=hashes(20)),
+    st.builds(InfoHash, v2=hashes(32)),
+    st.builds(InfoHash, v1=hashes(20), v2=hashes(32)),
 )
 magnets = st.builds(
     Magnet,

@@ -247,7 +247,7 @@ def test_hosts_can_write_into_one_directory(grok: Content, tmp_path: Path) -> No
 
 def test_a_host_fetches_only_the_pieces_it_needs(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    expected = write_safetensors(tmp_path / "m", {"w": rng.random((512, 1024), dtype=np.float32)}, shards=1)
+    expected = write_safetensors(tmp_path / "m", {"w": rng.random((1024, 512), dtype=np.float32)}, shards=1)
     recorder = Recorder()
     with seed(tmp_path / "m", piece_length=PIECE) as seeded:
         options = fetch_options("model=4", "2/4", payload="keep")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,6 @@ from hypothesis import strategies as st
 from gdist.core.magnet import Magnet, format_magnet, parse_magnet
 from gdist.errors import (
     CorruptError,
-    FilesystemError,
     NoPeersError,
     RequestError,
     StalledError,
@@ -277,11 +277,13 @@ def test_close_is_quick_and_may_be_repeated(content: Path, tmp_path: Path) -> No
 
 
 def test_no_metadata_says_what_tracker_and_peers_answered(tmp_path: Path) -> None:
+    with socket.create_server((LOCALHOST, 0)) as server:
+        closed = server.getsockname()[1]
     with Tracker(refuse="torrent not registered") as refusing, Tracker() as empty:
         magnet = Magnet(
             parse_magnet(NOBODY)[0].info_hash,
             trackers=(refusing.url, empty.url),
-            peers=((LOCALHOST, 1),),
+            peers=((LOCALHOST, closed),),
         )
         with pytest.raises(NoPeersError) as caught, opened(magnet, tmp_path, IMPATIENT):
             pass
@@ -290,7 +292,7 @@ def test_no_metadata_says_what_tracker_and_peers_answered(tmp_path: Path) -> Non
     assert f"tracker {refusing.url} failed: torrent not registered" in message
     assert f"tracker {empty.url} answered" in message
     assert "0 DHT nodes" in message
-    assert f"{LOCALHOST}:1: Connection refused" in message
+    assert f"{LOCALHOST}:{closed}: Connection refused" in message
 
 
 def test_no_peer_at_all_is_told_from_a_stall(content: Path, tmp_path: Path) -> None:
@@ -309,18 +311,20 @@ def test_no_peer_at_all_is_told_from_a_stall(content: Path, tmp_path: Path) -> N
 
 def test_a_corrupt_peer_beside_a_good_one_does_no_harm(content: Path, tmp_path: Path) -> None:
     events: list[Event] = []
-    with seed(content, piece_length=PIECE) as good, bad_seed(content, good.torrent) as bad:
-        # The bad one is alone at first, so that it is certain to be asked.
-        with opened(bad.magnet, tmp_path / "to", observe=events.append) as source:
-            source.want(range(source.payload.pieces))
-            limit = time.monotonic() + 10
-            while not any(isinstance(event, HashFailed) for event in events):
-                assert source.verified(0.2) == ()
-                assert time.monotonic() < limit
-            source.connect(((LOCALHOST, good.port),))
-            pieces = collect(source, source.payload.pieces)
-            assert_equal(source, pieces, line_of(source, content))
-            assert source.stats().waste >= PIECE
+    with (
+        seed(content, piece_length=PIECE) as good,
+        bad_seed(content, good.torrent) as bad,
+        opened(bad.magnet, tmp_path / "to", observe=events.append) as source,
+    ):
+        source.want(range(source.payload.pieces))
+        limit = time.monotonic() + 10
+        while not any(isinstance(event, HashFailed) for event in events):
+            assert source.verified(0.2) == ()  # the bad one is alone at first, so it is certain to be asked
+            assert time.monotonic() < limit
+        source.connect(((LOCALHOST, good.port),))
+        pieces = collect(source, source.payload.pieces)
+        assert_equal(source, pieces, line_of(source, content))
+        assert source.stats().waste >= PIECE
     assert PeerBanned(f"{LOCALHOST}:{bad.port}") in events
 
 
@@ -331,21 +335,6 @@ def test_a_corrupt_peer_alone_never_yields_a_piece(version: Version, content: Pa
         source.want(range(source.payload.pieces))
         with pytest.raises(StalledError, match="nothing arrived"):
             collect(source, 1)
-
-
-def test_bytes_spoiled_on_disk_are_never_handed_out(content: Path, tmp_path: Path) -> None:
-    with seed(content, piece_length=PIECE) as seeded, opened(seeded.magnet, tmp_path / "to") as source:
-        source.want([2])
-        collect(source, 1)
-        source.read_piece(2)
-        segment = next(source.payload.segments(source.payload.extent_of(2)))
-        with source.path_of(segment.file).open("r+b") as file:
-            file.seek(segment.extent.start + 100)
-            byte = file.read(1)[0]
-            file.seek(-1, os.SEEK_CUR)
-            file.write(bytes([byte ^ 1]))
-        with pytest.raises(CorruptError, match="piece 2"):
-            source.read_piece(2)
 
 
 # --- resuming and releasing -----------------------------------------------------------------------------
@@ -375,7 +364,7 @@ def test_pieces_had_are_neither_hashed_nor_fetched(version: Version, content: Pa
             assert_equal(source, [p for p in pieces if p != 4], line)
             with pytest.raises(CorruptError):
                 source.read_piece(4)
-        with opened(seeded.magnet, directory, have=None) as source:  # hashes what is there
+        with opened(seeded.torrent, directory, have=None) as source:  # hashes what is there
             had = set(source.verified(0))
             assert 4 not in had and set(range(10)) - {4} <= had
         with opened(seeded.magnet, directory, have=()) as source:  # trusts nothing, hashes nothing
@@ -511,9 +500,12 @@ def test_what_is_no_torrent_is_refused(torrent: bytes, tmp_path: Path) -> None:
 
 def test_more_pieces_than_gdist_reads_says_so(tmp_path: Path) -> None:
     info = {b"name": b"n", b"piece length": 1 << 14, b"length": 1 << 38, b"pieces": b"x" * 20}
-    with pytest.raises(UnsupportedError, match="larger than gdist reads") as caught:
-        with opened(lt.bencode({b"info": info}), tmp_path):
-            pass
+    torrent = lt.bencode({b"info": info})
+    with (
+        pytest.raises(UnsupportedError, match="larger than gdist reads") as caught,
+        opened(torrent, tmp_path),
+    ):
+        pass
     assert "8388608 pieces" in caught.value.hint
 
 
@@ -598,7 +590,10 @@ def test_the_seeder_checks_what_it_serves(content: Path) -> None:
 def test_an_address_that_is_taken_is_told(content: Path) -> None:
     torrent = make_torrent(content, piece_length=PIECE)
     nowhere = replace(LOOPBACK, listen="192.0.2.1:7")  # TEST-NET-1: no interface has it
-    with pytest.raises(FilesystemError, match="listen"), Seeder(torrent, content.parent, nowhere):
+    with (
+        pytest.raises(RequestError, match=r"cannot listen at 192\.0\.2\.1:7"),
+        Seeder(torrent, content.parent, nowhere),
+    ):
         pass
 
 

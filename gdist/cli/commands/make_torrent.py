@@ -40,7 +40,11 @@ def make_torrent(path: str, output: Output, target: str | None, force: bool, **v
     """
     source = Path(path).absolute()
     where = Path(target) if target else source.with_name(f"{source.name}.torrent")
-    torrent, magnet = api.make_torrent(path, **values)
+    total = sum(file.stat().st_size for file in (source, *source.rglob("*")) if file.is_file())
+    with output.bar("hashing", total) as show:
+        torrent, magnet = api.make_torrent(
+            path, progress=lambda done, pieces: show(total * done // pieces), **values
+        )
     if where.exists() and not force and where.read_bytes() != torrent:
         raise RequestError(f"{where} exists and has other content", hint="give --output FILE, or --force")
     try:

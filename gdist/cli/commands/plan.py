@@ -82,7 +82,7 @@ def _lines(report: PlanReport) -> Iterator[str]:
     ]
     yield from table(head, rows, right=range(1, 9))
     yield ""
-    yield "keeps: bytes of its shards; fetches: the pieces that hold them; disk: the most it takes; memory: --memory"
+    yield "keeps: bytes of its shards; fetches: the pieces that hold them; disk: the most it takes"
     if report.complete and len(report.hosts) > 1:
         total = sum(cost.bytes_touched for cost in report.hosts)
         yield (

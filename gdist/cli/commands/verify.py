@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from math import prod
 
 import click
 
-from gdist.cli.jsonlines import plain
+from gdist.cli.jsonlines import JsonLines, plain
 from gdist.cli.options import option, output_options
 from gdist.cli.output import Output
 from gdist.core.units import format_bytes, format_rate, format_seconds
 from gdist.errors import CorruptError
+from gdist.events import Event
 
 NAMED = 20  # faults in the error's own sentence; all are listed before it
 
@@ -25,16 +27,30 @@ def verify(store: str, output: Output, workers: int | None) -> None:
 
     Names every shard that is missing, cut or wrong, and ends with exit code 12 then.
     """
+    from gdist.run.verify import ShardVerified
     from gdist.run.verify import verify as run
 
-    start = time.monotonic()
-    with output.progress() as observe:
+    start, done = time.monotonic(), 0
+    with output.bar("verifying", _shard_bytes(store)) as show:
+
+        def observe(event: Event) -> None:
+            nonlocal done
+            assert isinstance(event, ShardVerified)
+            done += event.nbytes
+            show(done)
+            if output.json:
+                JsonLines()(event)
+
         report = run(store, workers=workers, observe=observe)
     seconds = time.monotonic() - start
-    for fault in report.faults:
-        if not output.json:
-            sys.stderr.write(f"{fault}\n")
+    values = plain(report)
+    assert isinstance(values, dict)
+    values |= {"ok": report.ok, "seconds": seconds}
     if not report.ok:
+        if output.json:
+            JsonLines().write("report", values)
+        else:
+            sys.stderr.writelines(f"{fault}\n" for fault in report.faults)
         paths = list(dict.fromkeys(fault.path for fault in report.faults))
         more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
         raise CorruptError(
@@ -50,6 +66,13 @@ def verify(store: str, output: Output, workers: int | None) -> None:
         f"{report.shards} shards, {report.assets} other files, {format_bytes(report.nbytes)} are right, in "
         f"{format_seconds(seconds)} ({format_rate(report.nbytes / max(seconds, 1e-3))}){absent}"
     )
-    values = plain(report)
-    assert isinstance(values, dict)
-    output.result(report.store, {**values, "ok": True, "seconds": seconds})
+    output.result(report.store, values)
+
+
+def _shard_bytes(store: str) -> int:
+    """Bytes of tensors in the shards that are here."""
+    from gdist.stores import files_of
+    from gdist.stores.manifests import read_manifests
+
+    tensors = read_manifests(files_of(store)).joined.tensors
+    return sum(len(t.shards) * prod(t.grid.shard) * t.dtype.itemsize for t in tensors)

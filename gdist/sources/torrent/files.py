@@ -64,7 +64,8 @@ class PayloadFiles:
                 hole = self._merge(segment.file, segment.extent)
             size = self._payload.files[segment.file].length
             start = -(-hole.start // _PAGE_BYTES) * _PAGE_BYTES
-            stop = hole.stop if hole.stop == size else hole.stop // _PAGE_BYTES * _PAGE_BYTES
+            # The last page goes whole: only so does the file system give back what lies after the end.
+            stop = (hole.stop + (_PAGE_BYTES - 1 if hole.stop == size else 0)) // _PAGE_BYTES * _PAGE_BYTES
             if start < stop:
                 self._punch(segment.file, start, stop - start)
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gdist.errors import CorruptError, FilesystemError
+from gdist.errors import CorruptError, RequestError
 from gdist.sources.torrent.join import gather_links, start
 from gdist.sources.torrent.metadata import load_torrent, read_metadata
 from gdist.sources.torrent.options import TorrentOptions, TransferStats, session_settings
-from gdist.sources.torrent.session import Session
+from gdist.sources.torrent.session import Session, record_status
 
 _LISTEN_SECONDS = 10.0
+_NEXT_ADDRESS_SECONDS = 0.5  # one address of several may fail, such as v6 where there is none
 
 
 class Seeder:
@@ -44,15 +45,21 @@ class Seeder:
         try:
             # Seed mode would hash a piece when it is first asked for; trusting is saying that we have it.
             trusted = None if self._check else range(metadata.payload.pieces)
-            _, had = start(session, params, links, self._options, self._directory, trusted)
+            self._handle, had = start(session, params, links, self._options, self._directory, trusted)
             if len(had) < metadata.payload.pieces:
                 raise CorruptError(
                     f"{metadata.payload.pieces - len(had)} of {metadata.payload.pieces} pieces below "
                     f"{self._directory} are missing or differ from the torrent",
                     hint="fetch them again, or make a new torrent",
                 )
-            if not session.wait(lambda swarm: swarm.port, _LISTEN_SECONDS):
-                raise FilesystemError(f"cannot listen at {self._options.listen}", hint="choose another port")
+            session.wait(lambda swarm: swarm.port or swarm.listen_error, _LISTEN_SECONDS)
+            if not session.wait(lambda swarm: swarm.port, _NEXT_ADDRESS_SECONDS):
+                with session.changed:
+                    reason = session.swarm.listen_error
+                raise RequestError(
+                    f"cannot listen at {self._options.listen}: {reason}",
+                    hint="choose another address or port",
+                )
         except BaseException:
             session.close()
             raise
@@ -72,7 +79,9 @@ class Seeder:
             return self._session.swarm.port
 
     def stats(self) -> TransferStats:
-        """What has been served; at most half a second old."""
+        """What has been served."""
         assert self._session is not None, "the seeder has not been entered"
+        status = self._handle.status(0)
         with self._session.changed:
+            record_status(self._session.swarm, status)
             return self._session.swarm.stats

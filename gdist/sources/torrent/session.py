@@ -23,6 +23,7 @@ from gdist.sources.torrent.options import DISK_BACK_END, TransferStats
 _ALERT_WAIT_MS = 200  # how late a close may be noticed; alerts themselves end the wait at once
 _STATS_SECONDS = 0.5
 _MAX_ADDRESSES = 10_000  # of peers remembered as tried
+_SHOWN_FAULTS = 3  # of peers, in the message of an error
 _CLOSE_SECONDS = 5.0  # libtorrent says goodbye to trackers, for at most `stop_tracker_timeout`
 _DHT_NODES = "dht.dht_nodes"
 _QUEUED_WRITES = "disk.queued_write_bytes"
@@ -39,7 +40,8 @@ class Swarm:
     events: deque[Event] = field(default_factory=deque)
     trackers: dict[str, TrackerAnswer] = field(default_factory=dict)
     tried: dict[str, str] = field(default_factory=dict)  # peer -> why it is not connected, or nothing
-    most_peers: int = 0
+    met: bool = False  # somebody was there, however shortly
+    listen_error: str = ""
     stats: TransferStats = field(default_factory=TransferStats)
     best_bytes: int = -1
     progress_seconds: float = field(default_factory=time.monotonic)
@@ -61,7 +63,8 @@ class Swarm:
         ] or ["no tracker answered"]
         parts.append(f"{self.stats.dht_nodes} DHT nodes")
         faults = [f"{peer}: {why}" for peer, why in self.tried.items() if why]
-        parts.append(f"{len(self.tried)} peers tried" + (f" ({faults[-1]})" if faults else ""))
+        shown = f" ({', '.join(faults[-_SHOWN_FAULTS:])})" if faults else ""
+        parts.append(f"{len(self.tried)} peers tried{shown}")
         return "; ".join(parts)
 
 
@@ -168,6 +171,7 @@ def record(swarm: Swarm, alert: lt.alert) -> None:
             # A copy: the parameters belong to the alert. The stub calls the dictionary an opaque entry.
             swarm.resume = cast("dict[bytes, Any]", lt.write_resume_data(alert.params))
         case lt.hash_failed_alert():
+            swarm.met = True
             swarm.events.append(HashFailed(int(alert.piece_index)))
         case lt.peer_ban_alert():
             swarm.events.append(PeerBanned(_address(alert)))
@@ -182,6 +186,8 @@ def record(swarm: Swarm, alert: lt.alert) -> None:
         case lt.listen_succeeded_alert():
             if alert.socket_type == lt.socket_type_t.tcp:
                 swarm.port = swarm.port or alert.port
+        case lt.listen_failed_alert():
+            swarm.listen_error = alert.error.message()
         case lt.tracker_reply_alert() | lt.tracker_error_alert():
             _record_tracker(swarm, alert)
         case lt.peer_connect_alert() | lt.peer_disconnected_alert():
@@ -205,7 +211,7 @@ def record_status(swarm: Swarm, status: lt.torrent_status) -> None:
         swarm.progress_seconds = time.monotonic()
     if (status.num_peers, status.num_seeds) != (swarm.stats.peers, swarm.stats.seeds):
         swarm.events.append(PeerCount(status.num_peers, status.num_seeds))
-    swarm.most_peers = max(swarm.most_peers, status.num_peers)
+    swarm.met = swarm.met or status.num_peers > 0 or status.total_payload_download > 0
     swarm.stats = TransferStats(
         verified=status.total_done,
         download_rate=status.download_payload_rate,

@@ -79,7 +79,8 @@ class TorrentSource:
         """Joins the swarm and learns the metadata; wants no piece yet and writes nothing.
 
         `have` names pieces that are known to be in the files below `directory`: they are neither hashed nor
-        fetched, and any other bytes there are taken as missing. None: what lies there is hashed instead.
+        fetched, and any other bytes there are taken as missing. None: what lies there is hashed instead,
+        as far as hashes are known (of a v2 torrent from a magnet only files of one piece).
 
         Raises:
             NoPeersError: no metadata in time; says what trackers and peers answered.
@@ -129,7 +130,12 @@ class TorrentSource:
 
     @property
     def torrent_file(self) -> bytes:
-        """The content of a .torrent file; with the piece layers (v2) that are wholly known by now."""
+        """The content of a .torrent file: the one given, or one made of the metadata.
+
+        Of a v2 torrent it has the piece layers that are wholly known by now.
+        """
+        if isinstance(self._spec, bytes):
+            return self._spec
         if self._metadata.info_hash.v2:
             self._learn_hashes()
         links = self._links
@@ -256,7 +262,7 @@ class TorrentSource:
             waited = time.monotonic() - swarm.progress_seconds
             if not self._window.missing or waited < self._options.stall_seconds:
                 return
-            kind = StalledError if swarm.most_peers else NoPeersError
+            kind = StalledError if swarm.met else NoPeersError
             raise kind(
                 f"nothing arrived for {waited:.0f} seconds though {self._window.missing} pieces are wanted "
                 f"({swarm.evidence()})",
@@ -286,7 +292,7 @@ class TorrentSource:
             )
 
     def _emit(self) -> None:
-        """Delivers the events that the alert thread noted, on the caller's thread; `tick` may raise to stop a wait."""
+        """Delivers what the alert thread noted, on the caller's thread; `tick` may raise to stop a wait."""
         self._tick()
         with self._open.changed:
             events = tuple(self._open.swarm.events)

@@ -1,0 +1,213 @@
+"""What the program says and how it ends, without a network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+import gdist
+from gdist.cli import main
+
+GROK_TENSORS = 1218
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The tests' own environment must not choose options."""
+    import os
+
+    for name in [name for name in os.environ if name.startswith("GDIST_")]:
+        monkeypatch.delenv(name)
+    yield
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fetch"], "Missing argument 'SOURCE'"),
+        (["fetsch"], "No such command"),
+        (["fetch", "nowhere"], "no release of that name is known"),
+        (["fetch", "grok-1", "--mesh", "8by8"], "'8by8' is not a mesh"),
+        (["fetch", "grok-1", "--host", "8/8"], "host index 8"),
+        (["fetch", "grok-1", "--host", "three"], "not INDEX/COUNT"),
+        (["fetch", "grok-1", "--memory", "much"], "memory 'much'"),
+        (["fetch", "grok-1", "--peer", "nobody"], "not a peer's address"),
+        (["fetch", "grok-1", "--stall-timeout", "soon"], "stall-timeout 'soon'"),
+        (["fetch", "grok-1", "--max-download", "10G"], "max-download '10G'"),
+        (["fetch", "grok-1", "--rules", "nothing.json"], "neither a file nor a profile's name"),
+        (["fetch", "grok-1", "--payload", "burn"], "'burn' is not one of"),
+        (["plan", "grok-1", "--mesh", "7x7"], "does not divide 513 tensors"),
+        (["plan", "grok-1", "--mesh", "8x8", "--hosts", "3"], "3 hosts do not divide"),
+        (["plan", "grok-1", "--mesh", "8x8", "--hosts", "0"], "0 is not in the range"),
+        (["plan", "grok-1", "--mesh", "8x8", "--hosts", "8", "--host", "1/4"], "do not go together"),
+        (["plan", "grok-1", "--mesh", "8x8", "--wan", "0"], "no rate to plan with"),
+        (["inspect", "grok-1", "--tensor", "("], "not a regular expression"),
+        (["inspect", "grok-1", "--profile", "grok-1", "--bogus"], "No such option"),
+        (["verify", "/nonexistent/store"], "/nonexistent/store"),
+        (["seed", "/nonexistent.torrent", "/"], "cannot read '/nonexistent.torrent'"),
+        (["make-torrent", "/nonexistent"], "neither a file nor a directory"),
+    ],
+)
+@pytest.mark.parametrize("form", ["words", "json"])
+def test_what_is_asked_wrongly_ends_with_2_and_one_sentence(
+    arguments: list[str], said: str, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--json"] if form == "json" else arguments) == 2
+    out, err = capsys.readouterr()
+    if form == "words":
+        assert out == ""
+        assert err.startswith("error: ") and said in err
+    else:
+        assert err == ""
+        last = json.loads(out.splitlines()[-1])
+        assert (last["event"], last["code"], last["retry"]) == ("error", 2, False)
+        assert said in last["message"]
+    assert "Traceback" not in out + err
+
+
+def test_hints_follow_the_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "nowhere"]) == 2
+    assert "\nhint: known releases: grok-1" in capsys.readouterr().err
+
+
+def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["-V", "--version"])
+def test_it_tells_its_version(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([flag]) == 0
+    assert capsys.readouterr().out == f"gdist {gdist.__version__}\n"
+
+
+def test_plan_of_a_known_release(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["plan", "grok-1", "--mesh", "8x8", "--hosts", "8", "--wan", "10Gb/s", "--lan", "100Gb/s"]
+    assert main([*asked, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["event"] == "result"
+    assert (result["tensors"], result["piece_length_assumed"]) == (GROK_TENSORS, True)
+    assert len(result["hosts"]) == 8
+    assert sum(host["wan_share"] for host in result["hosts"]) == result["union"]
+    assert all(3 < host["amplification"] < 5 for host in result["hosts"])
+    assert result["bound"]["limit"] == "wan"
+    assert result["bound"]["seconds"] == pytest.approx(result["union"] / 1.25e9)
+    assert main(asked) == 0
+    out, err = capsys.readouterr()
+    assert "(assumed: the release's own is not known" in out
+    assert "least time: 4m 15s, set by the wan" in out
+    assert err == ""
+
+
+def test_plan_of_one_host_of_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "grok-1", "--mesh", "8x8", "--host", "3/8", "--wan", "1GB/s"]) == 0
+    out = capsys.readouterr().out
+    assert "3/8" in out and "0/8" not in out
+    assert "the least time needs all hosts" in out
+
+
+def test_inspect_of_a_known_release(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "grok-1", "--mesh", "8x8", "--tensor", r"layer_9\.moe", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [t["name"].rpartition("layer_9.")[2] for t in result["tensors"]] == [
+        f"moe.{name}.w.{half}" for name in ("linear", "linear_1", "linear_v") for half in ("weight", "scales")
+    ]
+    weight = result["tensors"][0]
+    assert (weight["shape"], weight["slab"]) == ([8, 6144, 32768], [8, 768, 4096])
+    assert weight["spec"] == [None, "data", "model"]
+    assert main(["inspect", "grok-1", "--files"]) == 0
+    out = capsys.readouterr().out
+    assert f"{GROK_TENSORS} tensors, 318.24 GB" in out
+    assert "ckpt-0/tensor00769_000" in out
+
+
+def test_options_come_from_the_environment_and_the_command_line_wins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GDIST_MESH", "8x8")
+    monkeypatch.setenv("GDIST_HOSTS", "2")
+    monkeypatch.setenv("GDIST_JSON", "1")
+    assert main(["plan", "grok-1", "--hosts", "4"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["mesh"], len(result["hosts"])) == ({"data": 8, "model": 8}, 4)
+
+
+def test_a_variable_holds_several_values(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GDIST_PEER", "127.0.0.1:1, 127.0.0.1:2 nonsense")
+    assert main(["fetch", "grok-1"]) == 2
+    assert "not a peer's address: 'nonsense'" in capsys.readouterr().err
+
+
+def test_releases(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["releases"]) == 0
+    assert "grok-1  318.24 GB  Apache-2.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    assert f"_GDIST_COMPLETE={shell}_complete" in capsys.readouterr().out
+
+
+def test_completion_knows_options_and_releases() -> None:
+    def complete(words: str, number: int) -> str:
+        script = "import sys; from gdist.cli import main; sys.exit(main())"
+        environment = {"_GDIST_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(number)}
+        return subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "plain,grok-1" in complete("gdist fetch gro", 2)
+    assert "plain,--max-download" in complete("gdist fetch --max-d", 2)
+    assert "plain,make-torrent" in complete("gdist make", 1)
+
+
+def test_a_bug_of_ours_ends_with_70_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("gdist.api.plan", fail)
+    assert main(["plan", "grok-1"]) == 70
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError" in err and "Traceback" not in err
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    script = "import sys; from gdist.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", script, "inspect", "grok-1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() in (0, 141)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"), [(["--help"], 2.0), (["plan", "grok-1", "--mesh", "8x8"], 4.0)]
+)
+def test_it_starts_without_the_heavy_libraries(arguments: list[str], limit: float) -> None:
+    """The limits are lax, for busy machines: help takes about 0.1 s, the plan of Grok-1 0.4 s."""
+    heavy = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "rich", "fsspec")
+    script = (
+        "import resource, sys; from gdist.cli import main; code = main(sys.argv[1:]); "
+        f"print([m for m in {heavy} if m in sys.modules], "
+        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, code, file=sys.stderr)"
+    )
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+    )
+    names, mebibytes, code = done.stderr.rsplit(" ", 2)
+    assert (names, code.strip()) == ("[]", "0")
+    assert int(mebibytes) < 200
+    assert time.monotonic() - start < limit

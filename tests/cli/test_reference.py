@@ -1,0 +1,75 @@
+"""The reference page names everything, and the library's keyword arguments are the command line's options."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from gdist import api
+from gdist.cli import COMMANDS
+from gdist.cli.options import SWARM
+
+PAGE = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text()
+SPEAKING = {"json", "quiet", "verbose"}
+NOT_LIBRARY = {
+    "fetch": set(),
+    "plan": set(),
+    "inspect": {"pattern", "files"},
+    "make-torrent": {"target", "force"},
+}
+NOT_COMMAND = {"observe", "stop", "progress"}
+
+
+def options(command: click.Command) -> list[click.Option]:
+    return [param for param in command.params if isinstance(param, click.Option)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_page_names_every_option_and_its_variable(command: click.Command) -> None:
+    own = PAGE.split(f"\n## {command.name}\n")[1].split("\n## ")[0]
+    shared = PAGE.split("\n## Swarm options\n")[1]
+    for option in options(command):
+        place = own if f"`{option.opts[0]}`" in own else shared
+        for name in (*option.opts, *option.secondary_opts):
+            assert f"`{name}`" in place, f"{command.name} {name}"
+        assert f"`{option.envvar}`" in place, f"{command.name} {option.envvar}"
+
+
+def test_the_page_names_nothing_else() -> None:
+    known = {n for c in COMMANDS for o in options(c) for n in (*o.opts, *o.secondary_opts)}
+    assert set(re.findall(r"^\| `(--[\w-]+)`", PAGE, re.MULTILINE)) <= known
+    assert set(re.findall(r"^## ([a-z-]+)$", PAGE, re.MULTILINE)) == {c.name for c in COMMANDS}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_option_has_the_variable_of_its_name(command: click.Command) -> None:
+    for option in options(command):
+        flag = next(name for name in option.opts if name.startswith("--"))
+        assert option.envvar == "GDIST_" + flag[2:].replace("-", "_").upper()
+        assert option.help and option.help.rstrip("]").rstrip().endswith(
+            (".", *"abcdefghijklmnopqrstuvwxyz0123456789BTA")
+        )
+
+
+@pytest.mark.parametrize("name", sorted(NOT_LIBRARY))
+def test_library_and_command_take_the_same(name: str) -> None:
+    command = next(command for command in COMMANDS if command.name == name)
+    function = getattr(api, name.replace("-", "_"))
+    keywords = {
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
+        keywords |= set(api.Swarm.__annotations__)
+    asked = {param.name for param in command.params} - SPEAKING - NOT_LIBRARY[name]
+    assert keywords - NOT_COMMAND == asked
+
+
+def test_swarm_options_are_one_list() -> None:
+    assert set(SWARM) == set(api.Swarm.__annotations__)
+    assert set(SWARM) == set(inspect.signature(api.torrent_options).parameters)
