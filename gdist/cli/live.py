@@ -69,7 +69,7 @@ class LiveView:
         self._failed = self._banned = 0
         self._live = Live(
             console=self._console,
-            get_renderable=self._draw,
+            get_renderable=self.draw,
             refresh_per_second=REFRESH_HERTZ,
             transient=True,
             redirect_stdout=False,
@@ -117,7 +117,8 @@ class LiveView:
     def _say(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style=style))
 
-    def _draw(self) -> RenderableType:
+    def draw(self) -> RenderableType:
+        """The picture as it is now."""
         stage = words.STAGES[self._stage] if self._stage else "starting"
         lines: list[RenderableType] = []
         if self._name:
@@ -158,7 +159,7 @@ class LiveView:
             return ""
         good = sum(answer.ok for answer in self._trackers.values())
         bad = len(self._trackers) - good
-        return f"   trackers {good} answered" + (f", {bad} failed" if bad else "")
+        return f"   trackers {good} ok" + (f", {bad} failed" if bad else "")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import isqrt, prod
 
 from gdist.core.box import Box
-from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_index, split_counts
+from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_indices, split_counts
 
 CHUNK_BYTES = 16 * 2**20  # facts: reading speed is flat from 1 to 64 MiB; 16 keeps digests and indexes small
 
@@ -71,14 +71,13 @@ def _host_factor(mesh: Mesh, spec: PartitionSpec, ndim: int, count: int) -> tupl
     """How many neighbouring slabs per dimension every one of `count` hosts holds together."""
     factors: list[int] | None = None
     for host in range(count):
-        held = [slab_index(mesh, spec, ndim, device) for device in HostGroup(host, count).devices(mesh)]
-        lengths = []
-        for d in range(ndim):
-            places = sorted({index[d] for index in held})
-            whole = places[-1] - places[0] + 1 == len(places) and places[0] % len(places) == 0
-            lengths.append(len(places) if whole else 1)
-        if prod(lengths) != len(set(held)):  # not a box of slabs: files of one slab each
-            lengths = [1] * ndim
+        held = slab_indices(mesh, spec, ndim, HostGroup(host, count).devices(mesh))
+        places = [sorted({index[d] for index in held}) for d in range(ndim)]
+        lengths = [1] * ndim
+        if prod(map(len, places)) == len(held):  # else they are no box: files of one slab each
+            for d, row in enumerate(places):
+                if row[-1] - row[0] + 1 == len(row) and row[0] % len(row) == 0:
+                    lengths[d] = len(row)
         factors = (
             lengths
             if factors is None

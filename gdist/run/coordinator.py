@@ -30,6 +30,7 @@ from gdist.events import (
 )
 from gdist.run.collect import Collector
 from gdist.run.journal_file import JournalFile
+from gdist.run.preflight import in_flight_limit
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
 from gdist.sources.torrent import TorrentSource
@@ -128,6 +129,8 @@ class Coordinator:
         collected = dict.fromkeys(self._collector.pieces)
         self._outstanding = [*placed, *(p for p in collected if p not in placed)]
         extra = [piece for piece in sorted(self._payload_only) if piece not in placed and piece not in collected]
+        if self._release:
+            self._source.limit_backlog(in_flight_limit(self._plan))
         self._source.want([*self._outstanding, *extra])
 
     def _busy(self) -> bool:
@@ -266,14 +269,14 @@ class Coordinator:
 
     def _save(self) -> None:
         """After a failure: what is done is written down, as far as the disk still lets us."""
-        for committed, task in self._committing.items():
-            if committed.done() and not committed.cancelled() and not committed.exception():
-                self._record(task, committed.result())
         for placed, piece in self._placing.items():
             if placed.done() and not placed.cancelled() and not placed.exception():
                 self._unsynced.add(piece)
         pieces = self._unsynced | (self._syncing[1] if self._syncing else frozenset())
-        if pieces:
-            with contextlib.suppress(GdistError, OSError):  # the error that stopped the run is the one to tell
+        with contextlib.suppress(GdistError, OSError):  # the error that stopped the run is the one to tell
+            for committed, task in self._committing.items():
+                if committed.done() and not committed.cancelled() and not committed.exception():
+                    self._record(task, committed.result())
+            if pieces:
                 self._sink.sync()
                 self._journal.append(pieces_line(pieces))

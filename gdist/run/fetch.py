@@ -1,8 +1,8 @@
 """From a magnet to a store: the whole way on one host.
 
-    resolve ─▶ open the source ─▶ catalogue ─▶ plan ─▶ preflight ─▶ journal ─▶ coordinator ─▶ manifest
-    what was   metadata            tensors     shards,  disk and     what is    pieces to      the store
-    asked                          and files   pieces   memory       there      shards         is complete
+resolve ─▶ open the source ─▶ catalogue ─▶ plan ─▶ preflight ─▶ journal ─▶ coordinator ─▶ manifest
+what was   metadata            tensors     shards,  disk and     what is    pieces to      the store
+asked                          and files   pieces   memory       there      shards         is complete
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from blake3 import blake3
 
 from gdist.core.journal import Progress as Journalled
 from gdist.core.journal import parse_journal
-from gdist.core.magnet import parse_magnet
+from gdist.core.layout import CODECS
+from gdist.core.magnet import InfoHash, parse_magnet
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask, plan_host
 from gdist.core.store_manifest import StoreManifest
-from gdist.errors import InterruptedRun, RequestError
+from gdist.errors import InterruptedRun, RequestError, ResumeError, translate
 from gdist.events import Finished, Note, Observer, Planned, Stage, StageStarted
 from gdist.kvstore import kvstore_spec
 from gdist.run.catalogue import Catalogue, read_catalogue
@@ -36,7 +37,7 @@ from gdist.run.resolve import Resolved, resolve
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
 from gdist.sinks.local import LocalSink, write_atomically
-from gdist.sources.torrent import TorrentOptions, TorrentSource
+from gdist.sources.torrent import TorrentOptions, TorrentSource, magnet_of
 
 LEAST_SHARD_BYTES = 16 * 2**20
 MAX_WORKERS = 4
@@ -73,6 +74,8 @@ def fetch(
     asked = options or FetchOptions()
     if asked.payload not in PAYLOAD_CHOICES:
         raise RequestError(f"payload {asked.payload!r} is none of {', '.join(PAYLOAD_CHOICES)}")
+    if asked.codec not in CODECS:
+        raise RequestError(f"codec {asked.codec!r} is none of {', '.join(CODECS)}")
     resolved = resolve(source)
     text = os.fspath(dest) if dest is not None else default_dest(resolved)
     where = find_destination(text, asked)
@@ -117,10 +120,13 @@ class _Fetch:
         for note in self._resolved.notes:
             self._observe(Note(note))
         payload = self._dest.payload if self._keep else self._dest.work / "payload"
+        cached = self._dest.work / "source.torrent"
+        spec = self._resolved.spec
+        if cached.exists():
+            spec = cached.read_bytes()
+            self._check_identity(magnet_of(spec).info_hash)
         if not self._keep:
             shutil.rmtree(payload, ignore_errors=True)  # pieces half way here say nothing any more
-        cached = self._dest.work / "source.torrent"
-        spec = cached.read_bytes() if cached.exists() else self._resolved.spec
         source = TorrentSource(spec, self._torrent_options(), self._observe, tick=self._check_stop)
         try:
             self._enter(Stage.METADATA)
@@ -159,12 +165,21 @@ class _Fetch:
             upload=asked.upload and self._keep,  # what was given back to the disk cannot be served
         )
 
+    def _check_identity(self, found: InfoHash) -> None:
+        """That what an earlier run began here is the torrent that was asked for."""
+        asked = self._resolved.info_hash
+        if not asked.names(found):
+            raise ResumeError(
+                f"{self._dest.text} holds an unfinished fetch of {found.hex}, not of {asked.hex}",
+                hint="finish that one first, or choose another destination",
+            )
+
     def _pieces_kept(self) -> frozenset[int]:
         """Pieces that the journal knows to be in the payload's files."""
         if not self._keep or not self._journal_path.exists():
             return frozenset()
         progress, _ = parse_journal(self._journal_path.read_bytes())
-        return frozenset(progress.pieces) if progress else frozenset()
+        return frozenset(progress.pieces) if progress and progress.plan.startswith("keep ") else frozenset()
 
     def _convert(self, source: TorrentSource, catalogue: Catalogue) -> StoreManifest:
         options = self._options
@@ -179,12 +194,15 @@ class _Fetch:
             identity=source.info_hash.hex,
             shard_bytes=max(options.memory // 8, LEAST_SHARD_BYTES) if staged else None,
         )
-        journal = JournalFile(self._journal_path, plan.digest)
+        journal = JournalFile(self._journal_path, f"{options.payload} {options.codec} {plan.digest[:32]}")
         sink = self._sink(plan, staged)
         try:
             progress = journal.progress
             done, partial = sink.restore(progress.shards.values())
             placer = Placer(plan, done=done, placed=progress.pieces, partial=partial)
+            lost = progress.pieces.intersection(placer.wanted())
+            if lost:  # parts are gone that they were placed in; said now, or new parts would pass for filled
+                journal.forget(lost)
             self._tell_plan(plan, placer)
             payload_nbytes = sum(file.length for file in catalogue.payload.files)
             check_space(plan, placer, options.payload, payload_nbytes, self._dest.work, partial, staged=staged)
@@ -193,6 +211,8 @@ class _Fetch:
             self._enter(Stage.FETCH)
             self._coordinate(plan, source, sink, placer, catalogue, journal, records, assets)
             self._enter(Stage.FINISH)
+            if self._keep:
+                _make_empty_files(source)
             with self._timing.measure("manifest"):
                 manifest = store_manifest(source, catalogue, plan, records, assets, options.codec)
                 sink.finish(manifest, root_documents(plan, manifest))
@@ -279,6 +299,18 @@ def _records(
     plan: HostPlan, done: Collection[ShardTask], progress: Journalled
 ) -> dict[ShardTask, tuple[str, ...]]:
     return {task: progress.shards[plan.tensors[task.tensor].tensor.spec.name, task.index].digests for task in done}
+
+
+def _make_empty_files(source: TorrentSource) -> None:
+    """The torrent's files of no bytes: no piece brings them."""
+    for number, file in enumerate(source.payload.files):
+        if not file.length:
+            path = source.path_of(number)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            except OSError as error:
+                raise translate(error, f"making {path}") from error
 
 
 def _workers(memory: int, piece_length: int) -> int:

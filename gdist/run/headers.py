@@ -8,7 +8,7 @@ piece of each file are asked for at once: they hold all of most headers.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gdist.core.extent import Extent
@@ -31,7 +31,7 @@ class FileReport:
     foreign: str | None = None
 
 
-def identify(size: int, report: FileReport) -> Iterator[Extent] | Scan:
+def identify(size: int, report: FileReport) -> Scan:
     """A scan of a file of any kind: sniffs, then runs its format's own scan; fills in the report."""
     head = yield Extent(0, min(SNIFF_BYTES, size))
     kind = detect(head, size)
@@ -73,7 +73,7 @@ class HeaderScan:
         for file in files:
             if payload.files[file].length:
                 scan = identify(payload.files[file].length, reports[file])
-                running.append(_Running(file, scan, reports[file]))  # type: ignore[arg-type]  # a generator
+                running.append(_Running(file, scan, reports[file]))
         for run in running:
             run.wanted = next(run.scan)
         likely = [piece for run in running for piece in _ends(payload, run.file)]

@@ -4,45 +4,84 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Collection
 from pathlib import Path
 
-from gdist.core.journal import Progress, header_line, parse_journal
+from gdist.core.journal import (
+    Progress,
+    asset_line,
+    file_line,
+    header_line,
+    parse_journal,
+    pieces_line,
+    shard_line,
+)
 from gdist.errors import ResumeError, translate
+from gdist.sinks.local import write_atomically
 
 
 class JournalFile:
     """An open journal; `progress` is what it said when it was opened.
 
+    `job` names what is done: the plan and how it is written, so that two jobs never share a journal.
+
     Raises:
-        ResumeError: when the directory's journal is of another plan.
+        ResumeError: when the directory's journal is of another job, or cannot be read.
     """
 
-    def __init__(self, path: Path, plan: str):
+    def __init__(self, path: Path, job: str):
+        self._path = path
+        self._open()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115  closed by close()
-        except OSError as error:
-            raise translate(error, f"opening {path}") from error
-        self._file.seek(0)
-        progress, whole = parse_journal(self._file.read())
-        if progress is not None and progress.plan != plan:
+            self._file.seek(0)
+            progress, whole = parse_journal(self._file.read())
+            if progress is not None and progress.plan != job:
+                raise ResumeError(
+                    f"the destination holds an unfinished fetch of another plan: {progress.plan}; "
+                    f"this is {job}",
+                    hint="use the same source, mesh, rules, host, codec and payload as before, "
+                    "or another destination",
+                )
+            self._file.truncate(whole)  # a torn last line says nothing
+            self.progress = progress or Progress(job)
+            if progress is None:
+                self.append(header_line(job))
+        except BaseException:
             self._file.close()
-            raise ResumeError(
-                f"the destination holds an unfinished fetch of another plan: {progress.plan[:12]}, this one is {plan[:12]}",
-                hint="use the same source, mesh, rules and host as before, or another destination",
-            )
-        self._file.truncate(whole)  # a torn last line says nothing
-        self.progress = progress or Progress(plan)
-        if progress is None:
-            self.append(header_line(plan))
+            raise
+
+    def _open(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "a+b", buffering=0)  # noqa: SIM115  closed by close()
+        except OSError as error:
+            raise translate(error, f"opening {self._path}") from error
 
     def append(self, line: str) -> None:
-        """Adds a line and returns once it is on the disk."""
+        """Adds a line and returns once it is on the disk; after an error the journal is as before."""
+        data = memoryview(line.encode() + b"\n")
+        before = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(line.encode() + b"\n")
+            while data:
+                data = data[self._file.write(data) :]  # a disk that is nearly full takes a part
             os.fdatasync(self._file.fileno())
         except OSError as error:
+            os.ftruncate(self._file.fileno(), before)  # else the next line would go on in this one's middle
             raise translate(error, "writing the journal") from error
+
+    def forget(self, pieces: Collection[int]) -> None:
+        """Takes back that pieces were placed: some of the shards they went to are gone."""
+        self.progress.pieces.difference_update(pieces)
+        progress = self.progress
+        lines = [header_line(progress.plan), pieces_line(progress.pieces)]
+        lines += [shard_line(record) for record in progress.shards.values()]
+        lines += [file_line(path) for path in sorted(progress.files)]
+        lines += [asset_line(path, nbytes, digest) for path, (nbytes, digest) in progress.assets.items()]
+        self._file.close()
+        try:
+            write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode())
+        finally:
+            self._open()
 
     def close(self) -> None:
         """Closes the file."""

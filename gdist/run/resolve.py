@@ -12,6 +12,7 @@ from gdist import releases
 from gdist.core.magnet import InfoHash, Magnet, parse_magnet
 from gdist.core.source_manifest import SourceManifest, parse_source_manifest
 from gdist.errors import RequestError, TransferError
+from gdist.kvstore import local_path
 from gdist.sources.torrent import magnet_of
 
 MAX_TORRENT_BYTES = 256 * 2**20  # a 4 TB torrent at 1 MiB pieces needs 80 MB of hashes; more is not a torrent
@@ -99,11 +100,24 @@ def _from_bytes(data: bytes, where: str) -> Resolved:
     return _with_manifest(data, magnet_of(data).info_hash)
 
 
+def _may_pass(cause: BaseException | None) -> bool:
+    """True where fsspec calls a file missing because a server did not answer, or failed."""
+    status = getattr(cause, "status", None)  # of aiohttp's ClientResponseError
+    if status is not None:
+        return bool(status >= 500)
+    return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+
+
 def _read(where: str) -> bytes:
     try:
-        with fsspec.open(where, "rb") as file:
+        # fsspec takes what follows file:// as it is; local_path decodes it
+        with fsspec.open(os.fspath(local_path(where) or where), "rb") as file:
             data: bytes = file.read(MAX_TORRENT_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        if _may_pass(error.__cause__):
+            raise TransferError(
+                f"cannot read {where!r}: {error.__cause__}", hint="check the address and try again"
+            ) from error
         raise RequestError(f"cannot read {where!r}: {error.strerror or error}", hint="check the path") from error
     except Exception as error:  # fsspec's back ends raise whatever their libraries do
         raise TransferError(f"cannot read {where!r}: {error}", hint="check the address and try again") from error

@@ -221,7 +221,7 @@ def _scan(path: Path) -> FileReport:
                 file.seek(extent.start)
                 return file.read(extent.length)
 
-            drive(identify(size, report), read)  # type: ignore[arg-type]  # a generator
+            drive(identify(size, report), read)
     except (UnsupportedError, CorruptError) as error:
         raise type(error)(f"{path}: {error.message}", hint=error.hint, file=str(path)) from error
     except OSError as error:

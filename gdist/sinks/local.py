@@ -76,12 +76,13 @@ class LocalSink:
     def finish(self, manifest: StoreManifest, documents: Mapping[str, bytes]) -> None:
         """Root documents, then the manifest, each written aside, synced and renamed.
 
-        Before them the directories of all shards are synced: a file system may keep a later rename and lose
+        Before them the directories of all tensors are synced: a file system may keep a later rename and lose
         an earlier one of another directory, and the manifest must not outlive a shard's name.
         """
-        shards = {self._final(task).parent for plan in self._plan.tensors for task in plan.shards}
+        lowest = {self._final(task).parent for plan in self._plan.tensors for task in plan.shards}
+        lowest |= {self._root / name for name in self._names}  # of tensors without a shard, too
         below = len(self._root.parts)
-        for directory in sorted({p for s in shards for p in (s, *s.parents) if len(p.parts) >= below}):
+        for directory in sorted({p for low in lowest for p in (low, *low.parents) if len(p.parts) >= below}):
             _sync_directory(directory)
         for tensor in self._plan.tensors:
             sync_file(self._root / tensor.tensor.spec.name / "zarr.json")
@@ -133,11 +134,14 @@ def _sync_directory(path: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Returns once a file's content is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise translate(error, f"syncing {path}") from error
 
 
 def _size(path: Path) -> int:

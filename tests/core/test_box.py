@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_runs_joined_over_less_than_a_piece_meet_the_same_pieces(
     runs = list(runs_of_box(shape, box, piece - 1))
     met = {number // piece for run in runs for number in range(run.start, run.stop)}
     assert met == {number // piece for number in numbers(shape)[box.slices()].ravel().tolist()}
-    assert all(a.stop <= b.start for a, b in zip(runs, runs[1:], strict=False)), "in order, and apart"
+    assert all(a.stop <= b.start for a, b in pairwise(runs)), "in order, and apart"
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,17 @@ def test_a_host_whose_devices_are_no_box_keeps_a_file_a_slab() -> None:
     assert grid.shard == grid.slab == (2, 2)
 
 
+def test_slabs_that_are_as_many_as_a_box_but_none_keep_a_file_each() -> None:
+    # One host of six holds as many slabs as a box of them has, but they lie apart.
+    mesh = Mesh((("a", 2), ("b", 2), ("c", 2), ("d", 3)))
+    spec = PartitionSpec((("c",), ("b", "a")))
+    grid = GridMaker(mesh, 6).grid((2, 4), 1, spec)
+    for host in range(6):
+        mask = held(mesh, 6, spec, (2, 4), host)
+        parts = [mask[grid.box_of(index).slices()] for index in np.ndindex(*grid.shards)]
+        assert all(part.all() or not part.any() for part in parts), f"host {host}"
+
+
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 0)])
 def test_nothing_has_a_grid_and_no_shard(shape: tuple[int, ...]) -> None:
     grid = GridMaker(Mesh((("a", 4),)), 2).grid(shape, 4, PartitionSpec())

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import zarr
 
-import gdist
 from gdist.core.magnet import Magnet, format_magnet, parse_magnet
 from gdist.core.rules import parse_rules
 from gdist.errors import UnsupportedError
@@ -23,6 +22,7 @@ from gdist.events import AssetKept, Finished, Planned, ShardCommitted, Stage, St
 from gdist.run.fetch import fetch
 from gdist.run.verify import verify
 from gdist.sources.torrent import Seeder, Version, magnet_of, make_torrent
+from gdist.stores import open as open_store
 from gdist.testing.checkpoints import write_grok1, write_safetensors
 from gdist.testing.fetches import Array, Recorder, assert_holds, fetch_options, tree_of
 from gdist.testing.swarm import LOCALHOST, LOOPBACK, Seeded, Tracker, WebSeed, seed
@@ -185,7 +185,9 @@ def test_scalars_and_empty_arrays_are_kept(tmp_path: Path) -> None:
 
 
 def test_nothing_but_empty_arrays_is_a_store_too(tmp_path: Path) -> None:
-    expected = write_safetensors(tmp_path / "m", {"none": np.zeros((0, 3), np.float32)}, shards=1, index=False)
+    expected = write_safetensors(
+        tmp_path / "m", {"none": np.zeros((0, 3), np.float32)}, shards=1, index=False
+    )
     with seed(tmp_path / "m", piece_length=PIECE) as seeded:
         fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options())
     assert_holds(tmp_path / "s", expected)
@@ -193,7 +195,7 @@ def test_nothing_but_empty_arrays_is_a_store_too(tmp_path: Path) -> None:
 
 def test_fortran_order_is_turned_round(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
-    expected = {
+    expected: dict[str, Array] = {
         "a.pkl": np.asfortranarray(rng.random((40, 96), dtype=np.float32)),
         "b.pkl": np.asfortranarray(rng.integers(0, 99, (8, 6, 16, 24))),
         "c.pkl": rng.random((7, 9)),
@@ -219,7 +221,11 @@ def test_every_mesh_holds_the_same(mesh: str, grok: Content, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("mesh", "count"), [("2x4", 2), ("2x4", 8), ("8", 4)])
 def test_hosts_together_hold_all(mesh: str, count: int, grok: Content, tmp_path: Path) -> None:
-    rules = None if "x" in mesh else parse_rules({"axes": ["model"], "rules": [["scales|norm", []], [".*", ["model"]]]})
+    rules = (
+        None
+        if "x" in mesh
+        else parse_rules({"axes": ["model"], "rules": [["scales|norm", []], [".*", ["model"]]]})
+    )
     shares = []
     with seed(grok[0], piece_length=PIECE) as seeded:
         for index in range(count):
@@ -258,7 +264,7 @@ def test_a_host_fetches_only_the_pieces_it_needs(tmp_path: Path) -> None:
     assert planned.bytes_touched <= nbytes // 4 + 2 * PIECE
     file = tmp_path / "s/payload/m/model.safetensors"
     assert file.stat().st_blocks * 512 < nbytes // 4 + 6 * PIECE, "the rest of the file is a hole"
-    with gdist.open(tmp_path / "s") as store:
+    with open_store(tmp_path / "s") as store:
         assert store.absent_hosts == (0, 1, 3)
 
 
@@ -299,12 +305,18 @@ def test_a_second_run_does_nothing(llama: Content, tmp_path: Path) -> None:
 
 def test_equal_calls_write_equal_bytes(seeded: Seeded, tmp_path: Path) -> None:
     for name in "ab":
-        fetch(format_magnet(seeded.magnet), tmp_path / name, fetch_options("2x4", memory=1 << (20 if name == "a" else 30)))
+        fetch(
+            format_magnet(seeded.magnet),
+            tmp_path / name,
+            fetch_options("2x4", memory=1 << (20 if name == "a" else 30)),
+        )
     assert tree_of(tmp_path / "a") == tree_of(tmp_path / "b")
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])
-def test_a_bucket_gets_the_same(codec: str, grok: Content, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_bucket_gets_the_same(
+    codec: str, grok: Content, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     url = f"memory://{request.node.name}"
     with seed(grok[0], piece_length=PIECE) as seeded:
         options = fetch_options("2x4", codec=codec, work=tmp_path / "work")

@@ -19,6 +19,7 @@ import libtorrent as lt
 
 from gdist.core.magnet import Magnet, format_magnet
 from gdist.errors import NoPeersError, TransferError
+from gdist.sources.torrent.flushed import FlushWatch
 from gdist.sources.torrent.options import LOAD_LIMITS, TorrentOptions
 from gdist.sources.torrent.session import Session
 
@@ -115,8 +116,8 @@ def start(
         pass
     had = tuple(piece for piece, bit in enumerate(handle.status(_PIECES).pieces) if bit)
     with session.changed:
-        session.swarm.finished.clear()  # those found by checking; they are in `had`
-        session.swarm.handle = handle
+        # From here on: what checking found before is in `had`.
+        session.swarm.flush = FlushWatch(handle, fence_only=params.ti.info_hashes().has_v2())
     return handle, had
 
 

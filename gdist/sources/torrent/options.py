@@ -125,7 +125,7 @@ def session_settings(options: TorrentOptions) -> dict[str, object]:
         "ssrf_mitigation": False,  # trackers and web seeds on the own network are usual in a cluster
         "tracker_completion_timeout": 20,
         "stop_tracker_timeout": 1,
-        "max_out_request_queue": 4000,
+        "max_out_request_queue": 500,
         "max_allowed_in_request_queue": 8000,
         "request_queue_time": 5,
         "send_buffer_watermark": 4 * MIB,
@@ -138,7 +138,7 @@ def session_settings(options: TorrentOptions) -> dict[str, object]:
         "strict_end_game_mode": True,
         # A torrent that wants nothing yet looks finished, and would hang up on every seed it knows.
         "close_redundant_connections": False,
-        "max_queued_disk_bytes": 64 * MIB,
+        "max_queued_disk_bytes": 16 * MIB,
         "aio_threads": 4,
         "hashing_threads": 2,
         "file_pool_size": 200,

@@ -18,9 +18,11 @@ import libtorrent as lt
 
 from gdist.errors import CorruptError, FilesystemError, GdistError, SpaceError, StalledError
 from gdist.events import Event, HashFailed, PeerBanned, PeerCount, TrackerAnswer
+from gdist.sources.torrent.flushed import POLL_SECONDS, FlushWatch
 from gdist.sources.torrent.options import DISK_BACK_END, TransferStats
 
 _ALERT_WAIT_MS = 200  # how late a close may be noticed; alerts themselves end the wait at once
+_FLUSH_WAIT_MS = int(POLL_SECONDS * 1000)
 _STATS_SECONDS = 0.5
 _MAX_ADDRESSES = 10_000  # of peers remembered as tried
 _SHOWN_FAULTS = 3  # of peers, in the message of an error
@@ -34,9 +36,9 @@ class Swarm:
     """What the alerts told so far; read and changed only with the session's lock held."""
 
     port: int = 0
-    finished: deque[int] = field(default_factory=deque)  # verified, perhaps not in the file yet
-    flushing: deque[int] = field(default_factory=deque)  # likewise, and libtorrent was asked to flush since
-    readable: deque[int] = field(default_factory=deque)  # in the file for sure
+    finished: int = 0  # pieces verified in this session, whether they are in the file yet or not
+    flush: FlushWatch | None = None  # of the torrent whose pieces are read
+    readable: deque[int] = field(default_factory=deque)  # verified and in the file
     events: deque[Event] = field(default_factory=deque)
     trackers: dict[str, TrackerAnswer] = field(default_factory=dict)
     tried: dict[str, str] = field(default_factory=dict)  # peer -> why it is not connected, or nothing
@@ -53,7 +55,6 @@ class Swarm:
     resume: dict[bytes, Any] | None = None  # the newest resume data, as libtorrent would save it
     reads: dict[int, bytes | str] = field(default_factory=dict)  # piece -> its bytes, or why there are none
     error: GdistError | None = None
-    handle: lt.torrent_handle | None = None  # of the torrent whose pieces are read
 
     def evidence(self) -> str:
         """What was seen of the swarm, for the message of an error."""
@@ -123,13 +124,12 @@ class Session:
         assert session is not None
         due = 0.0
         while not self._stop.is_set():
-            session.wait_for_alert(_ALERT_WAIT_MS)
+            session.wait_for_alert(_FLUSH_WAIT_MS if self._step_flush() else _ALERT_WAIT_MS)
             alerts = session.pop_alerts()
             if alerts:
                 with self.changed:
                     for alert in alerts:
                         record(self.swarm, alert)
-                    self._flush()
                     self.changed.notify_all()
             if time.monotonic() >= due:
                 session.post_torrent_updates()
@@ -138,27 +138,27 @@ class Session:
         self._lt = None
         del session  # the last reference: libtorrent shuts down here, off the caller's thread
 
-    def _flush(self) -> None:
-        """Asks libtorrent to write out what it has verified; one such request is out at a time.
-
-        The request is a fence: it runs when no other disk job of the torrent does, and writes every block
-        that is still in the cache. What was finished before it was made is in the file when it is answered.
-        """
-        swarm = self.swarm
-        if swarm.finished and not swarm.flushing and swarm.handle is not None:
-            swarm.flushing, swarm.finished = swarm.finished, deque()
-            swarm.handle.flush_cache()
+    def _step_flush(self) -> bool:
+        """Sees to the pieces that may not be in the file yet; True while there are any."""
+        with self.changed:
+            flush = self.swarm.flush
+            if flush is None:
+                return False
+            flush.step()
+            return flush.busy
 
 
 def record(swarm: Swarm, alert: lt.alert) -> None:
     """Takes over what an alert says; keeps no reference to it."""
     match alert:
         case lt.piece_finished_alert():
-            swarm.finished.append(int(alert.piece_index))
+            swarm.finished += 1
+            if swarm.flush is not None:
+                swarm.flush.announced(int(alert.piece_index))
             swarm.progress_seconds = time.monotonic()
         case lt.cache_flushed_alert():
-            swarm.readable.extend(swarm.flushing)
-            swarm.flushing.clear()
+            if swarm.flush is not None:
+                swarm.readable.extend(swarm.flush.flushed())
         case lt.state_update_alert():
             for status in alert.status:
                 record_status(swarm, status)
@@ -168,8 +168,14 @@ def record(swarm: Swarm, alert: lt.alert) -> None:
             failed = alert.error.value() != 0
             swarm.reads[int(alert.piece)] = alert.error.message() if failed else bytes(alert.buffer)
         case lt.save_resume_data_alert():
+            if swarm.flush is not None and swarm.flush.asked:
+                swarm.readable.extend(swarm.flush.state(alert.params.have_pieces))
+                return
             # A copy: the parameters belong to the alert. The stub calls the dictionary an opaque entry.
             swarm.resume = cast("dict[bytes, Any]", lt.write_resume_data(alert.params))
+        case lt.save_resume_data_failed_alert():
+            if swarm.flush is not None:
+                swarm.flush.state(())
         case lt.hash_failed_alert():
             swarm.met = True
             swarm.events.append(HashFailed(int(alert.piece_index)))

@@ -8,9 +8,8 @@ The caller's thread (the coordinator) calls everything but `read_piece`, `releas
 which are safe from any thread.
 
 A piece that libtorrent announces is verified, but with its cheapest disk back end not always in the file
-yet, where a hole reads as zeros. So pieces are given out only after a flush that libtorrent began after it
-announced them (see session.py): their bytes are in the file then. To hash every byte a second time would
-cost half as much CPU as the whole download, so of the pieces verified in this run one in `SAMPLE` is hashed
+yet, where a hole reads as zeros. So pieces are given out only once libtorrent says that it wrote them
+(see flushed.py). To hash every byte a second time would cost half as much CPU as the whole download, so of the pieces verified in this run one in `SAMPLE` is hashed
 again as it is read, chosen at random; the first mismatch makes every later read checked. Pieces that were
 there when the source was opened are always hashed. A mismatch is flushed, tried again, and at last read
 through libtorrent.
@@ -47,6 +46,7 @@ from gdist.sources.torrent.window import Window
 # second. From the third on libtorrent is asked to flush.
 _RETRY_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.5)
 _FLUSH_FROM = 2
+TRICKLE_BYTES = 64 * 1024  # a second, while the download waits for the conversion
 SAMPLE = 16  # one read in so many is hashed again, to notice a back end that breaks its promise
 _READ_SECONDS = 60.0  # for libtorrent's own read of a piece, behind a busy disk
 _FIRST_DEADLINE_MS, _DEADLINE_STEP_MS = 500, 20  # urgent pieces: in their order, requested at once
@@ -73,6 +73,8 @@ class TorrentSource:
         self._fresh: list[int] = []  # had at open, not yet given out by `verified`
         self._old: frozenset[int] = frozenset()
         self._check_all = False
+        self._released = 0
+        self._backlog_limit, self._throttled, self._backlog_lock = 0, False, threading.Lock()
         self._urgent: frozenset[int] = frozenset()
 
     def open(self, directory: Path, have: Iterable[int] | None = ()) -> None:
@@ -171,6 +173,21 @@ class TorrentSource:
             for address in addresses_of(host, port):
                 self._handle.connect_peer(address)
 
+    def limit_backlog(self, nbytes: int) -> None:
+        """Bounds what waits on disk: with more than `nbytes` verified and not released, downloading pauses."""
+        self._backlog_limit = nbytes
+
+    def _throttle(self) -> None:
+        """Slows the download down to a trickle while the backlog is too large; a trickle keeps peers."""
+        with self._backlog_lock:
+            backlog = (self._open.swarm.finished - self._released) * self.payload.piece_length
+            if not self._throttled and self._backlog_limit and backlog > self._backlog_limit:
+                self._throttled = True
+                self._handle.set_download_limit(TRICKLE_BYTES)
+            elif self._throttled and backlog < self._backlog_limit // 2:
+                self._throttled = False
+                self._handle.set_download_limit(0)
+
     def verified(self, timeout: float) -> tuple[int, ...]:
         """Pieces that can be read and were not given out before; waits up to `timeout` seconds for one.
 
@@ -186,6 +203,7 @@ class TorrentSource:
             arrived = [p for p in dict.fromkeys(self._open.swarm.readable) if p not in self._had]
             self._open.swarm.readable.clear()
         self._had.update(arrived)
+        self._throttle()
         changes = self._window.finished(arrived)
         if changes:
             self._handle.prioritize_pieces(list(changes))
@@ -236,6 +254,9 @@ class TorrentSource:
     def release(self, piece: int) -> None:
         """Gives the piece's disk space back where the file system can; its bytes are gone from then on."""
         self._files.release(self.payload.extent_of(piece))
+        with self._backlog_lock:
+            self._released += 1
+        self._throttle()
 
     def path_of(self, file: int) -> Path:
         """Where file `file` of the payload lies."""

@@ -1,0 +1,159 @@
+"""What the views make of events: no process, no swarm, no clock."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from gdist.cli import words
+from gdist.cli.live import LiveView
+from gdist.cli.pace import Pace
+from gdist.cli.plain import PlainLines
+from gdist.core.magnet import InfoHash
+from gdist.events import (
+    Binds,
+    Finished,
+    HashFailed,
+    MetadataReceived,
+    Note,
+    PeerBanned,
+    Planned,
+    Progress,
+    Stage,
+    StageStarted,
+    TensorReady,
+    TrackerAnswer,
+)
+
+GB = 10**9
+
+
+def progress(seconds: float, placed: int, wasted: int = 0, uploaded: int = 0) -> Progress:
+    return Progress(
+        seconds=seconds,
+        bytes_verified=placed,
+        bytes_placed=placed,
+        bytes_wanted=318 * GB,
+        tensors_ready=412,
+        tensors=1218,
+        download_rate=612_000_000,
+        upload_rate=0,
+        downloaded=placed,
+        uploaded=uploaded,
+        peers=12,
+        seeds=8,
+        wasted=wasted,
+        binds=Binds.NETWORK,
+    )
+
+
+STORY = (
+    StageStarted(Stage.METADATA),
+    TrackerAnswer("udp://tracker.example:1", False, "timed out", 0),
+    MetadataReceived(InfoHash(b"\x11" * 20), "grok-1", 318 * GB, 18969),
+    Note("read '&amp;' as '&'"),
+    StageStarted(Stage.PLAN),
+    Planned(1218, 1218, 18969, 318 * GB, 318 * GB, 0, 318 * GB, "data=8,model=8", 0, 1),
+    StageStarted(Stage.FETCH),
+    TensorReady("params.transformer.decoder_layer_10.multi_head_attention.query.w.weight" * 2, 1),
+)
+
+
+def test_the_rate_follows_what_is_done_and_ignores_what_was_there() -> None:
+    pace = Pace()
+    pace.update(0, 100 * GB)
+    assert pace.remaining(GB) is None
+    for second in range(1, 120):
+        pace.update(second, 100 * GB + second * GB)
+    assert pace.rate == pytest.approx(GB)
+    assert pace.remaining(60 * GB) == pytest.approx(60)
+    for second in range(120, 300):  # twice as slow from now on
+        pace.update(second, 219 * GB + (second - 119) * GB // 2)
+    assert pace.rate == pytest.approx(GB / 2, rel=0.01)
+    assert pace.remaining(0) == 0
+
+
+def test_lines_for_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainLines(every=0)
+    for event in (*STORY, progress(1, 0), progress(2, GB), HashFailed(3), progress(3, 2 * GB, wasted=5)):
+        view(event)
+    view(Finished("/data/grok-1", 318 * GB, 520, False, (("waiting for pieces", 400.0), ("placing", 90.0))))
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert lines[0] == "looking for peers and metadata"
+    assert lines[1] == "tracker udp://tracker.example:1: timed out"
+    assert lines[2] == f"grok-1: 318.00 GB in 18969 pieces, info-hash {'1' * 40}"
+    assert "note: read '&amp;' as '&'" in lines
+    assert any(line.endswith("binds: network   ETA --") for line in lines)
+    assert any("0.6%" in line and "wasted 5 B   ETA 5m 16s   1 pieces failed" in line for line in lines)
+    assert lines[-2:] == [
+        "complete: 318.00 GB in 8m 40s, 612 MB/s",
+        "time went to: waiting for pieces 6m 40s · placing 1m 30s",
+    ]
+
+
+def test_lines_come_at_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainLines(every=3600)
+    for second in range(100):
+        view(progress(second, second))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_picture_fits_its_terminal(width: int) -> None:
+    shown = picture(width, (*STORY, progress(1, 0), progress(2, 166 * GB)))
+    assert len(shown) == 5  # nothing wraps
+    assert all(len(line) <= width for line in shown)
+    if width >= 80:
+        assert shown[0].startswith("grok-1  11111111  318.00 GB · data=8,model=8")
+        assert "52.2%" in shown[1] and "ETA 1 s" in shown[1]
+        assert shown[2] == "placed   166.00 GB of 318.00 GB   412 of 1218 tensors ready"
+        assert shown[3] == "swarm    in 612 MB/s   peers 12 (8 seeds)   binds: network"
+        assert shown[4].startswith("ready    params.transformer.decoder_layer_10.")
+
+
+def test_what_went_wrong_is_shown_only_then() -> None:
+    calm = "\n".join(picture(120, (*STORY, progress(1, 0))))
+    assert "wasted" not in calm and "failed" not in calm and "out " not in calm
+    events = (*STORY, HashFailed(1), PeerBanned("127.0.0.1:1"), progress(1, 0, wasted=5, uploaded=1))
+    rough = "\n".join(picture(120, events))
+    assert "wasted 5 B" in rough and "1 pieces failed their hash, 1 peers banned" in rough
+    assert "out 0 B/s" in rough
+
+
+def test_before_the_metadata_it_says_who_answered() -> None:
+    shown = "\n".join(picture(80, STORY[:2]))
+    assert "looking for peers and metadata" in shown
+    assert "trackers 0 ok, 1 failed" in shown
+
+
+def test_the_end_stays_and_the_picture_goes() -> None:
+    out = io.StringIO()
+    view = LiveView(Console(file=out, width=80, force_terminal=False))
+    for event in STORY:
+        view(event)
+    view(Finished("/data/grok-1", GB, 2, False, ()))
+    view.close()
+    assert out.getvalue().splitlines()[-1] == "complete: 1.00 GB in 2.0 s, 500 MB/s"
+
+
+def test_a_share_is_all_only_when_it_is() -> None:
+    assert words.share(999_999, 1_000_000) == "99.9%"
+    assert words.share(10, 10) == "100%"
+    assert words.share(0, 0) == "100%"
+
+
+def picture(width: int, events: tuple[object, ...]) -> list[str]:
+    """The lines that the live view would draw after some events."""
+    out = io.StringIO()
+    view = LiveView(Console(file=io.StringIO(), width=width, force_terminal=False))
+    try:
+        for event in events:
+            view(event)  # type: ignore[arg-type]  # all of them are events
+        Console(file=out, width=width, force_terminal=False).print(view.draw())
+    finally:
+        view.close()
+    return out.getvalue().splitlines()

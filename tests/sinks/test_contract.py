@@ -1,0 +1,73 @@
+"""Every sink keeps the same contract, in a directory, in memory, in a bucket, compressed or not."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gdist.core.plan import HostPlan
+from gdist.kvstore import kvstore_spec
+from gdist.sinks import Sink
+from gdist.sinks.local import LocalSink
+from gdist.sinks.tensorstore import TensorStoreSink
+from gdist.testing.sink_suite import CHECKS, Target
+
+moto_server = pytest.importorskip("moto.server")
+
+Check = Callable[[Target], None]
+each_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+each_codec = pytest.mark.parametrize("codec", ["none", "zstd"])
+
+
+def tensorstore_target(url: str, work: Path, codec: str) -> Target:
+    def open_sink(plan: HostPlan) -> Sink:
+        return TensorStoreSink(kvstore_spec(url), work, plan, codec)
+
+    return Target(open_sink, kvstore_spec(url))
+
+
+@each_check
+def test_a_directory(tmp_path: Path, check: Check) -> None:
+    root = tmp_path / "store"
+    check(Target(lambda plan: LocalSink(root, root / ".gdist", plan), kvstore_spec(root)))
+
+
+@each_codec
+@each_check
+def test_a_directory_through_tensorstore(tmp_path: Path, check: Check, codec: str) -> None:
+    check(tensorstore_target((tmp_path / "store").as_uri(), tmp_path / "work", codec))
+
+
+@each_codec
+@each_check
+def test_memory(request: pytest.FixtureRequest, tmp_path: Path, check: Check, codec: str) -> None:
+    check(tensorstore_target(f"memory://{request.node.name}", tmp_path, codec))
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The address of a bucket on a server of our own."""
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        connection = http.client.HTTPConnection(host, port)
+        connection.request("PUT", "/gdist-test")
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
+        connection.close()
+        yield "s3://gdist-test"
+    server.stop()
+
+
+@pytest.mark.slow
+@each_codec
+@each_check
+def test_a_bucket(request: pytest.FixtureRequest, tmp_path: Path, s3: str, check: Check, codec: str) -> None:
+    check(tensorstore_target(f"{s3}/{check.__name__}/{codec}", tmp_path, codec))

@@ -1,0 +1,101 @@
+"""The library's functions take what people write."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import gdist
+from gdist.api import read_rules, torrent_options
+from gdist.core.magnet import format_magnet
+from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, parse_mesh
+from gdist.core.plan import plan_host
+from gdist.errors import RequestError
+from gdist.releases import known_release
+from gdist.sources.torrent import TorrentOptions
+from gdist.testing.checkpoints import write_safetensors
+from gdist.testing.fetches import assert_holds
+from gdist.testing.swarm import seed
+
+
+@pytest.mark.torrent
+def test_fetch_with_keywords_and_values_alike(tmp_path: Path) -> None:
+    expected = write_safetensors(tmp_path / "model")
+    rules = {"axes": ["model"], "rules": [["proj", [None, "model"]], [".*", []]]}
+    (tmp_path / "rules.json").write_text(json.dumps(rules))
+    with seed(tmp_path / "model") as seeded:
+        source = format_magnet(replace(seeded.magnet, peers=()))
+        peer = f"127.0.0.1:{seeded.port}"
+        for number, (mesh, given) in enumerate(
+            [("model=2", tmp_path / "rules.json"), (Mesh((("model", 2),)), rules)]
+        ):
+            store = tmp_path / f"store-{number}"
+            done = gdist.fetch(
+                source,
+                store,
+                mesh=mesh,
+                rules=given,
+                host="0/1",
+                memory="64MiB",
+                peers=[peer],
+                dht=False,
+                listen="127.0.0.1:0",
+                stall_timeout="20s",
+            )
+            assert done.path == str(store)
+            specs = {tensor.name: tensor.spec for tensor in done.manifest.tensors}
+            assert specs["model.layers.0.self_attn.q_proj.weight"] == PartitionSpec(((), ("model",)))
+            assert_holds(store, expected)
+
+
+def test_swarm_keywords_are_the_source_s_options() -> None:
+    assert torrent_options() == TorrentOptions()
+    asked = torrent_options(
+        trackers=["udp://t.example:1"], peers=["[::1]:2"], metadata_timeout="1m", max_upload="8Mb/s", lsd=True
+    )
+    assert asked.trackers == ("udp://t.example:1",)
+    assert asked.peers == (("::1", 2),)
+    assert (asked.metadata_timeout_seconds, asked.upload_rate, asked.lsd) == (60, 1_000_000, True)
+    with pytest.raises(TypeError, match="speed"):
+        gdist.plan("magnet:?xt=urn:btih:" + "1" * 40, speed=3)  # type: ignore[call-arg]
+
+
+def test_plan_says_what_plan_host_does() -> None:
+    report = gdist.plan("grok-1", mesh="8x8", hosts=4, piece_length="4MiB", payload="keep")
+    manifest = known_release("grok-1")
+    assert manifest
+    payload = manifest.payload(4 * 2**20)
+    naming = manifest.to_tensors(payload)
+    union: set[int] = set()
+    for cost in report.hosts:
+        plan = plan_host(payload, naming.tensors, parse_mesh("8x8"), naming.rules, cost.host)
+        assert (cost.bytes_wanted, cost.bytes_touched) == (plan.bytes_wanted, plan.bytes_touched)
+        assert (cost.pieces, cost.shards) == (len(plan.pieces), sum(len(t.shards) for t in plan.tensors))
+        assert cost.disk > plan.store_nbytes + plan.bytes_touched
+        union.update(plan.pieces)
+    assert report.union == sum(payload.extent_of(piece).length for piece in union)
+    assert [cost.host for cost in report.hosts] == [HostGroup(index, 4) for index in range(4)]
+    assert report.bound is None and report.complete
+
+
+def test_rules_by_name_file_content_or_value(tmp_path: Path) -> None:
+    named = read_rules("grok-1")
+    assert named is not None and named.axes == ("data", "model")
+    assert read_rules(None) is None
+    assert read_rules(named) is named
+    assert read_rules(named.to_json()) == named
+    (tmp_path / "mine.json").write_text(json.dumps(named.to_json()))
+    assert read_rules(tmp_path / "mine.json") == named
+    (tmp_path / "broken.json").write_text("{")
+    for wrong in (tmp_path / "broken.json", tmp_path / "missing.json", tmp_path):
+        with pytest.raises(RequestError):
+            read_rules(wrong)
+
+
+def test_make_torrent_gives_bytes_and_magnet(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "model")
+    torrent, magnet = gdist.make_torrent(tmp_path / "model", torrent_version="v2", piece_length="32KiB")
+    assert torrent.startswith(b"d") and magnet.startswith("magnet:?xt=urn:btmh:1220")
