@@ -72,7 +72,18 @@ def run_role(role: str, magnet: str, directory: Path, mesh: str) -> None:
 def measure(role: str, magnet: str, scratch: Path, mesh: str) -> dict[str, object]:
     """Runs a role in a fresh process and an empty directory."""
     target = scratch / "target"
-    command = [sys.executable, __file__, "--role", role, "--magnet", magnet, "--target", str(target), "--mesh", mesh]
+    command = [
+        sys.executable,
+        __file__,
+        "--role",
+        role,
+        "--magnet",
+        magnet,
+        "--target",
+        str(target),
+        "--mesh",
+        mesh,
+    ]
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
@@ -85,7 +96,9 @@ def measure(role: str, magnet: str, scratch: Path, mesh: str) -> dict[str, objec
 
 def main() -> None:
     """Reads the command line; see the module's text."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--mesh", default="1x1")
     parser.add_argument("--rounds", type=int, default=3)
@@ -100,7 +113,9 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="gdist-bench-", dir=args.scratch))
     try:
         scale = max(1, round((args.megabytes / 0.9) ** 0.5 / 8) * 8)
-        write_grok1(scratch / "grok", layers=4, emb=64 * scale, ffn=128 * scale, kv=16 * scale, vocab=256 * scale)
+        write_grok1(
+            scratch / "grok", layers=4, emb=64 * scale, ffn=128 * scale, kv=16 * scale, vocab=256 * scale
+        )
         nbytes = sum(path.stat().st_size for path in (scratch / "grok").rglob("*") if path.is_file())
         results: dict[str, list[dict[str, object]]] = {}
         with seed(scratch / "grok", process=True) as seeded:
@@ -126,7 +141,9 @@ def report(results: dict[str, list[dict[str, object]]], nbytes: int, mesh: str) 
             ratio = middle[role][kind] / middle["bare"][kind]
             spread = f"{min(values):.2f} to {max(values):.2f}"
             name = "bare libtorrent" if role == "bare" else f"gdist, payload {role}"
-            print(f"{name:24} {kind:4} {middle[role][kind]:7.2f} s  {middle[role][kind] / gb:6.2f} s/GB  x{ratio:.2f}  ({spread})")
+            print(
+                f"{name:24} {kind:4} {middle[role][kind]:7.2f} s  {middle[role][kind] / gb:6.2f} s/GB  x{ratio:.2f}  ({spread})"
+            )
     profile = results["discard"][-1]["profile"]
     assert isinstance(profile, dict)
     print("profile of the last discard run, seconds summed over threads:")

@@ -61,7 +61,9 @@ def watch(command: list[str], target: Path) -> tuple[int, int]:
 
 def main() -> None:
     """Reads the command line; see the module's text."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=int, nargs="+", default=[500, 4000])
     parser.add_argument("--mesh", default="1x1")
     parser.add_argument("--scratch", type=Path, default=None)
@@ -71,10 +73,19 @@ def main() -> None:
         scratch = Path(tempfile.mkdtemp(prefix="gdist-bench-", dir=args.scratch))
         try:
             scale = max(1, round((megabytes / 0.9) ** 0.5 / 8) * 8)
-            write_grok1(scratch / "grok", layers=4, emb=64 * scale, ffn=128 * scale, kv=16 * scale, vocab=256 * scale)
+            write_grok1(
+                scratch / "grok", layers=4, emb=64 * scale, ffn=128 * scale, kv=16 * scale, vocab=256 * scale
+            )
             nbytes = sum(path.stat().st_size for path in (scratch / "grok").rglob("*") if path.is_file())
             with seed(scratch / "grok", process=True) as seeded:
-                command = [sys.executable, "-m", "gdist", "fetch", format_magnet(seeded.magnet), str(scratch / "store")]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "gdist",
+                    "fetch",
+                    format_magnet(seeded.magnet),
+                    str(scratch / "store"),
+                ]
                 command += ["--mesh", args.mesh, "--no-dht", "--listen", "127.0.0.1:0"]
                 memory, disk = watch(command, scratch / "store")
             store = allocated(scratch / "store")

@@ -28,7 +28,9 @@ def main() -> None:
     """See the module's text."""
     floor = min(run("-c", "import numpy")[0] for _ in range(3))
     for hosts in ("1", "8", "64"):
-        wall, cpu, peak = min(run("-m", "gdist", "plan", "grok-1", "--mesh", "8x8", "--hosts", hosts) for _ in range(3))
+        wall, cpu, peak = min(
+            run("-m", "gdist", "plan", "grok-1", "--mesh", "8x8", "--hosts", hosts) for _ in range(3)
+        )
         print(
             f"plan grok-1 --mesh 8x8 --hosts {hosts:2}: {wall:5.2f} s wall, {cpu:5.2f} s CPU, "
             f"{peak / 2**20:4.0f} MiB, x{wall / floor:.1f} of importing NumPy"

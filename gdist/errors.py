@@ -80,6 +80,10 @@ def translate(error: OSError, doing: str) -> GdistError:
     """An operating system's error as ours; `doing` says what failed, with the path."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SpaceError(
-            f"no space left {doing}", hint="free some space and run the same command again: it resumes", path=error.filename
+            f"no space left {doing}",
+            hint="free some space and run the same command again: it resumes",
+            path=error.filename,
         )
-    return FilesystemError(f"{error.strerror or error} {doing}", hint="check the destination and its permissions")
+    return FilesystemError(
+        f"{error.strerror or error} {doing}", hint="check the destination and its permissions"
+    )

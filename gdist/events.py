@@ -89,7 +89,7 @@ class Stage(Enum):
 
 
 class Binds(Enum):
-    """What keeps a run from being faster: peers and wire, reading and placing pieces, or making shards durable."""
+    """What keeps a run from being faster: the wire, reading and placing pieces, or making shards durable."""
 
     NETWORK = "network"
     CONVERT = "convert"

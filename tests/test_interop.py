@@ -16,9 +16,8 @@ from gdist.core.magnet import format_magnet
 from gdist.core.mesh import parse_mesh
 from gdist.run.fetch import fetch
 from gdist.run.options import FetchOptions
-from gdist.sources.torrent import TorrentOptions
 from gdist.testing.checkpoints import write_grok1
-from gdist.testing.swarm import seed
+from gdist.testing.swarm import LOOPBACK, seed
 
 pytest.importorskip("jax")
 pytest.importorskip("orbax.checkpoint")
@@ -28,7 +27,6 @@ pytestmark = [pytest.mark.jax, pytest.mark.torrent, pytest.mark.slow]
 Expected = dict[str, list[object]]
 
 SCRIPT = Path(__file__).with_name("interop_readers.py")
-LOOPBACK = TorrentOptions(dht=False, pex=False, listen="127.0.0.1:0")
 
 
 def read(store: Path, *ways: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from math import isqrt, prod
 from gdist.core.box import Box
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_indices, split_counts
 
+SMALL_CHUNK_BYTES, LARGE_CHUNK_BYTES = 256 * 2**10, 512 * 2**20
 CHUNK_BYTES = 16 * 2**20  # facts: reading speed is flat from 1 to 64 MiB; 16 keeps digests and indexes small
 
 
@@ -57,14 +58,24 @@ def row_block(shape: tuple[int, ...], itemsize: int, limit: int) -> tuple[int, .
             break
         rest = prod(block[dimension + 1 :]) * itemsize
         most = max(limit // max(rest, 1), 1)
-        block[dimension] = _largest_divisor(size, most)
+        block[dimension] = _rows(size, rest, most)
     return tuple(block)
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of a number that is at most `limit`."""
-    low = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
-    return max(d for d in (*low, *(number // d for d in low)) if d <= limit)
+def _rows(size: int, row_bytes: int, most: int) -> int:
+    """The largest divisor of `size` that is at most `most`.
+
+    A vocabulary may be a prime number: rather than rows one by one, which would be tens of thousands of
+    chunks, the next larger divisor is taken where the block then stays below `LARGE_CHUNK_BYTES`.
+    """
+    low = [d for d in range(1, isqrt(size) + 1) if size % d == 0]
+    divisors = sorted({*low, *(size // d for d in low)})
+    best = max(d for d in divisors if d <= most)
+    if best * row_bytes < SMALL_CHUNK_BYTES and best < most:
+        larger = next((d for d in divisors if d > most), best)
+        if larger * row_bytes <= LARGE_CHUNK_BYTES:
+            return larger
+    return best
 
 
 def _host_factor(mesh: Mesh, spec: PartitionSpec, ndim: int, count: int) -> tuple[int, ...]:

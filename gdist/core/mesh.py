@@ -15,6 +15,7 @@ from math import prod
 from gdist.core.box import Box
 from gdist.errors import RequestError
 
+MOST_DEVICES = 2**20  # a hundred times the largest cluster; what is more is a slip of the keyboard
 DEFAULT_AXES = {1: ("model",), 2: ("data", "model"), 3: ("replica", "data", "model")}
 
 
@@ -131,7 +132,13 @@ def parse_mesh(text: str) -> Mesh:
         RequestError: for anything else.
     """
     hint = "write 8x8, or name the axes: data=8,model=8"
-    text = text.strip()
+    mesh = _read_mesh(text.strip(), hint)
+    if mesh.devices > MOST_DEVICES:
+        raise RequestError(f"mesh {mesh} has {mesh.devices} devices, more than {MOST_DEVICES}", hint=hint)
+    return mesh
+
+
+def _read_mesh(text: str, hint: str) -> Mesh:
     if re.fullmatch(r"\d{1,6}(x\d{1,6})*", text):
         sizes = tuple(int(size) for size in text.split("x"))
         if len(sizes) not in DEFAULT_AXES:

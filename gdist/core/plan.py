@@ -108,7 +108,11 @@ class HostPlan:
                 ]
                 for p in self.tensors
             ],
-            [[part.extent.start, part.extent.length] for p in self.tensors for part in p.tensor.parts],
+            [
+                [part.extent.start, part.extent.length, part.box.start, part.box.stop, part.order.value]
+                for p in self.tensors
+                for part in p.tensor.parts
+            ],
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -142,8 +146,9 @@ def plan_host(
 ) -> HostPlan:
     """The plan of one host for tensors given in loading order.
 
-    Axes that the rules name and the mesh lacks are added with size 1. `rules` None splits tensors automatically (`automatic_spec`); `identity` names the source (its
-    info-hash) in the plan's digest; `shard_bytes` bounds a shard file, for targets that take it whole.
+    Axes that the rules name and the mesh lacks are added with size 1. `rules` None splits tensors
+    automatically (`automatic_spec`); `identity` names the source (its info-hash) in the plan's digest;
+    `shard_bytes` bounds a shard file, for targets that take it whole.
 
     Raises:
         RequestError: for every tensor without a rule or that the mesh does not divide, and when the hosts

@@ -117,15 +117,18 @@ def automatic_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
     return PartitionSpec(((),) * -best[2] + (best[3],))
 
 
-def spec_for_tensor(mesh: Mesh, rules: Rules | None, tensor: StoredTensor) -> PartitionSpec | None:
+def spec_for_tensor(
+    mesh: Mesh, rules: Rules | None, tensor: StoredTensor, shape: tuple[int, ...] | None = None
+) -> PartitionSpec | None:
     """The spec of one tensor on a mesh, or None when no rule matches.
 
-    For the scales of a quantised pair the rule speaks of the weight: a dimension of the scales that its
-    axes do not divide (the groups of Grok-1 are tied to 8-way splits; size 1 is the common case) stays
-    whole, which is right on every mesh, since each device then finds all the groups its weight needs.
+    `shape` is that of the weight when the tensor is the scales of a quantised pair: without rules both are
+    split by it. A rule that matches the pair speaks of the weight: a dimension of the scales that its axes
+    do not divide (the groups of Grok-1 are tied to 8-way splits; size 1 is the common case) stays whole,
+    which is right on every mesh, since each device then finds all the groups its weight needs.
     """
     if rules is None:
-        spec = automatic_spec(mesh, tensor.spec.shape)
+        spec = automatic_spec(mesh, shape or tensor.spec.shape)
     else:
         found = rules.spec_for(tensor.rule_name)
         if found is None:
@@ -174,8 +177,15 @@ def resolve_specs(
         RequestError: naming every tensor without a rule, and every one that the mesh does not divide.
     """
     specs, unmatched, misfits = [], [], []
+    tensors = tuple(tensors)
+    weights = {
+        t.quantisation.pair: t.spec.shape
+        for t in tensors
+        if t.quantisation and t.quantisation.role == "weight"
+    }
     for tensor in tensors:
-        spec = spec_for_tensor(mesh, rules, tensor)
+        pair = tensor.quantisation.pair if tensor.quantisation else ""
+        spec = spec_for_tensor(mesh, rules, tensor, weights.get(pair))
         if spec is None:
             unmatched.append(tensor.spec.name)
             continue

@@ -38,7 +38,9 @@ class FoundArray:
 
     def __post_init__(self) -> None:
         expected = prod(self.shape) * self.dtype.itemsize
-        assert self.extent.length == expected, f"{self.key!r}: {self.extent.length} bytes, shape needs {expected}"
+        assert self.extent.length == expected, (
+            f"{self.key!r}: {self.extent.length} bytes, shape needs {expected}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,9 @@ class StoredTensor:
 
     def __post_init__(self) -> None:
         stored = sum(part.extent.length for part in self.parts)
-        assert stored == self.spec.nbytes, f"{self.spec.name!r}: parts hold {stored} of {self.spec.nbytes} bytes"
+        assert stored == self.spec.nbytes, (
+            f"{self.spec.name!r}: parts hold {stored} of {self.spec.nbytes} bytes"
+        )
         for part in self.parts:
             assert part.extent.length == self.spec.nbytes_of(part.box), f"{self.spec.name!r}: part {part}"
 
@@ -141,12 +145,22 @@ def check_name(name: str) -> None:
     for part in name.split("/"):
         if part in ("", ".", "..") or set(part) == {"."}:
             refuse("is not a plain relative path")
-        if part.startswith(("__", ".")) or part in RESERVED_NAMES:
+        if part.startswith(("__", ".", "gdist.host-")) or part in RESERVED_NAMES:
             refuse("collides with a name the store keeps for itself")
         if len(part.encode()) > MAX_NAME_BYTES:
             refuse(f"has a part longer than {MAX_NAME_BYTES} bytes")
 
 
 RESERVED_NAMES = frozenset(
-    {"zarr.json", "c", "gdist.json", "assets", "payload", "_METADATA", "_CHECKPOINT_METADATA", "_sharding"}
+    {
+        "zarr.json",
+        "c",
+        "gdist.json",
+        "assets",
+        "payload",
+        "_METADATA",
+        "_CHECKPOINT_METADATA",
+        "_sharding",
+        "commit_success.txt",
+    }
 )

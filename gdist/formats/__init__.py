@@ -22,7 +22,9 @@ from gdist.core.tensor import FoundArray
 
 Scan = Generator[Extent, bytes, tuple[FoundArray, ...]]
 
-SNIFF_BYTES = 512  # enough for every magic number, the first opcodes of a pickle, a safetensors header's start
+SNIFF_BYTES = (
+    512  # enough for every magic number, the first opcodes of a pickle, a safetensors header's start
+)
 
 
 class Format(Protocol):
@@ -31,7 +33,7 @@ class Format(Protocol):
     NAME: str
 
     def sniff(self, head: bytes, size: int) -> bool:
-        """True when a file of `size` bytes that starts with `head` (up to `SNIFF_BYTES`) is of this format."""
+        """True when a file of `size` bytes that starts with `head` (of `SNIFF_BYTES`) is of this format."""
         ...
 
     def scan(self, size: int) -> Scan:

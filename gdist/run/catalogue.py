@@ -60,7 +60,9 @@ def read_catalogue(
     """
     payload = source.payload
     ignored = tuple(
-        i for i, f in enumerate(payload.files) if any(fnmatch.fnmatchcase(f.path, pattern) for pattern in ignore)
+        i
+        for i, f in enumerate(payload.files)
+        if any(fnmatch.fnmatchcase(f.path, pattern) for pattern in ignore)
     )
     files = [i for i in range(len(payload.files)) if i not in set(ignored)]
     if manifest:
@@ -69,7 +71,14 @@ def read_catalogue(
         assets = tuple(i for i in files if i not in known)
         _check_assets(payload, assets, {})
         return Catalogue(
-            payload, naming.tensors, naming.rules, naming.profile, assets, tuple(sorted(known)), manifest, ignored=ignored
+            payload,
+            naming.tensors,
+            naming.rules,
+            naming.profile,
+            assets,
+            tuple(sorted(known)),
+            manifest,
+            ignored=ignored,
         )
     scan = HeaderScan(source, tick)
     reports = scan.run(files)
@@ -88,7 +97,13 @@ def read_catalogue(
     _check_indexes(scan, payload, assets, found)
     naming = name_tensors(found, profile)
     return Catalogue(
-        payload, naming.tensors, naming.rules, naming.profile, assets, arrived=frozenset(scan.arrived), ignored=ignored
+        payload,
+        naming.tensors,
+        naming.rules,
+        naming.profile,
+        assets,
+        arrived=frozenset(scan.arrived),
+        ignored=ignored,
     )
 
 
@@ -109,12 +124,14 @@ def _check_assets(payload: Payload, assets: Collection[int], foreign: dict[int, 
         largest = sorted(assets, key=lambda i: -payload.files[i].length)[:5]
         names = ", ".join(f"{payload.files[i].path} ({payload.files[i].length} bytes)" for i in largest)
         raise UnsupportedError(
-            f"files of unknown content hold {total} bytes, more than the {MAX_ASSET_BYTES} kept beside a store: {names}",
+            f"files of unknown content hold {total} bytes, more than the {MAX_ASSET_BYTES} that are kept: {names}",
             hint="leave them out with --ignore 'PATTERN'",
         )
 
 
-def _check_indexes(scan: HeaderScan, payload: Payload, assets: Collection[int], found: Sequence[FileArrays]) -> None:
+def _check_indexes(
+    scan: HeaderScan, payload: Payload, assets: Collection[int], found: Sequence[FileArrays]
+) -> None:
     """Holds every `*.safetensors.index.json` against the files it speaks of."""
     indexes = [i for i in assets if payload.files[i].path.endswith(INDEX_SUFFIX) and payload.files[i].length]
     for index in indexes:

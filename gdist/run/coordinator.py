@@ -128,7 +128,9 @@ class Coordinator:
         placed = dict.fromkeys(self._placer.wanted())
         collected = dict.fromkeys(self._collector.pieces)
         self._outstanding = [*placed, *(p for p in collected if p not in placed)]
-        extra = [piece for piece in sorted(self._payload_only) if piece not in placed and piece not in collected]
+        extra = [
+            piece for piece in sorted(self._payload_only) if piece not in placed and piece not in collected
+        ]
         if self._release:
             self._source.limit_backlog(in_flight_limit(self._plan))
         self._source.want([*self._outstanding, *extra])
@@ -237,10 +239,16 @@ class Coordinator:
         if now - self._last_checkpoint > CHECKPOINT_SECONDS and not self._syncing and self._unsynced:
             self._last_checkpoint = now
             pieces, self._unsynced = frozenset(self._unsynced), set()
-            self._syncing = (self._commits.submit(self._sink.sync), pieces)
+            self._syncing = (self._commits.submit(self._sync), pieces)
         if now - self._last_progress > PROGRESS_SECONDS:
             self._last_progress = now
             self._observe(self._progress())
+
+    def _sync(self) -> None:
+        """Returns once what was placed, and what is kept of the payload, survives a crash of the machine."""
+        self._sink.sync()
+        if not self._release:
+            self._source.sync()
 
     def _progress(self) -> Progress:
         stats = self._source.stats()
@@ -278,5 +286,5 @@ class Coordinator:
                 if committed.done() and not committed.cancelled() and not committed.exception():
                     self._record(task, committed.result())
             if pieces:
-                self._sink.sync()
+                self._sync()
                 self._journal.append(pieces_line(pieces))

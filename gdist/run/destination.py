@@ -8,15 +8,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 from blake3 import blake3
 
-from gdist.core.layout import shard_key
-from gdist.core.store_manifest import StoreManifest, manifest_name, parse_store_manifest
-from gdist.errors import CorruptError, RequestError, ResumeError, TransferError, translate
+from gdist.core.layout import ShardLayout, shard_key
+from gdist.core.rules import Rules
+from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, manifest_name, parse_store_manifest
+from gdist.errors import CorruptError, RequestError, ResumeError, translate
 from gdist.kvstore import local_path
 from gdist.run.options import FetchOptions, default_work
 from gdist.run.resolve import Resolved
+from gdist.stores import files_of
 
 WORK = ".gdist"  # below a local destination: journal, unfinished shards, pieces on their way; gone at the end
 
@@ -55,7 +56,8 @@ def find_destination(text: str, options: FetchOptions) -> Destination:
         return Destination(text, root, work, name)
     if options.payload == "keep":
         raise RequestError(
-            f"the payload cannot be kept beside a store at {text}", hint="fetch to a local directory, or --payload discard"
+            f"the payload cannot be kept beside a store at {text}",
+            hint="fetch to a local directory, or --payload discard",
         )
     key = blake3(f"{text}\n{name}".encode()).hexdigest()[:24]
     return Destination(text, None, (options.work or default_work()) / key, name)
@@ -75,7 +77,8 @@ def finished(dest: Destination, resolved: Resolved, options: FetchOptions) -> St
     asked, found = resolved.info_hash, manifest.source
     if not {asked.v1_hex, asked.v2_hex} - {""} & {found.info_hash_v1, found.info_hash_v2}:
         raise ResumeError(
-            f"{dest.text} holds a store of {found.info_hash}, not of {asked.hex}", hint="choose another destination"
+            f"{dest.text} holds a store of {found.info_hash}, not of {asked.hex}",
+            hint="choose another destination",
         )
     if (manifest.mesh.splitting, manifest.codec) != (options.mesh.splitting, options.codec):
         raise ResumeError(
@@ -83,16 +86,47 @@ def finished(dest: Destination, resolved: Resolved, options: FetchOptions) -> St
             f"not on {options.mesh} with {options.codec}",
             hint="choose another destination for another mesh or codec",
         )
+    _check_rules(dest, manifest, options.rules)
+    if options.payload == "keep" and not dest.payload.is_dir():
+        raise ResumeError(
+            f"the store at {dest.text} is complete, and its payload was not kept",
+            hint="choose another destination to fetch it again with its payload",
+        )
     if dest.root is not None:
-        for tensor in manifest.tensors:
-            for index in tensor.shards:
-                shard = dest.root / tensor.name / shard_key(index)
-                if not shard.is_file():
-                    raise CorruptError(
-                        f"the store at {dest.text} says it is complete, but {shard} is missing",
-                        hint="delete the destination and fetch again",
-                    )
+        _check_shards(dest.root, manifest)
     return manifest
+
+
+def _check_rules(dest: Destination, manifest: StoreManifest, rules: Rules | None) -> None:
+    """That the store was cut by the rules asked for; those for scales follow from their weight's."""
+    for tensor in manifest.tensors if rules else ():
+        pair = tensor.quantisation
+        asked = rules.spec_for(pair.pair if pair else tensor.name) if rules else None
+        if asked is None or (pair and pair.role == "scales"):
+            continue
+        if any(asked.axes_of(d) != tensor.spec.axes_of(d) for d in range(len(tensor.shape))):
+            raise ResumeError(
+                f"{dest.text} holds a store with {tensor.name!r} split by {tensor.spec}, not by {asked}",
+                hint="choose another destination for other rules",
+            )
+
+
+def _check_shards(root: Path, manifest: StoreManifest) -> None:
+    """That every shard of a complete store is there; of uncompressed ones, that none is cut short."""
+    for tensor in manifest.tensors:
+        expected = ShardLayout(tensor.grid, tensor.dtype.itemsize).file_nbytes if tensor.shards else 0
+        for index in tensor.shards:
+            shard = root / tensor.name / shard_key(index)
+            try:
+                found = shard.stat().st_size
+            except OSError:
+                found = None
+            if found is None or (manifest.codec == "none" and found != expected):
+                what = "is missing" if found is None else f"has {found} bytes instead of {expected}"
+                raise CorruptError(
+                    f"the store at {root} says it is complete, but {shard} {what}",
+                    hint="delete the destination and fetch again",
+                )
 
 
 def _read_manifest(dest: Destination) -> bytes | None:
@@ -103,16 +137,7 @@ def _read_manifest(dest: Destination) -> bytes | None:
             return None
         except OSError as error:
             raise translate(error, f"reading {dest.root / dest.manifest}") from error
-    if dest.text.startswith("memory:"):  # fsspec's memory is not TensorStore's
-        return None
-    try:
-        with fsspec.open(f"{dest.text.rstrip('/')}/{dest.manifest}", "rb") as file:
-            data: bytes = file.read()
-            return data
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # fsspec's back ends raise whatever their libraries do
-        raise TransferError(f"cannot read {dest.text}: {error}", hint="check the address and credentials") from error
+    return files_of(dest.text).read(dest.manifest)
 
 
 def check_empty(dest: Destination) -> None:
@@ -128,6 +153,10 @@ def check_empty(dest: Destination) -> None:
     if not dest.root.is_dir() or (dest.root / WORK).is_dir():
         return
     there = sorted(os.listdir(dest.root))
+    if MANIFEST_NAME in there:
+        raise ResumeError(
+            f"{dest.text} holds a whole store already, written by one host", hint="choose another destination"
+        )
     shared = any(name.startswith("gdist.host-") for name in there) and dest.manifest.startswith("gdist.host-")
     if there and not shared:
         raise RequestError(

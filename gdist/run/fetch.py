@@ -19,6 +19,7 @@ from gdist.core.journal import Progress as Journalled
 from gdist.core.journal import parse_journal
 from gdist.core.layout import CODECS
 from gdist.core.magnet import InfoHash, parse_magnet
+from gdist.core.orbax import COMMIT_MARKER
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask, plan_host
 from gdist.core.store_manifest import StoreManifest
@@ -38,6 +39,7 @@ from gdist.run.timing import Timing
 from gdist.sinks import Sink
 from gdist.sinks.local import LocalSink, write_atomically
 from gdist.sources.torrent import TorrentOptions, TorrentSource, magnet_of
+from gdist.stores import files_of
 
 LEAST_SHARD_BYTES = 16 * 2**20
 MAX_WORKERS = 4
@@ -45,7 +47,7 @@ MAX_WORKERS = 4
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """A complete store: where it is, its manifest, whether it was there already, and seconds by kind of work."""
+    """A complete store: where, its manifest, whether it was there already, seconds by kind of work."""
 
     path: str
     manifest: StoreManifest
@@ -151,7 +153,9 @@ class _Fetch:
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
-            raise InterruptedRun("the run was asked to stop", hint="the same command goes on where this one stopped")
+            raise InterruptedRun(
+                "the run was asked to stop", hint="the same command goes on where this one stopped"
+            )
 
     def _torrent_options(self) -> TorrentOptions:
         """Asked for, and what the magnet and the release's manifest know beside a cached .torrent."""
@@ -205,7 +209,9 @@ class _Fetch:
                 journal.forget(lost)
             self._tell_plan(plan, placer)
             payload_nbytes = sum(file.length for file in catalogue.payload.files)
-            check_space(plan, placer, options.payload, payload_nbytes, self._dest.work, partial, staged=staged)
+            check_space(
+                plan, placer, options.payload, payload_nbytes, self._dest.work, partial, staged=staged
+            )
             assets = dict(progress.assets)
             records = _records(plan, done, progress)
             self._enter(Stage.FETCH)
@@ -213,9 +219,19 @@ class _Fetch:
             self._enter(Stage.FINISH)
             if self._keep:
                 _make_empty_files(source)
+                # So that `gdist seed` needs nothing but this directory.
+                write_atomically(self._dest.payload / f"{source.name}.torrent", source.torrent_file)
             with self._timing.measure("manifest"):
                 manifest = store_manifest(source, catalogue, plan, records, assets, options.codec)
-                sink.finish(manifest, root_documents(plan, manifest))
+                documents = root_documents(plan, manifest)
+                marker = documents.pop(COMMIT_MARKER)
+                if plan.host.count == 1:
+                    sink.write_document(COMMIT_MARKER, marker)
+                sink.finish(manifest, documents)
+                if plan.host.count > 1 and len(files_of(self._dest.text).manifests()) == plan.host.count:
+                    sink.write_document(
+                        COMMIT_MARKER, marker
+                    )  # by the last host: Orbax takes it for the whole
             return manifest
         finally:
             sink.close()
@@ -265,7 +281,7 @@ class _Fetch:
 
         def keep_asset(file: int, data: bytes) -> tuple[str, str]:
             path, digest = payload.files[file].path, blake3(data).hexdigest()
-            sink.write_asset(path, data)
+            sink.write_document(f"assets/{path}", data)
             assets[path] = (len(data), digest)
             return path, digest
 
@@ -298,7 +314,9 @@ class _Fetch:
 def _records(
     plan: HostPlan, done: Collection[ShardTask], progress: Journalled
 ) -> dict[ShardTask, tuple[str, ...]]:
-    return {task: progress.shards[plan.tensors[task.tensor].tensor.spec.name, task.index].digests for task in done}
+    return {
+        task: progress.shards[plan.tensors[task.tensor].tensor.spec.name, task.index].digests for task in done
+    }
 
 
 def _make_empty_files(source: TorrentSource) -> None:

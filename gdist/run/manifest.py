@@ -22,7 +22,7 @@ def store_manifest(
     assets: Mapping[str, tuple[int, str]],
     codec: str,
 ) -> StoreManifest:
-    """What was written: `records` holds the chunk digests of every shard, `assets` length and digest by path."""
+    """What was written: `records` are the chunk digests of every shard, `assets` lengths and digests by path."""
     payload = catalogue.payload
     origin = StoreSource(
         info_hash_v1=source.info_hash.v1_hex,
@@ -61,5 +61,7 @@ def root_documents(plan: HostPlan, manifest: StoreManifest) -> dict[str, bytes]:
     }
     about = {"info_hash": manifest.source.info_hash, "mesh": str(plan.mesh), "tool": manifest.tool}
     groups = group_documents(arrays, {"gdist": about})
-    documents = {f"{name}/zarr.json" if name else "zarr.json": to_document(doc) for name, doc in groups.items()}
+    documents = {
+        f"{name}/zarr.json" if name else "zarr.json": to_document(doc) for name, doc in groups.items()
+    }
     return {**documents, **orbax_documents(arrays)}

@@ -10,7 +10,9 @@ from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask
 from gdist.errors import SpaceError
 
-MOST_IN_FLIGHT_BYTES = 256 * 2**20  # pieces on their way into shards: enough for any wire, little for any disk
+MOST_IN_FLIGHT_BYTES = (
+    256 * 2**20
+)  # pieces on their way into shards: enough for any wire, little for any disk
 LEAST_IN_FLIGHT_PIECES = 8
 DOCUMENT_BYTES = 2**20
 

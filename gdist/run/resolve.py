@@ -68,8 +68,8 @@ def resolve(source: str) -> Resolved:
     if not text.lower().lstrip("\"'<").startswith("magnet:") and not _is_hash(text):
         known = ", ".join(releases.release_names())
         raise RequestError(
-            f"{text[:120]!r} is no magnet, info-hash, .torrent file or URL, and no release of that name is known",
-            hint=f"known releases: {known}; a magnet starts with magnet:?xt=urn:btih: (quote it for the shell)",
+            f"{text[:120]!r} is no magnet, info-hash, .torrent file or URL, nor a known release",
+            hint=f"known releases: {known}; a magnet starts with magnet:?xt= (quote it for the shell)",
         )
     magnet, notes = parse_magnet(text)
     return _with_manifest(magnet, magnet.info_hash, tuple(notes))
@@ -95,7 +95,8 @@ def _from_bytes(data: bytes, where: str) -> Resolved:
         return Resolved(*_from_manifest(manifest))
     if data[:1] != b"d":
         raise RequestError(
-            f"{where!r} is no .torrent file and no manifest", hint="a .torrent file is bencoded and starts with 'd'"
+            f"{where!r} is no .torrent file and no manifest",
+            hint="a .torrent file is bencoded and starts with 'd'",
         )
     return _with_manifest(data, magnet_of(data).info_hash)
 
@@ -118,9 +119,15 @@ def _read(where: str) -> bytes:
             raise TransferError(
                 f"cannot read {where!r}: {error.__cause__}", hint="check the address and try again"
             ) from error
-        raise RequestError(f"cannot read {where!r}: {error.strerror or error}", hint="check the path") from error
+        raise RequestError(
+            f"cannot read {where!r}: {error.strerror or error}", hint="check the path"
+        ) from error
     except Exception as error:  # fsspec's back ends raise whatever their libraries do
-        raise TransferError(f"cannot read {where!r}: {error}", hint="check the address and try again") from error
+        raise TransferError(
+            f"cannot read {where!r}: {error}", hint="check the address and try again"
+        ) from error
     if len(data) > MAX_TORRENT_BYTES:
-        raise RequestError(f"{where!r} is larger than {MAX_TORRENT_BYTES} bytes, too large for a .torrent file")
+        raise RequestError(
+            f"{where!r} is larger than {MAX_TORRENT_BYTES} bytes, too large for a .torrent file"
+        )
     return data

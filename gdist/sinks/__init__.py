@@ -43,8 +43,8 @@ class Sink(Protocol):
         """Returns once everything placed before the call survives a crash of the machine."""
         ...
 
-    def write_asset(self, path: str, data: bytes) -> None:
-        """Keeps a small file of the release under `assets/`; `path` is relative and was checked."""
+    def write_document(self, path: str, data: bytes) -> None:
+        """Puts a small file in place, whole and durable; `path` is relative to the store and was checked."""
         ...
 
     def finish(self, manifest: StoreManifest, documents: Mapping[str, bytes]) -> None:

@@ -69,9 +69,9 @@ class LocalSink:
         """Returns once what was placed before the call is on the disk."""
         self._parts.sync()
 
-    def write_asset(self, path: str, data: bytes) -> None:
-        """Keeps a small file of the release."""
-        self._write(f"assets/{path}", data)
+    def write_document(self, path: str, data: bytes) -> None:
+        """Puts a small file in place."""
+        self._write(path, data)
 
     def finish(self, manifest: StoreManifest, documents: Mapping[str, bytes]) -> None:
         """Root documents, then the manifest, each written aside, synced and renamed.

@@ -116,9 +116,9 @@ class TensorStoreSink:
         """Returns once what was placed before the call is on the local disk."""
         self._parts.sync()
 
-    def write_asset(self, path: str, data: bytes) -> None:
-        """Keeps a small file of the release."""
-        self._put(f"assets/{path}", data)
+    def write_document(self, path: str, data: bytes) -> None:
+        """Puts a small file in place."""
+        self._put(path, data)
 
     def finish(self, manifest: StoreManifest, documents: Mapping[str, bytes]) -> None:
         """Root documents, then the manifest."""

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any  # arrays of NumPy's and ml_dtypes' types
+from typing import Any, TypedDict  # arrays of NumPy's and ml_dtypes' types
 
 MESH = "8x8"
 DEVICES = 64
@@ -30,9 +30,19 @@ SCALE = 20  # a 64th of Grok-1's width and more: about 360 MB with four layers
 LOOPBACK = ("--no-dht", "--listen", "127.0.0.1:0")  # the demo speaks to nobody outside this machine
 
 
+class Sizes(TypedDict):
+    """Widths of the model, as `gdist.testing.checkpoints` names them."""
+
+    layers: int
+    emb: int
+    ffn: int
+    kv: int
+    vocab: int
+
+
 @dataclass
 class QuantizedWeight8bit:
-    """What the release's pickles name in `__main__`; only the comparison unpickles, the way xAI's loader does."""
+    """What the release's pickles name in `__main__`; only the comparison unpickles them."""
 
     weight: Any
     scales: Any
@@ -46,7 +56,8 @@ def main() -> None:
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("STORE", "SOURCE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.compare:
-        compare(*args.compare, args.scale)
+        store, release = args.compare
+        compare(store, release, args.scale)
         return
     scratch = Path(tempfile.mkdtemp(prefix="gdist-demo-"))
     try:
@@ -89,8 +100,21 @@ def run(scratch: Path, scale: int) -> None:
     with timed("verify every shard against its digests"):
         call("verify", store)
     with timed(f"load it in JAX on {DEVICES} pretend devices and compare every bit with the release"):
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}", "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-m", "gdist.testing.demo", "--scale", str(scale), "--compare", str(store), str(release)]
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+            "JAX_PLATFORMS": "cpu",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "gdist.testing.demo",
+            "--scale",
+            str(scale),
+            "--compare",
+            str(store),
+            str(release),
+        ]
         if subprocess.run(command, env=environment).returncode:
             raise SystemExit("the loaded arrays are not those of the release")
     print("\nwhere the time went")
@@ -99,7 +123,7 @@ def run(scratch: Path, scale: int) -> None:
     print(f"  {sum(seconds.values()):6.1f} s  in all")
 
 
-def sizes(scale: int) -> dict[str, int]:
+def sizes(scale: int) -> Sizes:
     """Grok-1's proportions at a fraction of its width."""
     return {"layers": 4, "emb": 64 * scale, "ffn": 128 * scale, "kv": 16 * scale, "vocab": 256 * scale}
 

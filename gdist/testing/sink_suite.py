@@ -267,8 +267,8 @@ def check_the_manifest_and_what_lies_beside(target: Target) -> None:
     """Assets and documents are kept byte for byte, and the manifest can be read."""
     work = job()
     sink = target.open(work.plan)
-    sink.write_asset("a/tokenizer.json", b"{}")
-    sink.write_asset("empty", b"")
+    sink.write_document("assets/a/tokenizer.json", b"{}")
+    sink.write_document("assets/empty", b"")
     source = StoreSource("ab" * 20, "", "suite", PIECE_LENGTH, len(work.data))
     manifest = StoreManifest(source, work.plan.digest, work.plan.mesh, work.plan.host, ())
     placer = Placer(work.plan)

@@ -107,7 +107,7 @@ def _write(sink: Sink, plan: HostPlan, data: bytes, assets: Mapping[str, bytes],
     for tensor in plan.tensors:
         sink.publish(tensor)
     for path, content in assets.items():
-        sink.write_asset(path, content)
+        sink.write_document(f"assets/{path}", content)
     rows = [
         StoreTensor(
             p.tensor.spec.name,

@@ -32,7 +32,7 @@ def random_mesh(rng: random.Random) -> Mesh:
 
 
 def random_spec(rng: random.Random, mesh: Mesh, ndim: int) -> PartitionSpec:
-    """Some axes in any order, dealt to dimensions: several to one, none to another, trailing ones left out."""
+    """Some axes in any order, dealt to dimensions: several to one, none to another, none to the last."""
     dims: list[tuple[str, ...]] = [() for _ in range(rng.randint(0, ndim))]
     if dims:
         for name in rng.sample(mesh.names, rng.randint(0, len(mesh.names))):

@@ -34,16 +34,27 @@ def checkpoints(draw: Callable) -> tuple[Payload, list[StoredTensor], Arrays, by
         stored = array.transpose(*range(len(shape))[::-1], len(shape)) if order is Order.F else array
         extent = Extent(len(content), array.size)
         content += stored.tobytes() + bytes(draw(st.integers(0, 9)))
-        tensors.append(StoredTensor(TensorSpec(f"t{number}", shape, dtype), (Part(extent, Box.whole(shape), order),)))
+        tensors.append(
+            StoredTensor(TensorSpec(f"t{number}", shape, dtype), (Part(extent, Box.whole(shape), order),))
+        )
         arrays.append(array)
     piece_length = draw(st.sampled_from([1, 2, 3, 7, 16, 64, 1000]))
-    return Payload((PayloadFile("f", 0, len(content)),), piece_length, len(content)), tensors, arrays, bytes(content)
+    return (
+        Payload((PayloadFile("f", 0, len(content)),), piece_length, len(content)),
+        tensors,
+        arrays,
+        bytes(content),
+    )
 
 
 @st.composite
 def meshes(draw: Callable) -> tuple[Mesh, HostGroup]:
     """A mesh of up to three axes and one host of those that share it evenly."""
-    mesh = Mesh(tuple((name, draw(st.sampled_from([1, 2, 3, 4]))) for name in ("r", "d", "m")[: draw(st.integers(0, 3))]))
+    mesh = Mesh(
+        tuple(
+            (name, draw(st.sampled_from([1, 2, 3, 4]))) for name in ("r", "d", "m")[: draw(st.integers(0, 3))]
+        )
+    )
     counts = [count for count in range(1, mesh.devices + 1) if mesh.devices % count == 0]
     count = draw(st.sampled_from(counts))
     return mesh, HostGroup(draw(st.integers(0, count - 1)), count)
@@ -130,7 +141,9 @@ def test_all_hosts_together_hold_every_tensor_and_no_two_write_one_shard_differe
     spec = TensorSpec("w", (8, 12), BY_NAME["float32"])
     tensor = StoredTensor(spec, (Part(Extent(3, spec.nbytes), Box.whole(spec.shape)),))
     payload = Payload((PayloadFile("f", 0, 400),), 64, 400)
-    plans = [plan_host(payload, [tensor], Mesh((("d", 2), ("m", 2))), None, HostGroup(h, 4)) for h in range(4)]
+    plans = [
+        plan_host(payload, [tensor], Mesh((("d", 2), ("m", 2))), None, HostGroup(h, 4)) for h in range(4)
+    ]
     assert len({plan.tensors[0].grid for plan in plans}) == 1
     held = {task.index for plan in plans for task in plan.tensors[0].shards}
     assert held == set(np.ndindex(*plans[0].tensors[0].grid.shards))

@@ -60,7 +60,7 @@ def test_a_target_that_cannot_be_reached_says_so(tmp_path: Path) -> None:
     spec = {"driver": "http", "base_url": "http://127.0.0.1:9", "path": "/"}
     sink = TensorStoreSink(spec, tmp_path, work.plan)
     with pytest.raises(TransferError, match="to the http target failed"):
-        sink.write_asset("a", b"1")
+        sink.write_document("assets/a", b"1")
     sink.close()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gdist.core.extent import Extent
 from gdist.core.payload import Payload
-from gdist.errors import FilesystemError
+from gdist.errors import FilesystemError, translate
 
 _KEEP_SIZE = 0x01  # FALLOC_FL_KEEP_SIZE, linux/falloc.h
 _PUNCH_HOLE = 0x02  # FALLOC_FL_PUNCH_HOLE
@@ -68,6 +68,24 @@ class PayloadFiles:
             stop = (hole.stop + (_PAGE_BYTES - 1 if hole.stop == size else 0)) // _PAGE_BYTES * _PAGE_BYTES
             if start < stop:
                 self._punch(segment.file, start, stop - start)
+
+    def sync(self) -> None:
+        """Returns once what was written to the files is on the disk.
+
+        Raises:
+            FilesystemError, SpaceError: the disk refused.
+        """
+        for path in self._paths:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue
+            try:
+                os.fdatasync(descriptor)
+            except OSError as error:
+                raise translate(error, f"syncing {path}") from error
+            finally:
+                os.close(descriptor)
 
     def close(self) -> None:
         """Closes the files; nothing may be read afterwards."""

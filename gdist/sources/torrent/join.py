@@ -111,6 +111,8 @@ def start(
         params.flags |= lt.torrent_flags.no_verify_files
     with session.changed:
         session.swarm.checked = False
+    # On the torrent: those of the session do not bind peers of the own network.
+    params.download_limit, params.upload_limit = options.download_rate, options.upload_rate
     handle = session.add(params)
     while not session.wait(lambda swarm: swarm.checked, _CHECK_POLL_SECONDS):
         pass

@@ -15,7 +15,7 @@ import libtorrent as lt
 MIB = 1 << 20
 
 # The cheapest back end, and the only one that hashes on several cores. It announces a piece before the
-# file holds it, so whoever reads the file has to check what was read (see pieces.py).
+# file holds it, so whoever reads the file has to check what was read (see flushed.py).
 DISK_BACK_END = "pread_disk_io_constructor"
 
 ALERTS = (
@@ -143,8 +143,6 @@ def session_settings(options: TorrentOptions) -> dict[str, object]:
         "hashing_threads": 2,
         "file_pool_size": 200,
         "low_prio_disk": False,
-        "download_rate_limit": options.download_rate,
-        "upload_rate_limit": options.upload_rate,
         "rate_limit_ip_overhead": False,  # a limit then means payload
         "max_metadata_size": MAX_METADATA_BYTES,
         "max_piece_count": MAX_PIECES,

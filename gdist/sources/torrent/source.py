@@ -9,10 +9,10 @@ which are safe from any thread.
 
 A piece that libtorrent announces is verified, but with its cheapest disk back end not always in the file
 yet, where a hole reads as zeros. So pieces are given out only once libtorrent says that it wrote them
-(see flushed.py). To hash every byte a second time would cost half as much CPU as the whole download, so of the pieces verified in this run one in `SAMPLE` is hashed
-again as it is read, chosen at random; the first mismatch makes every later read checked. Pieces that were
-there when the source was opened are always hashed. A mismatch is flushed, tried again, and at last read
-through libtorrent.
+(see flushed.py). To hash every byte a second time would cost half as much CPU as the whole download, so of
+the pieces verified in this run one in `SAMPLE` is hashed again as it is read, chosen at random; the first
+mismatch makes every later read checked. Pieces that were there when the source was opened are always
+hashed. A mismatch is flushed, tried again, and at last read through libtorrent.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class TorrentSource:
                 self._handle.connect_peer(address)
 
     def limit_backlog(self, nbytes: int) -> None:
-        """Bounds what waits on disk: with more than `nbytes` verified and not released, downloading pauses."""
+        """Bounds what waits on disk: while more than `nbytes` are verified and not released, little comes."""
         self._backlog_limit = nbytes
 
     def _throttle(self) -> None:
@@ -186,7 +186,7 @@ class TorrentSource:
                 self._handle.set_download_limit(TRICKLE_BYTES)
             elif self._throttled and backlog < self._backlog_limit // 2:
                 self._throttled = False
-                self._handle.set_download_limit(0)
+                self._handle.set_download_limit(self._options.download_rate)
 
     def verified(self, timeout: float) -> tuple[int, ...]:
         """Pieces that can be read and were not given out before; waits up to `timeout` seconds for one.
@@ -257,6 +257,10 @@ class TorrentSource:
         with self._backlog_lock:
             self._released += 1
         self._throttle()
+
+    def sync(self) -> None:
+        """Returns once the files' bytes survive a crash of the machine; from any thread."""
+        self._files.sync()
 
     def path_of(self, file: int) -> Path:
         """Where file `file` of the payload lies."""
