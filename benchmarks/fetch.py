@@ -141,9 +141,8 @@ def report(results: dict[str, list[dict[str, object]]], nbytes: int, mesh: str) 
             ratio = middle[role][kind] / middle["bare"][kind]
             spread = f"{min(values):.2f} to {max(values):.2f}"
             name = "bare libtorrent" if role == "bare" else f"gdist, payload {role}"
-            print(
-                f"{name:24} {kind:4} {middle[role][kind]:7.2f} s  {middle[role][kind] / gb:6.2f} s/GB  x{ratio:.2f}  ({spread})"
-            )
+            value = middle[role][kind]
+            print(f"{name:24} {kind:4} {value:7.2f} s  {value / gb:6.2f} s/GB  x{ratio:.2f}  ({spread})")
     profile = results["discard"][-1]["profile"]
     assert isinstance(profile, dict)
     print("profile of the last discard run, seconds summed over threads:")

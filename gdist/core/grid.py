@@ -16,7 +16,7 @@ from math import isqrt, prod
 from gdist.core.box import Box
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_indices, split_counts
 
-SMALL_CHUNK_BYTES, LARGE_CHUNK_BYTES = 256 * 2**10, 512 * 2**20
+TINY, PASSED = 64, 32  # a soft limit is passed, up to 32-fold, where blocks within it were a 64th of it
 CHUNK_BYTES = 16 * 2**20  # facts: reading speed is flat from 1 to 64 MiB; 16 keeps digests and indexes small
 
 
@@ -46,11 +46,12 @@ class ShardGrid:
         return Box(start, tuple(a + s for a, s in zip(start, self.shard, strict=True)))
 
 
-def row_block(shape: tuple[int, ...], itemsize: int, limit: int) -> tuple[int, ...]:
+def row_block(shape: tuple[int, ...], itemsize: int, limit: int, *, soft: bool = False) -> tuple[int, ...]:
     """The largest even row block of a C-ordered array within `limit` bytes; at least one row.
 
     Leading dimensions 1, one dimension cut by a divisor, trailing dimensions whole: such blocks, one
-    after the other, are the array's own bytes.
+    after the other, are the array's own bytes. A `soft` limit is passed where the only even blocks within it
+    are tiny: a vocabulary may be a prime number, and its rows one by one tens of thousands of blocks.
     """
     block = list(shape)
     for dimension, size in enumerate(shape):
@@ -58,24 +59,18 @@ def row_block(shape: tuple[int, ...], itemsize: int, limit: int) -> tuple[int, .
             break
         rest = prod(block[dimension + 1 :]) * itemsize
         most = max(limit // max(rest, 1), 1)
-        block[dimension] = _rows(size, rest, most)
+        divisors = _divisors(size)
+        block[dimension] = max(d for d in divisors if d <= most)
+        if soft and block[dimension] * TINY < most:
+            larger = min(d for d in divisors if d > most)
+            if larger <= most * PASSED:
+                block[dimension] = larger
     return tuple(block)
 
 
-def _rows(size: int, row_bytes: int, most: int) -> int:
-    """The largest divisor of `size` that is at most `most`.
-
-    A vocabulary may be a prime number: rather than rows one by one, which would be tens of thousands of
-    chunks, the next larger divisor is taken where the block then stays below `LARGE_CHUNK_BYTES`.
-    """
+def _divisors(size: int) -> list[int]:
     low = [d for d in range(1, isqrt(size) + 1) if size % d == 0]
-    divisors = sorted({*low, *(size // d for d in low)})
-    best = max(d for d in divisors if d <= most)
-    if best * row_bytes < SMALL_CHUNK_BYTES and best < most:
-        larger = next((d for d in divisors if d > most), best)
-        if larger * row_bytes <= LARGE_CHUNK_BYTES:
-            return larger
-    return best
+    return [*low, *(size // d for d in low)]
 
 
 def _host_factor(mesh: Mesh, spec: PartitionSpec, ndim: int, count: int) -> tuple[int, ...]:
@@ -120,7 +115,7 @@ class GridMaker:
             return ShardGrid(shape, ones, ones, ones)
         counts = split_counts(self._mesh, spec, ndim)
         slab = tuple(size // count for size, count in zip(shape, counts, strict=True))
-        chunk = row_block(slab, itemsize, self._chunk_bytes)
+        chunk = row_block(slab, itemsize, self._chunk_bytes, soft=True)
         key = (spec, ndim)
         if key not in self._factors:
             self._factors[key] = _host_factor(self._mesh, spec, ndim, self._hosts)

@@ -124,7 +124,7 @@ def _check_assets(payload: Payload, assets: Collection[int], foreign: dict[int, 
         largest = sorted(assets, key=lambda i: -payload.files[i].length)[:5]
         names = ", ".join(f"{payload.files[i].path} ({payload.files[i].length} bytes)" for i in largest)
         raise UnsupportedError(
-            f"files of unknown content hold {total} bytes, more than the {MAX_ASSET_BYTES} that are kept: {names}",
+            f"files of unknown content hold {total} bytes, more than {MAX_ASSET_BYTES}: {names}",
             hint="leave them out with --ignore 'PATTERN'",
         )
 

@@ -22,7 +22,7 @@ def store_manifest(
     assets: Mapping[str, tuple[int, str]],
     codec: str,
 ) -> StoreManifest:
-    """What was written: `records` are the chunk digests of every shard, `assets` lengths and digests by path."""
+    """What was written: `records` are the chunk digests of every shard, `assets` length and digest."""
     payload = catalogue.payload
     origin = StoreSource(
         info_hash_v1=source.info_hash.v1_hex,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -31,7 +30,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [
         (["fetch"], "Missing argument 'SOURCE'"),
         (["fetsch"], "No such command"),
-        (["fetch", "nowhere"], "no release of that name is known"),
+        (["fetch", "nowhere"], "nor a known release"),
         (["fetch", "grok-1", "--mesh", "8by8"], "'8by8' is not a mesh"),
         (["fetch", "grok-1", "--host", "8/8"], "host index 8"),
         (["fetch", "grok-1", "--host", "three"], "not INDEX/COUNT"),
@@ -193,22 +192,17 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         assert process.wait() in (0, 141)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "limit"), [(["--help"], 2.0), (["plan", "grok-1", "--mesh", "8x8"], 4.0)]
-)
-def test_it_starts_without_the_heavy_libraries(arguments: list[str], limit: float) -> None:
-    """The limits are lax, for busy machines: help takes about 0.1 s, the plan of Grok-1 0.4 s."""
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "grok-1", "--mesh", "8x8"]])
+def test_it_starts_without_the_heavy_libraries(arguments: list[str]) -> None:
     heavy = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "rich", "fsspec")
     script = (
         "import resource, sys; from gdist.cli import main; code = main(sys.argv[1:]); "
         f"print([m for m in {heavy} if m in sys.modules], "
         "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, code, file=sys.stderr)"
     )
-    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
     )
     names, mebibytes, code = done.stderr.rsplit(" ", 2)
     assert (names, code.strip()) == ("[]", "0")
     assert int(mebibytes) < 200
-    assert time.monotonic() - start < limit

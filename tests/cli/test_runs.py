@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -248,11 +247,9 @@ def test_a_signal_ends_a_fetch_with_20(number: signal.Signals, tmp_path: Path) -
     with silent_peer_fetch(tmp_path) as process:
         assert process.stderr
         process.stderr.readline()  # looking for peers
-        start = time.monotonic()
         process.send_signal(number)
         out, err = process.communicate(timeout=15)
         assert process.returncode == 20
-        assert time.monotonic() - start < 10
         assert out == "" and "asked to stop" in err and "Traceback" not in err
 
 

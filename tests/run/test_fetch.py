@@ -295,9 +295,7 @@ def test_a_second_run_does_nothing(llama: Content, tmp_path: Path) -> None:
         first = fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options("2x4"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*")}
     recorder = Recorder()
-    started = time.monotonic()
     again = fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options("2x4"), observe=recorder)
-    assert time.monotonic() - started < 0.2, "the seeder is gone: no swarm was asked"
     assert again.already and again.manifest == first.manifest
     assert [type(event) for event in recorder.events] == [Finished]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*")} == before

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -91,12 +90,10 @@ def test_choices_there_are_not_are_refused(change: dict[str, Any], tmp_path: Pat
 
 
 def test_a_hash_nobody_has_says_what_was_tried(tmp_path: Path) -> None:
-    started = time.monotonic()
     with Tracker() as tracker, Tracker(refuse="go away") as refusing:
         torrent = replace(IMPATIENT, trackers=(tracker.url, refusing.url))
         with pytest.raises(NoPeersError) as caught:
             fetch("ab" * 20, tmp_path / "s", fetch_options(torrent=torrent))
-    assert time.monotonic() - started < 5
     assert f"tracker {tracker.url} answered" in caught.value.message
     assert f"tracker {refusing.url} failed: go away" in caught.value.message
     assert "DHT nodes" in caught.value.message and "peers" in caught.value.hint
