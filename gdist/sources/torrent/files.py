@@ -8,13 +8,14 @@ import os
 import threading
 from pathlib import Path
 
-from gdist.core.extent import Extent
+from gdist.core.extent import Extent, coalesce
 from gdist.core.payload import Payload
 from gdist.errors import FilesystemError, translate
 
 _KEEP_SIZE = 0x01  # FALLOC_FL_KEEP_SIZE, linux/falloc.h
 _PUNCH_HOLE = 0x02  # FALLOC_FL_PUNCH_HOLE
 _PAGE_BYTES = 4096
+RELEASED_BYTES = 16 * 2**20
 _NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -31,6 +32,8 @@ class PayloadFiles:
         self._descriptors: dict[int, int] = {}
         self._writable: dict[int, int] = {}
         self._can_punch = True
+        self._pending: list[Extent] = []
+        self._pending_bytes = 0
         self._runs: dict[int, tuple[dict[int, int], dict[int, int]]] = {}  # released: start -> stop, and back
 
     def read(self, extent: Extent, buffer: memoryview) -> bool:
@@ -53,12 +56,24 @@ class PayloadFiles:
         return True
 
     def release(self, extent: Extent) -> None:
-        """Gives the disk space of the extent back; reads of it give zeros from then on.
+        """Gives the disk space of the extent back, soon; reads of it give zeros from then on.
 
-        Only whole pages can be given back; those at the edges are when the neighbour is released too.
+        A hole is punched under the lock that libtorrent writes the file under, so extents are gathered until
+        `RELEASED_BYTES` of them make fewer and longer holes. Only whole pages can be given back; those at
+        the edges are when the neighbour is released too.
         """
         if not self._can_punch:
             return
+        with self._lock:
+            self._pending.append(extent)
+            self._pending_bytes += extent.length
+            if self._pending_bytes < RELEASED_BYTES:
+                return
+            pending, self._pending, self._pending_bytes = coalesce(self._pending), [], 0
+        for run in pending:
+            self._release(run)
+
+    def _release(self, extent: Extent) -> None:
         for segment in self._payload.segments(extent):
             with self._lock:
                 hole = self._merge(segment.file, segment.extent)
