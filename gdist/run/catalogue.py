@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from gdist.core.payload import Payload
 from gdist.core.profile import FileArrays, check_index, name_tensors
@@ -16,6 +17,7 @@ from gdist.core.rules import Rules
 from gdist.core.source_manifest import SourceManifest
 from gdist.core.tensor import StoredTensor
 from gdist.errors import UnsupportedError
+from gdist.run.header_cache import load_headers, save_headers
 from gdist.run.headers import HeaderScan
 from gdist.sources.torrent import TorrentSource
 
@@ -48,11 +50,13 @@ def read_catalogue(
     *,
     profile: str | None = None,
     ignore: Sequence[str] = (),
+    cache: Path | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Catalogue:
     """What the torrent of an open source holds.
 
-    `ignore` are glob patterns of paths that are left out.
+    `ignore` are glob patterns of paths that are left out. What the headers say is kept in the file `cache`,
+    and taken from there when an earlier run left it.
 
     Raises:
         UnsupportedError: when there is no tensor, or a file that gdist neither reads nor keeps.
@@ -81,7 +85,8 @@ def read_catalogue(
             ignored=ignored,
         )
     scan = HeaderScan(source, tick)
-    reports = scan.run(files)
+    known_headers = load_headers(cache, payload, files) if cache else None
+    reports = known_headers or scan.run(files)
     found = [
         FileArrays(payload.files[i].path, payload.files[i].offset, report.arrays, report.format or "")
         for i, report in reports.items()
@@ -94,8 +99,11 @@ def read_catalogue(
             f"none of the {len(payload.files)} files holds a tensor gdist can read",
             hint="gdist reads safetensors and pickles of plain arrays; gdist inspect lists the files",
         )
-    _check_indexes(scan, payload, assets, found)
+    if not known_headers:
+        _check_indexes(scan, payload, assets, found)
     naming = name_tensors(found, profile)
+    if cache and not known_headers:
+        save_headers(cache, payload, reports)
     return Catalogue(
         payload,
         naming.tensors,

@@ -142,6 +142,7 @@ class _Fetch:
                     self._resolved.manifest,
                     profile=self._options.profile,
                     ignore=self._options.ignore,
+                    cache=self._dest.work / "headers.json",
                     tick=self._check_stop,
                 )
             return self._convert(source, catalogue)

@@ -93,6 +93,7 @@ def start(
     options: TorrentOptions,
     directory: Path,
     have: Iterable[int] | None,
+    emit: Callable[[], None],
 ) -> tuple[lt.torrent_handle, tuple[int, ...]]:
     """Adds a loaded torrent that wants nothing; returns it and the pieces it has.
 
@@ -115,7 +116,7 @@ def start(
     params.download_limit, params.upload_limit = options.download_rate, options.upload_rate
     handle = session.add(params)
     while not session.wait(lambda swarm: swarm.checked, _CHECK_POLL_SECONDS):
-        pass
+        emit()
     had = tuple(piece for piece, bit in enumerate(handle.status(_PIECES).pieces) if bit)
     with session.changed:
         # From here on: what checking found before is in `had`.

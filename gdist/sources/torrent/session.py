@@ -6,7 +6,9 @@ under one lock, and wakes whoever waits for them. Nobody else pops.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import threading
 import time
 from collections import deque
@@ -16,10 +18,19 @@ from typing import Any, cast
 
 import libtorrent as lt
 
-from gdist.errors import CorruptError, FilesystemError, GdistError, SpaceError, StalledError
+from gdist.errors import (
+    CorruptError,
+    FilesystemError,
+    GdistError,
+    SpaceError,
+    StalledError,
+    TransferError,
+)
 from gdist.events import Event, HashFailed, PeerBanned, PeerCount, TrackerAnswer
 from gdist.sources.torrent.flushed import POLL_SECONDS, FlushWatch
 from gdist.sources.torrent.options import DISK_BACK_END, TransferStats
+
+_log = logging.getLogger(__name__)
 
 _ALERT_WAIT_MS = 200  # how late a close may be noticed; alerts themselves end the wait at once
 _FLUSH_WAIT_MS = int(POLL_SECONDS * 1000)
@@ -122,6 +133,20 @@ class Session:
     def _run(self) -> None:
         session = self._lt
         assert session is not None
+        try:
+            self._pump(session)
+        except Exception as error:  # whatever it is: whoever waits must hear of it, or waits for ever
+            _log.debug("the alert thread failed", exc_info=True)
+            with self.changed:
+                self.swarm.error = self.swarm.error or TransferError(
+                    f"the torrent session failed: {type(error).__name__}: {error}",
+                    hint="run the same command again; should it happen again, please report it",
+                )
+                self.changed.notify_all()
+        self._lt = None
+        del session  # the last reference: libtorrent shuts down here, off the caller's thread
+
+    def _pump(self, session: lt.session) -> None:
         due = 0.0
         while not self._stop.is_set():
             session.wait_for_alert(_FLUSH_WAIT_MS if self._step_flush() else _ALERT_WAIT_MS)
@@ -129,14 +154,14 @@ class Session:
             if alerts:
                 with self.changed:
                     for alert in alerts:
-                        record(self.swarm, alert)
+                        # Names and messages come from strangers, and libtorrent hands them on as they are.
+                        with contextlib.suppress(UnicodeDecodeError):
+                            record(self.swarm, alert)
                     self.changed.notify_all()
             if time.monotonic() >= due:
                 session.post_torrent_updates()
                 session.post_session_stats()
                 due = time.monotonic() + _STATS_SECONDS
-        self._lt = None
-        del session  # the last reference: libtorrent shuts down here, off the caller's thread
 
     def _step_flush(self) -> bool:
         """Sees to the pieces that may not be in the file yet; True while there are any."""
@@ -198,7 +223,7 @@ def record(swarm: Swarm, alert: lt.alert) -> None:
             _record_tracker(swarm, alert)
         case lt.peer_connect_alert() | lt.peer_disconnected_alert():
             if len(swarm.tried) < _MAX_ADDRESSES:
-                lost = alert.error.message() if isinstance(alert, lt.peer_disconnected_alert) else ""
+                lost = _text(alert.error.message) if isinstance(alert, lt.peer_disconnected_alert) else ""
                 swarm.tried[_address(alert)] = lost
         case lt.file_error_alert() | lt.torrent_error_alert():
             swarm.error = swarm.error or _error(alert)
@@ -243,7 +268,7 @@ def _record_tracker(swarm: Swarm, alert: lt.tracker_reply_alert | lt.tracker_err
     if isinstance(alert, lt.tracker_reply_alert):
         answer = TrackerAnswer(alert.tracker_url(), True, "", alert.num_peers)
     else:
-        reason = alert.failure_reason() or alert.error.message()
+        reason = _text(alert.failure_reason) or _text(alert.error.message)
         answer = TrackerAnswer(alert.tracker_url(), False, reason, 0)
     before = swarm.trackers.get(answer.url)
     if not answer.ok and before is not None and before.ok:
@@ -251,6 +276,14 @@ def _record_tracker(swarm: Swarm, alert: lt.tracker_reply_alert | lt.tracker_err
     swarm.trackers[answer.url] = answer
     if answer != before:
         swarm.events.append(answer)
+
+
+def _text(get: Callable[[], str]) -> str:
+    """What somebody else said, which may be no UTF-8 and then cannot be had from libtorrent."""
+    try:
+        return get()
+    except UnicodeDecodeError:
+        return "an answer that is not text"
 
 
 def _address(alert: lt.peer_alert) -> str:
@@ -261,8 +294,8 @@ def _address(alert: lt.peer_alert) -> str:
 def _error(alert: lt.file_error_alert | lt.torrent_error_alert) -> GdistError:
     """What a failed read or write, or a torrent that libtorrent gave up, is for the caller."""
     code = alert.error
-    path = alert.filename() if isinstance(alert, lt.file_error_alert) else ""
-    text = f"{code.message()}: {path}" if path else code.message()
+    path = _text(alert.filename) if isinstance(alert, lt.file_error_alert) else ""
+    text = f"{_text(code.message)}: {path}" if path else _text(code.message)
     if code.category().name() == lt.libtorrent_category().name():
         return CorruptError(f"libtorrent gave the torrent up: {text}")
     if code.value() in (errno.ENOSPC, errno.EDQUOT):

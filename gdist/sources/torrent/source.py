@@ -109,7 +109,7 @@ class TorrentSource:
         self._files = PayloadFiles(self.payload, tuple(directory / path for path in self._metadata.paths))
         self._numbers = written_files(params)
         self._window = Window(self.payload.piece_length)
-        self._handle, had = start(session, params, links, self._options, directory, have)
+        self._handle, had = start(session, params, links, self._options, directory, have, self._emit)
         self._had, self._fresh, self._old = set(had), list(had), frozenset(had)
         self._emit()
         nbytes = sum(file.length for file in self.payload.files)

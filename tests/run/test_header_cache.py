@@ -1,0 +1,56 @@
+"""The cache of headers: what comes back is what was found, or nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gdist.core.dtypes import BY_NAME
+from gdist.core.extent import Extent
+from gdist.core.payload import Payload, PayloadFile
+from gdist.core.tensor import FoundArray, Order
+from gdist.run.header_cache import load_headers, save_headers
+from gdist.run.headers import FileReport
+
+PAYLOAD = Payload((PayloadFile("a", 0, 100), PayloadFile("d/b", 100, 50)), 16, 150)
+REPORTS = {
+    0: FileReport(
+        "pickle",
+        (
+            FoundArray("", Extent(7, 12), (3, 4), BY_NAME["int8"], Order.F, "weight"),
+            FoundArray("", Extent(30, 8), (1, 4), BY_NAME["bfloat16"], Order.C, "scales"),
+        ),
+    ),
+    1: FileReport(None, (), "zip archive"),
+}
+
+
+def test_what_was_found_comes_back(tmp_path: Path) -> None:
+    save_headers(tmp_path / "h", PAYLOAD, REPORTS)
+    assert load_headers(tmp_path / "h", PAYLOAD, [0, 1]) == REPORTS
+    assert load_headers(tmp_path / "h", PAYLOAD, [1]) == {1: REPORTS[1]}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-5],
+        lambda text: "",
+        lambda text: text.replace('"nbytes": 100', '"nbytes": 101'),
+        lambda text: text.replace('"path": "d/b"', '"path": "d/c"'),
+        lambda text: text.replace('"gdist_headers": 1', '"gdist_headers": 2'),
+        lambda text: json.dumps({"gdist_headers": 1, "files": [[9, None, None, {}]]}),
+    ],
+)
+def test_anything_else_is_nothing(damage, tmp_path: Path) -> None:
+    save_headers(tmp_path / "h", PAYLOAD, REPORTS)
+    (tmp_path / "h").write_text(damage((tmp_path / "h").read_text()))
+    assert load_headers(tmp_path / "h", PAYLOAD, [0, 1]) is None
+
+
+def test_files_that_were_not_scanned_are_not_known(tmp_path: Path) -> None:
+    save_headers(tmp_path / "h", PAYLOAD, {0: REPORTS[0]})
+    assert load_headers(tmp_path / "h", PAYLOAD, [0, 1]) is None
+    assert load_headers(tmp_path / "none", PAYLOAD, [0]) is None
