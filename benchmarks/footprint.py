@@ -1,6 +1,6 @@
 """What a fetch needs of a host: memory whatever the payload's size, and disk beside the store.
 
-    python benchmarks/footprint.py [--megabytes 500 4000] [--mesh 1x1]
+    python benchmarks/footprint.py [--megabytes 500 4000] [--mesh 1x1] [--max-download 100MB/s]
 
 For each size a seeder in a process of its own serves a scaled-down Grok-1 on loopback and `gdist fetch` runs
 in a fresh process, payload discarded, sampled every 20 ms: resident anonymous memory (`RssAnon`: the page
@@ -24,6 +24,7 @@ from gdist.testing.checkpoints import write_grok1
 from gdist.testing.swarm import seed
 
 SAMPLE_SECONDS = 0.02
+PIECE_LENGTH = 4 * 2**20  # the same for all sizes: workers hold pieces
 
 
 def allocated(directory: Path) -> int:
@@ -66,6 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--megabytes", type=int, nargs="+", default=[500, 4000])
     parser.add_argument("--mesh", default="1x1")
+    parser.add_argument("--max-download", default="0", help="a cap for the download, as of gdist fetch")
     parser.add_argument("--scratch", type=Path, default=None)
     args = parser.parse_args()
     peaks = []
@@ -77,7 +79,7 @@ def main() -> None:
                 scratch / "grok", layers=4, emb=64 * scale, ffn=128 * scale, kv=16 * scale, vocab=256 * scale
             )
             nbytes = sum(path.stat().st_size for path in (scratch / "grok").rglob("*") if path.is_file())
-            with seed(scratch / "grok", process=True) as seeded:
+            with seed(scratch / "grok", process=True, piece_length=PIECE_LENGTH) as seeded:
                 command = [
                     sys.executable,
                     "-m",
@@ -87,6 +89,7 @@ def main() -> None:
                     str(scratch / "store"),
                 ]
                 command += ["--mesh", args.mesh, "--no-dht", "--listen", "127.0.0.1:0"]
+                command += ["--max-download", args.max_download]
                 memory, disk = watch(command, scratch / "store")
             store = allocated(scratch / "store")
         finally:

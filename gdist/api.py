@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -82,6 +83,10 @@ def fetch(
     Raises:
         GdistError: of the family that says whose fault it is; what is done is kept for the next call.
     """
+    _check_profile(profile)
+    if dest is not None and not os.fspath(dest):
+        raise RequestError("the destination is empty", hint="give a directory or a URL, or none at all")
+    (read_host(host) or HostGroup()).devices(read_mesh(mesh) or Mesh())
     from gdist.run.fetch import fetch as run
     from gdist.run.options import FetchOptions
 
@@ -155,6 +160,7 @@ def plan(
     one = read_host(host)
     if hosts < 1 or (one and hosts not in (1, one.count)):
         raise RequestError(f"{hosts} hosts, and host {host}, do not go together", hint="give one of the two")
+    (one or HostGroup(0, hosts)).devices(read_mesh(mesh) or Mesh())
     options = PlanOptions(
         mesh=read_mesh(mesh) or Mesh(),
         rules=read_rules(rules),
@@ -218,12 +224,19 @@ def torrent_options(
     """`Swarm` as the torrent source takes it.
 
     Raises:
-        RequestError: for a peer, time or rate that is not one.
+        RequestError: for a tracker, peer, time or rate that is not one.
     """
+    trackers = tuple(trackers)
+    for url in trackers:
+        if not re.match(r"(udp|https?|wss?)://[^/]", url, re.IGNORECASE):
+            raise RequestError(
+                f"tracker {url!r} is no address of a tracker",
+                hint="for example udp://tracker.example.org:1337",
+            )
     from gdist.sources.torrent import TorrentOptions
 
     return TorrentOptions(
-        trackers=tuple(trackers),
+        trackers=trackers,
         peers=tuple(parse_peer(peer) for peer in peers),
         web_seeds=tuple(web_seeds),
         dht=dht,
@@ -275,8 +288,15 @@ def read_rules(value: RulesLike) -> Rules | None:
 def _survey(profile: str | None, ignore: Iterable[str], swarm: Swarm) -> SurveyOptions:
     from gdist.run.survey import SurveyOptions
 
+    _check_profile(profile)
     # options that are all unset must not bring libtorrent in: a known release needs none of it
     return SurveyOptions(profile, tuple(ignore), torrent_options(**swarm) if swarm else None)
+
+
+def _check_profile(name: str | None) -> None:
+    if name is not None and name not in PROFILES:
+        known = ", ".join(sorted(PROFILES))
+        raise RequestError(f"profile {name!r} is not known", hint=f"known profiles: {known}", profile=name)
 
 
 def _piece_length(value: int | str | None) -> int | None:

@@ -6,7 +6,6 @@ decided here and in `gdist.cli.exits` alone: an error of ours never shows a trac
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from gdist.cli.commands.releases import releases
 from gdist.cli.commands.seed import seed
 from gdist.cli.commands.verify import verify
 from gdist.cli.output import Output
+from gdist.cli.streams import ReaderGone, drop, open_streams
 from gdist.errors import GdistError
 
 COMMANDS = (fetch, inspect, verify, plan, seed, make_torrent, releases, completion)
@@ -49,6 +49,7 @@ for _command in COMMANDS:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program with these arguments (default: the process's); the exit code."""
+    open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     output = Output(json="--json" in arguments)  # for errors that come before the options are read
     try:
@@ -61,8 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(partial(_usage, output, error))
     except (KeyboardInterrupt, click.Abort):
         return _say(lambda: output.failure(exits.KEYBOARD, "Interrupted", "interrupted"))
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGone):
         return _pipe()
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # click's own answer to it is 1
+            return _pipe()
+        raise
     except Exception as error:
         # everything foreseen is a GdistError: this is a bug of ours
         if output.verbose:
@@ -82,16 +87,15 @@ def _usage(output: Output, error: click.ClickException) -> int:
 
 
 def _say(tell: Callable[[], int]) -> int:
-
     try:
         code = tell()
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGone):
         return _pipe()
 
 
 def _pipe() -> int:
     """Whoever read our output is gone: what is still buffered must not be an error at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    drop(1)
     return exits.PIPE

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
+from gdist.cli.streams import put
 from gdist.core.magnet import InfoHash
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.events import Event, Finished
@@ -40,8 +40,7 @@ class JsonLines:
     def write(self, name: str, values: Mapping[str, object]) -> None:
         """Writes a line that is not an event of the package: `result`, `error`."""
         head = {"v": VERSION, "time": round(time.time(), 3), "host": self._host, "event": name}
-        sys.stdout.write(json.dumps({**head, **{key: plain(value) for key, value in values.items()}}) + "\n")
-        sys.stdout.flush()
+        put(json.dumps({**head, **{key: plain(value) for key, value in values.items()}}) + "\n")
 
 
 def plain(value: object) -> object:

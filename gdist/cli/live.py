@@ -63,6 +63,7 @@ class LiveView:
         self._name = ""
         self._mesh = ""
         self._peers = PeerCount(0, 0)
+        self._plan: Planned | None = None
         self._progress: Progress | None = None
         self._ready: deque[str] = deque(maxlen=NAMES_SHOWN)
         self._trackers: dict[str, TrackerAnswer] = {}
@@ -87,6 +88,7 @@ class LiveView:
             case Note():
                 self._say(f"note: {event.text}")
             case Planned():
+                self._plan = event
                 host = f" · host {event.host_index}/{event.host_count}" if event.host_count > 1 else ""
                 self._mesh = f" · {event.mesh}{host}" if event.mesh != "1" else host
                 if event.bytes_resumed:
@@ -106,7 +108,7 @@ class LiveView:
                 self._pace.update(event.seconds, event.bytes_placed)
             case Finished():
                 self.close()
-                self._say(words.finished(event), "bold")
+                self._say(words.finished(event, self._plan), "bold")
                 if spent := words.timing(event):
                     self._say(f"time went to: {spent}", "dim")
 
@@ -115,7 +117,8 @@ class LiveView:
         self._live.stop()
 
     def _say(self, text: str, style: str = "") -> None:
-        self._console.print(Text(text, style=style))
+        with contextlib.suppress(OSError):  # a terminal that is gone does not end a fetch
+            self._console.print(Text(text, style=style))
 
     def draw(self) -> RenderableType:
         """The picture as it is now."""
@@ -139,7 +142,10 @@ class LiveView:
             lines.append(_line(f"{label:<{LABEL_WIDTH}}{name}", "dim"))
         if self._failed or self._banned:
             lines.append(
-                _line(f"{self._failed} pieces failed their hash, {self._banned} peers banned", "yellow")
+                _line(
+                    f"{words.count(self._failed, 'piece')} failed their hash, {words.count(self._banned, 'peer')} banned",
+                    "yellow",
+                )
             )
         return Group(*lines)
 

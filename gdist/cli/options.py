@@ -6,14 +6,16 @@ several values with blanks or commas between them. What is not given reaches `gd
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import click
 
 from gdist.cli.output import Output
+from gdist.errors import NoPeersError
 
 F = TypeVar("F", bound=Callable[..., Any])  # Any: click passes a command's options by name
 
@@ -89,11 +91,9 @@ def swarm_options(function: F) -> F:
             option(
                 "--max-download",
                 metavar="RATE",
-                help="At most, like 100MB/s; not from the own network.  [default: no limit]",
+                help="At most, like 100MB/s.  [default: no limit]",
             ),
-            option(
-                "--max-upload", metavar="RATE", help="At most; not to the own network.  [default: no limit]"
-            ),
+            option("--max-upload", metavar="RATE", help="At most, like 10MB/s.  [default: no limit]"),
         )
     ):
         function = decorate(function)
@@ -103,6 +103,19 @@ def swarm_options(function: F) -> F:
 def given(values: dict[str, Any]) -> dict[str, Any]:  # Any: options by name
     """The options that were given: neither None nor an empty list."""
     return {name: value for name, value in values.items() if value not in (None, (), [])}
+
+
+@contextlib.contextmanager
+def hint_at_quotes(source: str, values: Mapping[str, object]) -> Iterator[None]:
+    """Tells whoever finds no peers for a bare magnet that its shell may have cut it."""
+    try:
+        yield
+    except NoPeersError as error:
+        named = any(values.get(name) for name in ("trackers", "peers", "web_seeds"))
+        if source.lower().startswith("magnet:") and "&" not in source and not named:
+            cut = "the magnet names no tracker: a shell cuts it at the first & unless it stands in quotes"
+            error.hint = f"{error.hint}; {cut}" if error.hint else cut
+        raise
 
 
 def mesh_options(*, host: bool = True) -> Callable[[F], F]:

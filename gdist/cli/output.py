@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from gdist.cli.exits import exit_of
 from gdist.cli.jsonlines import JsonLines
+from gdist.cli.streams import put, say
 from gdist.errors import GdistError
 from gdist.events import Event, Observer
 
@@ -51,7 +52,11 @@ class Output:
         else:
             from gdist.cli.plain import PlainLines
 
-            yield PlainLines()
+            lines = PlainLines()
+            try:
+                yield lines
+            finally:
+                lines.close()
 
     @contextlib.contextmanager
     def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -69,30 +74,42 @@ class Output:
         if self.json:
             JsonLines(self.host).write("result", values)
         else:
-            sys.stdout.write(f"{text}\n")
-            sys.stdout.flush()
+            put(f"{text}\n")
 
     def say(self, text: str) -> None:
         """A line for people."""
         if not self.json and not self.quiet:
-            sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
+            say(f"{text}\n")
 
     def error(self, error: GdistError) -> int:
         """Tells an error of ours, and gives the exit code."""
         entry = exit_of(error)
         kind = type(error).__name__
-        self._error(entry.code, kind, error.message, error.hint, retry=entry.retry)
+        self._error(entry.code, kind, error.message, error.hint, retry=entry.retry, facts=error.facts)
         return entry.code
 
-    def _error(self, code: int, kind: str, message: str, hint: str, *, retry: bool) -> None:
+    def _error(
+        self,
+        code: int,
+        kind: str,
+        message: str,
+        hint: str,
+        *,
+        retry: bool,
+        facts: Mapping[str, object] | None = None,
+    ) -> None:
         if self.json:
-            values = {"code": code, "kind": kind, "message": message, "hint": hint, "retry": retry}
+            values = {
+                "code": code,
+                "kind": kind,
+                "message": message,
+                "hint": hint,
+                "retry": retry,
+                "facts": facts or {},
+            }
             JsonLines(self.host).write("error", values)
             return
-        sys.stderr.write(f"error: {message}\n")
-        if hint:
-            sys.stderr.write(f"hint: {hint}\n")
+        say(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
 
     def failure(self, code: int, kind: str, message: str, hint: str = "") -> int:
         """Tells an error that is not a `GdistError`, and gives its code back."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import threading
 import time
 
 from gdist.cli import words
 from gdist.cli.pace import Pace
+from gdist.cli.streams import say
 from gdist.core.units import format_bytes, format_seconds
 from gdist.events import (
     Event,
@@ -15,41 +16,50 @@ from gdist.events import (
     MetadataReceived,
     Note,
     PeerBanned,
+    PeerCount,
     Planned,
     Progress,
+    Stage,
     StageStarted,
     TrackerAnswer,
 )
 
 LINE_SECONDS = 10.0
+_WAITING = {Stage.METADATA: "looking for metadata", Stage.HEADERS: "reading headers"}
 
 
 class PlainLines:
-    """An observer that writes lines to standard error."""
+    """An observer that writes lines to standard error; `close` ends its thread."""
 
     def __init__(self, every: float = LINE_SECONDS) -> None:
         self._every = every
         self._pace = Pace()
         self._next = time.monotonic() + every
         self._failed = 0
+        self._peers = 0
+        self._plan: Planned | None = None
+        self._waited = threading.Event()
 
     def __call__(self, event: Event) -> None:
         """Tells what is worth a line in a log."""
         text = self._text(event)
         if text:
-            sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
+            say(f"{text}\n")
 
     def _text(self, event: Event) -> str:
         match event:
             case StageStarted():
+                self._wait(event.stage)
                 return words.STAGES[event.stage]
+            case PeerCount():
+                self._peers = event.peers
             case MetadataReceived():
                 size = f"{format_bytes(event.nbytes)} in {event.pieces} pieces"
                 return f"{event.name}: {size}, info-hash {event.info_hash.hex}"
             case Note():
                 return f"note: {event.text}"
             case Planned():
+                self._plan = event
                 return words.planned(event)
             case TrackerAnswer(ok=False):
                 return f"tracker {event.url}: {event.message}"
@@ -62,7 +72,7 @@ class PlainLines:
                 return self._progress(event)
             case Finished():
                 spent = words.timing(event)
-                return words.finished(event) + (f"\ntime went to: {spent}" if spent else "")
+                return words.finished(event, self._plan) + (f"\ntime went to: {spent}" if spent else "")
         return ""
 
     def _progress(self, event: Progress) -> str:
@@ -71,7 +81,7 @@ class PlainLines:
             return ""
         self._next = time.monotonic() + self._every
         left = self._pace.remaining(event.bytes_wanted - event.bytes_placed)
-        failed = f"   {self._failed} pieces failed their hash" if self._failed else ""
+        failed = f"   {words.count(self._failed, 'piece')} failed their hash" if self._failed else ""
         return (
             f"{format_seconds(event.seconds)}  {words.share(event.bytes_placed, event.bytes_wanted)}  "
             f"{format_bytes(event.bytes_placed)} of {format_bytes(event.bytes_wanted)}   "
@@ -79,5 +89,19 @@ class PlainLines:
             f"ETA {words.remaining(left)}{failed}"
         )
 
+    def _wait(self, stage: Stage) -> None:
+        """Says now and then that a stage goes on in which there may be no events."""
+        self.close()
+        if stage in _WAITING and self._every > 0:
+            self._waited = threading.Event()
+            values = (self._waited, _WAITING[stage], time.monotonic())
+            threading.Thread(target=self._tick, args=values, name="gdist-lines", daemon=True).start()
+
+    def _tick(self, over: threading.Event, doing: str, start: float) -> None:
+        while not over.wait(self._every):
+            waited = format_seconds(time.monotonic() - start)
+            say(f"still {doing}: {words.count(self._peers, 'peer')}, {waited}\n")
+
     def close(self) -> None:
-        """Nothing is held."""
+        """No line comes any more but for an event; may be called again."""
+        self._waited.set()

@@ -24,8 +24,9 @@ def planned(event: Planned) -> str:
     host = f", host {event.host_index} of {event.host_count}" if event.host_count > 1 else ""
     resumed = f", {format_bytes(event.bytes_resumed)} already here" if event.bytes_resumed else ""
     return (
-        f"{event.tensors} tensors on mesh {event.mesh}{host}: keeps {format_bytes(event.bytes_wanted)}, "
-        f"fetches {format_bytes(event.bytes_touched)} in {event.pieces} pieces{resumed}"
+        f"{count(event.tensors, 'tensor')} on mesh {event.mesh}{host}: "
+        f"keeps {format_bytes(event.bytes_wanted)}, "
+        f"fetches {format_bytes(event.bytes_touched)} in {count(event.pieces, 'piece')}{resumed}"
     )
 
 
@@ -56,12 +57,22 @@ def remaining(seconds: float | None) -> str:
     return f"{math.ceil(seconds)} s" if seconds < 59 else format_seconds(seconds)
 
 
-def finished(event: Finished) -> str:
-    """The end in one line."""
+def finished(event: Finished, plan: Planned | None = None) -> str:
+    """The end in one line: what this host keeps, and the rate of what this run fetched of it."""
     if event.already:
         return f"{event.path} is complete already: {format_bytes(event.nbytes)}"
-    rate = format_rate(event.nbytes / event.seconds) if event.seconds else "--"
-    return f"complete: {format_bytes(event.nbytes)} in {format_seconds(event.seconds)}, {rate}"
+    kept = plan.bytes_wanted if plan else event.nbytes
+    new = kept - plan.bytes_resumed if plan else kept
+    rate = format_rate(new / event.seconds) if event.seconds else "--"
+    part = ""
+    if plan and plan.host_count > 1:
+        part = f" of {format_bytes(event.nbytes)} on host {plan.host_index} of {plan.host_count}"
+    return f"complete: {format_bytes(kept)}{part} in {format_seconds(event.seconds)}, {rate}"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def timing(event: Finished) -> str:

@@ -16,6 +16,8 @@ from gdist.core.mesh import Mesh, PartitionSpec, misfit, split_counts
 from gdist.core.tensor import StoredTensor
 from gdist.errors import RequestError
 
+NAMED = 20  # tensors without a rule in the error's own sentence; all are in its `tensors`
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -176,7 +178,10 @@ def resolve_specs(
     Raises:
         RequestError: naming every tensor without a rule, and every one that the mesh does not divide.
     """
-    specs, unmatched, misfits = [], [], []
+    specs, unmatched = [], []
+    misfits: list[str] = []
+    deep: list[str] = []
+    faults: list[str] = []
     tensors = tuple(tensors)
     weights = {
         t.quantisation.pair: t.spec.shape
@@ -191,17 +196,27 @@ def resolve_specs(
             continue
         fault = misfit(mesh, spec, tensor.spec.name, tensor.spec.shape)
         if fault:
-            misfits.append(fault)
+            faults.append(fault)
+            (deep if len(spec.dims) > len(tensor.spec.shape) else misfits).append(fault)
         specs.append(spec)
-    if unmatched or misfits:
+    if unmatched or misfits or deep:
         sentences, hints = [], []
         if unmatched:
-            sentences.append(f"no rule matches {len(unmatched)} tensors: {', '.join(unmatched)}")
+            more = f" and {len(unmatched) - NAMED} more" if len(unmatched) > NAMED else ""
+            names = ", ".join(unmatched[:NAMED])
+            sentences.append(f"no rule matches {_tensors(len(unmatched))}: {names}{more}")
             hints.append('end the rules with [".*", []] to replicate what is left')
         if misfits:
-            sentences.append(f"mesh {mesh} does not divide {len(misfits)} tensors: {'; '.join(misfits)}")
+            sentences.append(f"mesh {mesh} does not divide {_tensors(len(misfits))}: {'; '.join(misfits)}")
             hints.append("choose a mesh whose axes divide these dimensions, or rules that split others")
+        if deep:
+            sentences.append(f"rules do not fit {_tensors(len(deep))}: {'; '.join(deep)}")
+            hints.append("give the rule of these tensors no more dimensions than they have")
         raise RequestError(
-            "; ".join(sentences), hint="; ".join(hints), tensors=tuple(unmatched), faults=tuple(misfits)
+            "; ".join(sentences), hint="; ".join(hints), tensors=tuple(unmatched), faults=tuple(faults)
         )
     return tuple(specs)
+
+
+def _tensors(number: int) -> str:
+    return "1 tensor" if number == 1 else f"{number} tensors"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gdist.core.dtypes import DType
@@ -78,6 +78,7 @@ class StoreManifest:
     host: HostGroup
     tensors: tuple[StoreTensor, ...]
     assets: tuple[StoreAsset, ...] = ()
+    ignored: tuple[str, ...] = ()  # glob patterns of files that were left out on request
     codec: str = "none"
     tool: str = ""
 
@@ -143,6 +144,7 @@ def _body(manifest: StoreManifest) -> dict[str, object]:
         "host": [manifest.host.index, manifest.host.count],
         "codec": manifest.codec,
         "digests": "blake3",
+        "ignored": list(manifest.ignored),
         "assets": [{"path": a.path, "nbytes": a.nbytes, "digest": a.digest} for a in manifest.assets],
         "tensors": [_tensor_row(tensor) for tensor in manifest.tensors],
     }
@@ -201,6 +203,7 @@ def _parse_body(body: Any) -> StoreManifest:
         host=HostGroup(*body["host"]),
         tensors=tuple(_parse_tensor(row) for row in body["tensors"]),
         assets=tuple(StoreAsset(**row) for row in body["assets"]),
+        ignored=tuple(map(str, body["ignored"])),
         codec=str(body["codec"]),
         tool=str(body["tool"]),
     )
@@ -248,6 +251,4 @@ def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
         StoreTensor(t.name, t.dtype, t.grid, t.spec, t.quantisation, shards)
         for t, shards in zip(first.tensors, joined, strict=True)
     )
-    return StoreManifest(
-        first.source, first.plan, first.mesh, HostGroup(), tensors, first.assets, first.codec, first.tool
-    )
+    return replace(first, host=HostGroup(), tensors=tensors)

@@ -30,6 +30,7 @@ from gdist.events import (
 )
 from gdist.run.collect import Collector
 from gdist.run.journal_file import JournalFile
+from gdist.run.memory import give_back
 from gdist.run.preflight import in_flight_limit
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
@@ -86,7 +87,8 @@ class Coordinator:
         self._ready: deque[int] = deque()
         self._placing: dict[Future[_Collected], int] = {}
         self._committing: dict[Future[ShardRecord], ShardTask] = {}
-        self._syncing: tuple[Future[None], frozenset[int]] | None = None
+        self._syncing: tuple[Future[bool], frozenset[int]] | None = None
+        self._sync_failed = False
         self._unsynced: set[int] = set()
         self._verified_bytes = 0
         self._open_shards = [len(tensor.shards) for tensor in plan.tensors]
@@ -176,6 +178,8 @@ class Coordinator:
                 self._ready.append(piece)
             else:
                 self._unsynced.add(piece)
+                if self._release:  # such as one that was fetched for its header alone
+                    self._source.release(piece)
 
     def _place(self, piece: int, placements: tuple[Placement, ...]) -> _Collected:
         """On a worker: the piece's bytes, to wherever they go."""
@@ -243,12 +247,18 @@ class Coordinator:
         if now - self._last_progress > PROGRESS_SECONDS:
             self._last_progress = now
             self._observe(self._progress())
+            give_back()
 
-    def _sync(self) -> None:
-        """Returns once what was placed, and what is kept of the payload, survives a crash of the machine."""
+    def _sync(self) -> bool:
+        """True once what was placed, and what is kept of the payload, survives a crash of the machine."""
+        if self._sync_failed:  # the kernel tells a failure once, and then takes what is lost for written
+            return False
+        self._sync_failed = True
         self._sink.sync()
         if not self._release:
             self._source.sync()
+        self._sync_failed = False
+        return True
 
     def _progress(self) -> Progress:
         stats = self._source.stats()
@@ -285,6 +295,5 @@ class Coordinator:
             for committed, task in self._committing.items():
                 if committed.done() and not committed.cancelled() and not committed.exception():
                     self._record(task, committed.result())
-            if pieces:
-                self._sync()
+            if pieces and self._sync():
                 self._journal.append(pieces_line(pieces))

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
+from gdist.core.journal import ShardRecord, asset_line, header_line, shard_line
 from gdist.core.layout import ShardLayout, shard_key
+from gdist.core.mesh import HostGroup, Mesh
+from gdist.core.plan import HostPlan
 from gdist.core.rules import Rules
 from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, manifest_name, parse_store_manifest
 from gdist.errors import CorruptError, RequestError, ResumeError, translate
 from gdist.kvstore import local_path
 from gdist.run.options import FetchOptions, default_work
 from gdist.run.resolve import Resolved
+from gdist.sinks.local import write_atomically
 from gdist.stores import files_of
 
 WORK = ".gdist"  # below a local destination: journal, unfinished shards, pieces on their way; gone at the end
@@ -68,7 +73,7 @@ def finished(dest: Destination, resolved: Resolved, options: FetchOptions) -> St
 
     Raises:
         ResumeError: when it is complete, but of another source, mesh, host or codec.
-        CorruptError: when it says it is complete and a shard is gone.
+        CorruptError: when its manifest is damaged.
     """
     data = _read_manifest(dest)
     if data is None:
@@ -87,13 +92,17 @@ def finished(dest: Destination, resolved: Resolved, options: FetchOptions) -> St
             hint="choose another destination for another mesh or codec",
         )
     _check_rules(dest, manifest, options.rules)
+    if sorted(options.ignore) != sorted(manifest.ignored):
+        raise ResumeError(
+            f"{dest.text} holds a store without the files {', '.join(manifest.ignored) or '(none)'}, "
+            f"asked to leave out {', '.join(options.ignore) or '(none)'}",
+            hint="give the same --ignore, or choose another destination",
+        )
     if options.payload == "keep" and not dest.payload.is_dir():
         raise ResumeError(
             f"the store at {dest.text} is complete, and its payload was not kept",
             hint="choose another destination to fetch it again with its payload",
         )
-    if dest.root is not None:
-        _check_shards(dest.root, manifest)
     return manifest
 
 
@@ -111,21 +120,105 @@ def _check_rules(dest: Destination, manifest: StoreManifest, rules: Rules | None
             )
 
 
-def _check_shards(root: Path, manifest: StoreManifest) -> None:
-    """That every shard of a complete store is there; of uncompressed ones, that none is cut short."""
-    for tensor in manifest.tensors:
+def lost_shards(dest: Destination, manifest: StoreManifest) -> list[str]:
+    """Shards of a complete local store that are missing or, where they are uncompressed, cut short.
+
+    Raises:
+        CorruptError: for a store whose payload was kept: which of its pieces are good is not known any more.
+    """
+    lost = []
+    for tensor in manifest.tensors if dest.root else ():
         expected = ShardLayout(tensor.grid, tensor.dtype.itemsize).file_nbytes if tensor.shards else 0
         for index in tensor.shards:
-            shard = root / tensor.name / shard_key(index)
+            key = f"{tensor.name}/{shard_key(index)}"
             try:
-                found = shard.stat().st_size
+                found = os.stat(os.path.join(dest.root or "", key)).st_size
             except OSError:
-                found = None
-            if found is None or (manifest.codec == "none" and found != expected):
-                what = "is missing" if found is None else f"has {found} bytes instead of {expected}"
-                raise CorruptError(
-                    f"the store at {root} says it is complete, but {shard} {what}",
-                    hint="delete the destination and fetch again",
+                found = -1
+            if found != expected and (found < 0 or manifest.codec == "none"):
+                lost.append(key)
+    if lost and dest.payload.is_dir():
+        raise CorruptError(
+            f"the store at {dest.text} says it is complete, but {lost[0]} is missing or cut short",
+            hint="delete the destination and fetch again",
+        )
+    return lost
+
+
+def reopen(dest: Destination, manifest: StoreManifest, options: FetchOptions) -> None:
+    """Makes a complete store unfinished again, with all that is there done: what is lost can be fetched."""
+    lines = [header_line(job_of(options, manifest.mesh, manifest.plan))]
+    for tensor in manifest.tensors:
+        lines += [
+            shard_line(ShardRecord(tensor.name, index, digests)) for index, digests in tensor.shards.items()
+        ]
+    lines += [asset_line(asset.path, asset.nbytes, asset.digest) for asset in manifest.assets]
+    write_atomically(dest.work / "journal.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    assert dest.root is not None, "only local stores are looked over"
+    (dest.root / dest.manifest).unlink()
+
+
+def job_of(options: FetchOptions, mesh: Mesh, plan: str) -> str:
+    """What a journal belongs to: how shards and payload are written, and the plan with this digest."""
+    return f"{options.payload} {options.codec} {mesh} {plan[:32]}"
+
+
+def check_neighbours(dest: Destination, resolved: Resolved, options: FetchOptions) -> list[StoreManifest]:
+    """The manifests of other hosts that wrote here, all of this job as far as is known before the plan.
+
+    Raises:
+        ResumeError: when one is of another source, mesh, codec or number of hosts.
+    """
+    _check_unfinished(dest, options.host)
+    neighbours = []
+    for name in files_of(dest.text).manifests():
+        data = files_of(dest.text).read(name)
+        if name == dest.manifest or data is None:
+            continue
+        other = parse_store_manifest(data, f"{dest.text}/{name}")
+        asked, source = resolved.info_hash, other.source
+        same = {asked.v1_hex, asked.v2_hex} - {""} & {source.info_hash_v1, source.info_hash_v2}
+        cut = (other.host.count, other.mesh.splitting, other.codec)
+        if not same or cut != (options.host.count, options.mesh.splitting, options.codec):
+            raise ResumeError(
+                f"{dest.text} holds part {other.host.index}/{other.host.count} of {source.info_hash} on mesh "
+                f"{other.mesh} with codec {other.codec}: another job than host {options.host.index}/"
+                f"{options.host.count} of {asked.hex} on {options.mesh} with {options.codec}",
+                hint="hosts that share a destination must agree; choose another destination for another job",
+            )
+        neighbours.append(other)
+    return neighbours
+
+
+def _check_unfinished(dest: Destination, host: HostGroup) -> None:
+    """That no fetch for another number of hosts is under way here."""
+    if dest.root is None or not (dest.root / WORK).is_dir():
+        return
+    ours = manifest_name(host).removesuffix(".json")
+    for name in os.listdir(dest.root / WORK):
+        alone = name == "journal.jsonl" and host.count > 1
+        others = name.startswith("gdist.host-") and name.partition("-of-")[2] != ours.partition("-of-")[2]
+        if alone or others:
+            raise ResumeError(
+                f"{dest.text} holds an unfinished fetch for another number of hosts ({name})",
+                hint="finish that one, or choose another destination",
+            )
+
+
+def check_cut(neighbours: Iterable[StoreManifest], plan: HostPlan) -> None:
+    """That hosts that wrote to this destination cut every tensor as this plan does.
+
+    Raises:
+        ResumeError: naming the first tensor that differs.
+    """
+    ours = {tensor.tensor.spec.name: tensor.grid for tensor in plan.tensors}
+    for other in neighbours:
+        theirs = {tensor.name: tensor.grid for tensor in other.tensors}
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) != theirs.get(name):
+                raise ResumeError(
+                    f"host {other.host.index} cut {name!r} another way than this plan does",
+                    hint="hosts that share a destination must use the same rules",
                 )
 
 
@@ -157,8 +250,7 @@ def check_empty(dest: Destination) -> None:
         raise ResumeError(
             f"{dest.text} holds a whole store already, written by one host", hint="choose another destination"
         )
-    shared = any(name.startswith("gdist.host-") for name in there) and dest.manifest.startswith("gdist.host-")
-    if there and not shared:
+    if there and not any(name.startswith("gdist.host-") for name in there):
         raise RequestError(
             f"{dest.text} is not empty and holds no gdist store ({', '.join(there[:5])})",
             hint="give a directory that is empty or does not exist",

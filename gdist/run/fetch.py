@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from blake3 import blake3
@@ -29,7 +29,19 @@ from gdist.kvstore import kvstore_spec
 from gdist.run.catalogue import Catalogue, read_catalogue
 from gdist.run.collect import Collector
 from gdist.run.coordinator import Coordinator, Keep
-from gdist.run.destination import Destination, check_empty, clean, default_dest, find_destination, finished
+from gdist.run.destination import (
+    Destination,
+    check_cut,
+    check_empty,
+    check_neighbours,
+    clean,
+    default_dest,
+    find_destination,
+    finished,
+    job_of,
+    lost_shards,
+    reopen,
+)
 from gdist.run.journal_file import JournalFile, Lock
 from gdist.run.manifest import root_documents, store_manifest
 from gdist.run.options import PAYLOAD_CHOICES, FetchOptions
@@ -89,12 +101,27 @@ def fetch(
         return FetchResult(text, manifest, already, timing.elapsed, timing.table())
 
     done = finished(where, resolved, asked)
-    if done:
+    if done and not (lost := lost_shards(where, done)):
+        clean(where)  # of what a run left that was killed after its last line
         return result(done, already=True)
-    check_empty(where)
+    if done:
+        tell(
+            Note(f"{len(lost)} shards of the complete store are missing or cut short: they are fetched again")
+        )
+    else:
+        check_empty(where)
+    neighbours = check_neighbours(where, resolved, asked)
     lock = Lock(where.work / "lock", text)
     try:
-        manifest = _Fetch(resolved, where, asked, tell, timing, stop or threading.Event()).run()
+        done = finished(where, resolved, asked)  # by the one that held the lock a moment ago
+        if done and not lost_shards(where, done):
+            clean(where)
+            return result(done, already=True)
+        if done:
+            reopen(where, done, asked)
+        manifest = _Fetch(
+            resolved, where, asked, tell, timing, stop or threading.Event(), neighbours=neighbours
+        ).run()
         clean(where)
         return result(manifest, already=False)
     finally:
@@ -112,8 +139,11 @@ class _Fetch:
         observe: Observer,
         timing: Timing,
         stop: threading.Event,
+        *,
+        neighbours: Sequence[StoreManifest],
     ):
         self._resolved, self._dest, self._options = resolved, dest, options
+        self._neighbours = neighbours
         self._observe, self._timing, self._stop = observe, timing, stop
         self._keep = options.payload == "keep"
         self._journal_path = dest.work / "journal.jsonl"
@@ -129,11 +159,12 @@ class _Fetch:
             self._check_identity(magnet_of(spec).info_hash)
         if not self._keep:
             shutil.rmtree(payload, ignore_errors=True)  # pieces half way here say nothing any more
+        kept = self._pieces_kept()
         source = TorrentSource(spec, self._torrent_options(), self._observe, tick=self._check_stop)
         try:
             self._enter(Stage.METADATA)
             with self._timing.measure("metadata"):
-                source.open(payload, self._pieces_kept())
+                source.open(payload, kept, look=True)
             write_atomically(cached, source.torrent_file)
             self._enter(Stage.HEADERS)
             with self._timing.measure("headers"):
@@ -180,11 +211,22 @@ class _Fetch:
             )
 
     def _pieces_kept(self) -> frozenset[int]:
-        """Pieces that the journal knows to be in the payload's files."""
-        if not self._keep or not self._journal_path.exists():
+        """Pieces that the journal knows to be in the payload's files.
+
+        Raises:
+            ResumeError: when what is unfinished here is fetched with another payload or codec.
+        """
+        if not self._journal_path.exists():
             return frozenset()
         progress, _ = parse_journal(self._journal_path.read_bytes())
-        return frozenset(progress.pieces) if progress and progress.plan.startswith("keep ") else frozenset()
+        manner = f"{self._options.payload} {self._options.codec} "
+        if progress and not progress.plan.startswith(manner):
+            payload, codec = progress.plan.split(" ")[:2]
+            raise ResumeError(
+                f"{self._dest.text} holds an unfinished fetch with --payload {payload} --codec {codec}",
+                hint="go on with the same, or delete the destination",
+            )
+        return frozenset(progress.pieces) if progress and self._keep else frozenset()
 
     def _convert(self, source: TorrentSource, catalogue: Catalogue) -> StoreManifest:
         options = self._options
@@ -199,10 +241,13 @@ class _Fetch:
             identity=source.info_hash.hex,
             shard_bytes=max(options.memory // 8, LEAST_SHARD_BYTES) if staged else None,
         )
-        journal = JournalFile(self._journal_path, f"{options.payload} {options.codec} {plan.digest[:32]}")
+        check_cut(self._neighbours, plan)
+        journal = JournalFile(self._journal_path, job_of(options, plan.mesh, plan.digest))
         sink = self._sink(plan, staged)
         try:
             progress = journal.progress
+            if self._keep and not progress.pieces <= source.had:  # files of the payload are gone
+                journal.forget(progress.pieces - source.had)
             done, partial = sink.restore(progress.shards.values())
             placer = Placer(plan, done=done, placed=progress.pieces, partial=partial)
             lost = progress.pieces.intersection(placer.wanted())
@@ -213,7 +258,7 @@ class _Fetch:
             check_space(
                 plan, placer, options.payload, payload_nbytes, self._dest.work, partial, staged=staged
             )
-            assets = dict(progress.assets)
+            assets = self._assets_there(progress)
             records = _records(plan, done, progress)
             self._enter(Stage.FETCH)
             self._coordinate(plan, source, sink, placer, catalogue, journal, records, assets)
@@ -223,7 +268,7 @@ class _Fetch:
                 # So that `gdist seed` needs nothing but this directory.
                 write_atomically(self._dest.payload / f"{source.name}.torrent", source.torrent_file)
             with self._timing.measure("manifest"):
-                manifest = store_manifest(source, catalogue, plan, records, assets, options.codec)
+                manifest = store_manifest(source, catalogue, plan, records, assets, options)
                 documents = root_documents(plan, manifest)
                 marker = documents.pop(COMMIT_MARKER)
                 if plan.host.count == 1:
@@ -237,6 +282,16 @@ class _Fetch:
         finally:
             sink.close()
             journal.close()
+
+    def _assets_there(self, progress: Journalled) -> dict[str, tuple[int, str]]:
+        """The assets of earlier runs that are still what they were; together they are small."""
+        files = files_of(self._dest.text) if progress.assets else None
+        there = {}
+        for path, entry in progress.assets.items():
+            data = files.read(f"assets/{path}") if files else None
+            if data is not None and blake3(data).hexdigest() == entry[1]:
+                there[path] = entry
+        return there
 
     def _sink(self, plan: HostPlan, staged: bool) -> Sink:
         if self._dest.root is not None and not staged:
@@ -276,7 +331,7 @@ class _Fetch:
         left = [
             file
             for file in (*catalogue.assets, *catalogue.unchecked)
-            if payload.files[file].path not in {*progress.files, *progress.assets}
+            if payload.files[file].path not in {*progress.files, *assets}
         ]
         collector = Collector(payload, catalogue.tensors, left)
 

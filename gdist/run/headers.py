@@ -20,6 +20,7 @@ from gdist.formats.detect import detect, recognise_foreign
 from gdist.sources.torrent import TorrentSource
 
 CACHED_PIECES = 4  # small files share pieces; each read of one costs a hash of it
+CACHED_BYTES = 64 * 2**20
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class HeaderScan:
         self._tick = tick
         self.arrived: set[int] = set()
         self._cache: OrderedDict[int, bytes] = OrderedDict()
+        self._cached = max(1, min(CACHED_PIECES, CACHED_BYTES // source.payload.piece_length))
 
     def run(self, files: Sequence[int]) -> dict[int, FileReport]:
         """What each of these files (indices in the payload) holds; empty files are reported as nothing.
@@ -135,7 +137,7 @@ class HeaderScan:
 
     def _piece(self, piece: int) -> bytes:
         if piece not in self._cache:
-            if len(self._cache) >= CACHED_PIECES:
+            if len(self._cache) >= self._cached:
                 self._cache.popitem(last=False)
             self._cache[piece] = bytes(self._source.read_piece(piece))
         self._cache.move_to_end(piece)

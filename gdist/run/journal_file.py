@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import BinaryIO
 
 from gdist.core.journal import (
     Progress,
@@ -92,13 +93,12 @@ class Lock:
     """That one process at a time works on a destination; the kernel frees it when the process ends."""
 
     def __init__(self, path: Path, doing: str):
+        self._file = _open_lock(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "ab")  # noqa: SIM115  closed by release()
-        except OSError as error:
-            raise translate(error, f"opening {path}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not self._taken(path):
+                # Whoever held it has finished and removed it: that file keeps nobody out any longer.
+                self._file.close()
+                self._file = _open_lock(path)
         except BlockingIOError as error:
             self._file.close()
             raise ResumeError(
@@ -107,6 +107,21 @@ class Lock:
         except OSError:
             pass  # a file system without locks: the journal's plan still guards the destination
 
+    def _taken(self, path: Path) -> bool:
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(path))
+        except FileNotFoundError:
+            return False
+
     def release(self) -> None:
         """Lets others in."""
         self._file.close()
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "ab")
+    except OSError as error:
+        raise translate(error, f"opening {path}") from error

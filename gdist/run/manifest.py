@@ -11,6 +11,7 @@ from gdist.core.orbax import orbax_documents
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.core.store_manifest import StoreAsset, StoreManifest, StoreSource, StoreTensor, tensor_attributes
 from gdist.run.catalogue import Catalogue
+from gdist.run.options import FetchOptions
 from gdist.sources.torrent import TorrentSource, magnet_of
 
 
@@ -20,7 +21,7 @@ def store_manifest(
     plan: HostPlan,
     records: Mapping[ShardTask, tuple[str, ...]],
     assets: Mapping[str, tuple[int, str]],
-    codec: str,
+    options: FetchOptions,
 ) -> StoreManifest:
     """What was written: `records` are the chunk digests of every shard, `assets` length and digest."""
     payload = catalogue.payload
@@ -40,7 +41,8 @@ def store_manifest(
         host=plan.host,
         tensors=tuple(_store_tensor(tensor, records) for tensor in plan.tensors),
         assets=tuple(StoreAsset(path, *assets[path]) for path in sorted(assets)),
-        codec=codec,
+        ignored=tuple(sorted(options.ignore)),
+        codec=options.codec,
         tool=f"gdist {__version__}",
     )
 

@@ -14,16 +14,17 @@ MOST_IN_FLIGHT_BYTES = (
     256 * 2**20
 )  # pieces on their way into shards: enough for any wire, little for any disk
 LEAST_IN_FLIGHT_PIECES = 8
+BURST_BYTES = 64 * 2**20
 DOCUMENT_BYTES = 2**20
 
 
 def in_flight_limit(plan: HostPlan) -> int:
     """Bytes of verified pieces that may wait on disk before the download pauses for the conversion.
 
-    A twentieth of the store, so that the disk's high-water mark stays near the store's own size.
+    A fortieth of the store, so that the disk's high-water mark stays near the store's own size.
     """
     least = LEAST_IN_FLIGHT_PIECES * plan.payload.piece_length
-    return max(min(MOST_IN_FLIGHT_BYTES, plan.store_nbytes // 20), least)
+    return max(min(MOST_IN_FLIGHT_BYTES, plan.store_nbytes // 40), least)
 
 
 def disk_needed(plan: HostPlan, payload: str, payload_nbytes: int) -> int:
@@ -31,8 +32,9 @@ def disk_needed(plan: HostPlan, payload: str, payload_nbytes: int) -> int:
     if payload == "keep":
         kept = payload_nbytes if plan.host.count == 1 else plan.bytes_touched
         return plan.store_nbytes + kept + DOCUMENT_BYTES
-    # As much again may be on its way from peers.
-    return plan.store_nbytes + min(2 * in_flight_limit(plan), plan.bytes_touched) + DOCUMENT_BYTES
+    # As much again, and what a fast wire brings before a pause is felt, may be on its way.
+    in_flight = 2 * in_flight_limit(plan) + BURST_BYTES
+    return plan.store_nbytes + min(in_flight, plan.bytes_touched) + DOCUMENT_BYTES
 
 
 def check_space(
@@ -58,7 +60,7 @@ def check_space(
     needed = disk_needed(plan, payload, payload_nbytes) - here
     if staged:
         sizes = sorted((p.layout().file_nbytes for p in plan.tensors if p.shards), reverse=True)
-        needed = sum(sizes[:16]) + 2 * in_flight_limit(plan)
+        needed = sum(sizes[:16]) + 2 * in_flight_limit(plan) + BURST_BYTES
     elif payload == "keep":
         needed -= _allocated(directory.parent / "payload")
     status = os.statvfs(directory)

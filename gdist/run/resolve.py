@@ -12,11 +12,13 @@ from gdist import releases
 from gdist.core.magnet import InfoHash, Magnet, parse_magnet
 from gdist.core.source_manifest import SourceManifest, parse_source_manifest
 from gdist.errors import RequestError, TransferError
-from gdist.kvstore import local_path
+from gdist.kvstore import SCHEMES, local_path
 from gdist.sources.torrent import magnet_of
+from gdist.stores import files_of
 
 MAX_TORRENT_BYTES = 256 * 2**20  # a 4 TB torrent at 1 MiB pieces needs 80 MB of hashes; more is not a torrent
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SUFFIX = re.compile(r"\.[A-Za-z]\w*$")  # of a file's name; a release's may end with a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +61,39 @@ def resolve(source: str) -> Resolved:
     if os.path.exists(text) and not os.path.isdir(text):
         return _from_bytes(_read(text), text)
     if _URL.match(text) and not text.startswith("magnet:"):
+        _check_scheme(text)
         return _from_bytes(_read(text), text)
     if os.path.isdir(text):
+        if files_of(text).manifests():
+            raise RequestError(
+                f"{text!r} is a store already, and no torrent",
+                hint="read it with gdist.open, look into it with gdist inspect, check it with gdist verify",
+            )
         raise RequestError(
             f"{text!r} is a directory, not a torrent",
             hint="make a torrent of it first: gdist make-torrent DIR",
         )
     if not text.lower().lstrip("\"'<").startswith("magnet:") and not _is_hash(text):
         known = ", ".join(releases.release_names())
+        if "/" in text or _SUFFIX.search(text):
+            raise RequestError(
+                f"{text[:120]!r} does not exist", hint=f"check the path; known releases: {known}"
+            )
         raise RequestError(
             f"{text[:120]!r} is no magnet, info-hash, .torrent file or URL, nor a known release",
             hint=f"known releases: {known}; a magnet starts with magnet:?xt= (quote it for the shell)",
         )
     magnet, notes = parse_magnet(text)
     return _with_manifest(magnet, magnet.info_hash, tuple(notes))
+
+
+def _check_scheme(url: str) -> None:
+    scheme = url.partition("://")[0].lower()
+    if scheme not in SCHEMES:
+        raise RequestError(
+            f"cannot read {url!r}: {scheme}:// is not known",
+            hint=f"download it first, or give a URL that starts with {', '.join(f'{s}://' for s in SCHEMES)}",
+        )
 
 
 def _is_hash(text: str) -> bool:
@@ -119,8 +140,11 @@ def _read(where: str) -> bytes:
             raise TransferError(
                 f"cannot read {where!r}: {error.__cause__}", hint="check the address and try again"
             ) from error
+        status = getattr(error.__cause__, "status", None)
+        missing = isinstance(error, FileNotFoundError) and (status == 404 or bool(_URL.match(where)))
+        reason = "404 not found" if status == 404 else "not found" if missing else error.strerror or error
         raise RequestError(
-            f"cannot read {where!r}: {error.strerror or error}", hint="check the path"
+            f"cannot read {where!r}: {reason}", hint="check the address" if missing else "check the path"
         ) from error
     except Exception as error:  # fsspec's back ends raise whatever their libraries do
         raise TransferError(

@@ -6,7 +6,9 @@ the payload itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -104,7 +106,8 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
     Raises:
         GdistError: translated from what the file system said.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Random: hosts that share a directory may have the same process number. Short: a name has 255 bytes.
+    aside = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as file:
@@ -116,7 +119,8 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
         if not sync:
             return
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise translate(error, f"writing {path}") from error
     _sync_directory(path.parent)
 

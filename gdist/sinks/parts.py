@@ -29,7 +29,7 @@ from gdist.core.layout import ShardLayout
 from gdist.core.placer import Placement
 from gdist.core.plan import HostPlan, ShardTask
 from gdist.core.tensor import Order
-from gdist.errors import FilesystemError, translate
+from gdist.errors import FilesystemError, GdistError, translate
 
 OPEN_FILES = 256  # kept open between writes; well below the usual limit of 1024 for a process
 SHORT_RUN = 32 * 1024  # bytes; below it a system call costs more than copying through a map
@@ -55,6 +55,7 @@ class PartFiles:
         self._open: OrderedDict[ShardTask, _OpenFile] = OrderedDict()  # least recently used first
         self._dirty: set[ShardTask] = set()
         self._made: set[ShardTask] = set()  # parts that hold bytes: found here, or made by this run
+        self._sync_error: GdistError | None = None
 
     def layout(self, task: ShardTask) -> ShardLayout:
         """Where bytes lie in the shard's file."""
@@ -176,20 +177,32 @@ class PartFiles:
                     raise translate(error, f"writing {self.path(placement.shard)}") from error
 
     def sync(self) -> None:
-        """Returns once everything placed before the call is on the disk."""
+        """Returns once everything placed before the call is on the disk.
+
+        Raises:
+            GdistError: also when an earlier sync of any part failed: the kernel tells each failure once, and
+                then takes what it could not write for written.
+        """
+        if self._sync_error:
+            raise self._sync_error
         with self._lock:
             dirty, self._dirty = self._dirty, set()
         try:
             for task in tuple(dirty):
                 with self.descriptor(task, create=False) as descriptor:
                     if descriptor >= 0:  # else it was committed meanwhile, and synced by that
-                        os.fdatasync(descriptor)
+                        self._sync(descriptor, task)
                 dirty.discard(task)
-        except OSError as error:
-            raise translate(error, f"syncing parts in {self._directory}") from error
         finally:
             with self._lock:
                 self._dirty |= dirty  # what an error left unsynced is the next call's
+
+    def _sync(self, descriptor: int, task: ShardTask) -> None:
+        try:
+            os.fdatasync(descriptor)
+        except OSError as error:
+            self._sync_error = translate(error, f"syncing {self.path(task)}")
+            raise self._sync_error from error
 
     def seal(self, task: ShardTask) -> tuple[str, ...]:
         """Digests of a whole part's inner chunks, in C order; its index is written and all of it synced."""
@@ -204,9 +217,9 @@ class PartFiles:
             checksum = google_crc32c.value(index).to_bytes(4, "little")
             try:
                 _pwrite(descriptor, memoryview(index + checksum), layout.data_nbytes)
-                os.fdatasync(descriptor)
             except OSError as error:
                 raise translate(error, f"writing {self.path(task)}") from error
+            self._sync(descriptor, task)
         return digests
 
     def forget(self, task: ShardTask) -> None:

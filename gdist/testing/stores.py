@@ -122,7 +122,7 @@ def _write(sink: Sink, plan: HostPlan, data: bytes, assets: Mapping[str, bytes],
     kept = tuple(StoreAsset(path, len(c), blake3(c).hexdigest()) for path, c in assets.items())
     source = StoreSource("ab" * 20, "", "test", plan.payload.piece_length, plan.payload.length)
     manifest = StoreManifest(
-        source, plan.digest, plan.mesh, plan.host, tuple(rows), kept, codec, "gdist test"
+        source, plan.digest, plan.mesh, plan.host, tuple(rows), kept, codec=codec, tool="gdist test"
     )
     sink.finish(manifest, root_documents(plan, manifest))
     sink.close()

@@ -88,7 +88,7 @@ def test_lines_for_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2] == f"grok-1: 318.00 GB in 18969 pieces, info-hash {'1' * 40}"
     assert "note: read '&amp;' as '&'" in lines
     assert any(line.endswith("binds: network   ETA --") for line in lines)
-    assert any("0.6%" in line and "wasted 5 B   ETA 5m 16s   1 pieces failed" in line for line in lines)
+    assert any("0.6%" in line and "wasted 5 B   ETA 5m 16s   1 piece failed" in line for line in lines)
     assert lines[-2:] == [
         "complete: 318.00 GB in 8m 40s, 612 MB/s",
         "time went to: waiting for pieces 6m 40s · placing 1m 30s",
@@ -120,7 +120,7 @@ def test_what_went_wrong_is_shown_only_then() -> None:
     assert "wasted" not in calm and "failed" not in calm and "out " not in calm
     events = (*STORY, HashFailed(1), PeerBanned("127.0.0.1:1"), progress(1, 0, wasted=5, uploaded=1))
     rough = "\n".join(picture(120, events))
-    assert "wasted 5 B" in rough and "1 pieces failed their hash, 1 peers banned" in rough
+    assert "wasted 5 B" in rough and "1 piece failed their hash, 1 peer banned" in rough
     assert "out 0 B/s" in rough
 
 
@@ -135,9 +135,9 @@ def test_the_end_stays_and_the_picture_goes() -> None:
     view = LiveView(Console(file=out, width=80, force_terminal=False))
     for event in STORY:
         view(event)
-    view(Finished("/data/grok-1", GB, 2, False, ()))
+    view(Finished("/data/grok-1", 318 * GB, 2, False, ()))
     view.close()
-    assert out.getvalue().splitlines()[-1] == "complete: 1.00 GB in 2.0 s, 500 MB/s"
+    assert out.getvalue().splitlines()[-1] == "complete: 318.00 GB in 2.0 s, 159 GB/s"
 
 
 def test_a_share_is_all_only_when_it_is() -> None:

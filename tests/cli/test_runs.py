@@ -100,7 +100,7 @@ def test_fetch_again_verify_inspect(
     bad = gdist("verify", store)
     name = str(shard.relative_to(store))
     assert (bad.code, bad.out) == (12, "")
-    assert f"error: 1 faults in {store}: {name}" in bad.err and f"\n{name}" in f"\n{bad.err}"
+    assert f"error: 1 fault in {store}: {name}" in bad.err and f"\n{name}" in f"\n{bad.err}"
     lines = gdist("verify", store, "--json").lines
     assert [line["event"] for line in lines[-2:]] == ["report", "error"]
     assert lines[-2]["faults"][0]["path"] == name  # type: ignore[index]
@@ -229,7 +229,7 @@ def test_a_local_checkpoint_is_inspected_without_a_torrent(tmp_path: Path) -> No
         name: array.shape for name, array in expected.items()
     }
     one = gdist("inspect", tmp_path / "model" / "model-00001-of-00002.safetensors", "--files")
-    assert one.code == 0 and "local files: 1 files" in one.out
+    assert one.code == 0 and "local files: 1 file," in one.out
     (tmp_path / "empty").mkdir()
     assert gdist("inspect", tmp_path / "empty").code == 14
 

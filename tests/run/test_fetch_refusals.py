@@ -573,14 +573,49 @@ def test_a_destination_that_cannot_be_written_is_told(seeded: Seeded, tmp_path: 
         fetch(format_magnet(seeded.magnet), disk / "s", fetch_options())
 
 
-def test_a_complete_store_that_lacks_a_shard_is_told(seeded: Seeded, tmp_path: Path) -> None:
+def test_a_complete_store_that_lost_shards_gets_them_back(seeded: Seeded, tmp_path: Path) -> None:
     magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
     fetch(magnet, dest, fetch_options())
-    shard = next(path for path in sorted(dest.rglob("c/*")) if path.is_file())
-    shard.unlink()
+    whole = tree_of(dest)
+    shards = [path for path in sorted(dest.glob("*/c/**/*")) if path.is_file()]
+    missing, short = [path for path in shards if path.stat().st_size > 300][:2]
+    missing.unlink()
+    short.write_bytes(short.read_bytes()[:-100])
+    assert not fetch(magnet, dest, fetch_options()).already
+    assert tree_of(dest) == whole
+    assert fetch(magnet, dest, fetch_options()).already
+
+
+def test_a_store_with_its_payload_that_lost_a_shard_is_told(seeded: Seeded, tmp_path: Path) -> None:
+    magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
+    fetch(magnet, dest, fetch_options(payload="keep"))
+    next(path for path in sorted(dest.rglob("c/*")) if path.is_file()).unlink()
     with pytest.raises(CorruptError, match="is missing") as caught:
+        fetch(magnet, dest, fetch_options(payload="keep"))
+    assert "again" in caught.value.hint
+
+
+def test_hosts_of_two_jobs_do_not_mix(seeded: Seeded, tmp_path: Path) -> None:
+    magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
+    fetch(magnet, dest, fetch_options("2x4", "0/2"))
+    before = tree_of(dest)
+    for mesh, host in (("2x4", "0/4"), ("4x2", "1/2")):
+        with pytest.raises(ResumeError, match="another job"):
+            fetch(magnet, dest, fetch_options(mesh, host))
+    with pytest.raises(ResumeError, match="another job"):
+        fetch(magnet, dest, fetch_options("2x4"))
+    other = parse_rules({"axes": ["data", "model"], "rules": [[".*", []]]})
+    with pytest.raises(ResumeError, match="another way"):
+        fetch(magnet, dest, fetch_options("2x4", "1/2", rules=other))
+    assert {path: data for path, data in tree_of(dest).items() if path in before} == before
+
+
+def test_a_store_that_left_other_files_out_is_told(seeded: Seeded, tmp_path: Path) -> None:
+    magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
+    fetch(magnet, dest, fetch_options(ignore=("*config*",)))
+    with pytest.raises(ResumeError, match="--ignore|leave out"):
         fetch(magnet, dest, fetch_options())
-    assert str(shard) in caught.value.message and "again" in caught.value.hint
+    assert fetch(magnet, dest, fetch_options(ignore=("*config*",))).already
 
 
 def test_a_changed_manifest_of_a_store_is_told(seeded: Seeded, tmp_path: Path) -> None:

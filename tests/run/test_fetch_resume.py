@@ -361,7 +361,7 @@ def test_an_unfinished_fetch_with_other_options_is_refused(
         "payload": fetch_options(MESH, payload="keep"),
         "codec": fetch_options(MESH, codec="zstd"),
     }
-    with pytest.raises(ResumeError, match="another plan") as caught:
+    with pytest.raises(ResumeError, match="unfinished fetch") as caught:
         fetch(magnet, dest, others[change])
     assert "same" in caught.value.hint
     fetch(magnet, dest, fetch_options(MESH))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,7 @@ from gdist.cli.options import (
     CODECS,
     fetch_options,
     given,
+    hint_at_quotes,
     mesh_options,
     option,
     output_options,
@@ -21,10 +23,13 @@ from gdist.cli.options import (
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 
+if TYPE_CHECKING:
+    from gdist.core.store_manifest import StoreManifest
+
 
 @click.command()
 @source_argument
-@click.argument("dest", required=False, type=click.Path())
+@click.argument("dest", required=False, type=click.Path(readable=False))
 @mesh_options()
 @fetch_options
 @option(
@@ -48,7 +53,7 @@ def fetch(source: str, dest: str | None, output: Output, **values: Any) -> None:
     """
     host = api.read_host(values["host"])
     output.host = host.index if host else 0
-    with stop_on_signals() as stop, output.progress() as observe:
+    with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
         done = api.fetch(source, dest, observe=observe, stop=stop, **given(values))
     output.result(
         done.path,
@@ -56,8 +61,14 @@ def fetch(source: str, dest: str | None, output: Output, **values: Any) -> None:
             "path": done.path,
             "already": done.already,
             "nbytes": done.manifest.nbytes,
+            "kept_nbytes": _kept(done.manifest),
             "tensors": len(done.manifest.tensors),
             "info_hash": done.manifest.source.info_hash,
             "seconds": done.seconds,
         },
     )
+
+
+def _kept(manifest: StoreManifest) -> int:
+    """Bytes of tensors in the shards of this host."""
+    return sum(len(t.shards) * prod(t.grid.shard) * t.dtype.itemsize for t in manifest.tensors)

@@ -12,6 +12,7 @@ from gdist import api
 from gdist.cli.jsonlines import plain
 from gdist.cli.options import (
     given,
+    hint_at_quotes,
     mesh_options,
     option,
     output_options,
@@ -21,7 +22,7 @@ from gdist.cli.options import (
 )
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
-from gdist.cli.words import shape, table
+from gdist.cli.words import count, shape, table
 from gdist.core.units import format_bytes
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def inspect(source: str, output: Output, pattern: str | None, files: bool, **val
     headers are fetched, and nothing is kept; a known release needs no network at all.
     """
     chosen = _compile(pattern)
-    with stop_on_signals() as stop, output.progress() as observe:
+    with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
         found = api.inspect(source, observe=observe, stop=stop, **given(values))
     tensors = [tensor for tensor in found.tensors if chosen.search(tensor.name)]
     lines = [*_tensors(tensors), *(["", *_files(found)] if files else []), "", *_totals(found, tensors)]
@@ -76,7 +77,7 @@ def _tensors(tensors: Sequence[TensorInfo]) -> list[str]:
 def _files(found: Inspection) -> list[str]:
     def says(tensors: int, kept: bool) -> str:
         if tensors:
-            return f"{tensors} tensors"
+            return count(tensors, "tensor")
         return "kept as it is" if kept else "left out"
 
     rows = [(file.path, format_bytes(file.nbytes), says(file.tensors, file.kept)) for file in found.files]
@@ -86,15 +87,16 @@ def _files(found: Inspection) -> list[str]:
 def _totals(found: Inspection, tensors: Sequence[TensorInfo]) -> Iterator[str]:
     chosen = f" ({len(tensors)} shown)" if len(tensors) < len(found.tensors) else ""
     total = format_bytes(sum(tensor.nbytes for tensor in found.tensors))
-    yield f"{found.name}: {len(found.tensors)} tensors{chosen}, {total}"
+    yield f"{found.name}: {count(len(found.tensors), 'tensor')}{chosen}, {total}"
     assets = [file for file in found.files if not file.tensors and file.kept]
     if found.kind == "store":
-        yield f"store on mesh {found.mesh}, codec {found.codec}, {len(assets)} other files"
+        yield f"store on mesh {found.mesh}, codec {found.codec}, {count(len(assets), 'other file')}"
     else:
         kind = {"release": "known release, from its manifest", "torrent": "torrent", "files": "local files"}
         pieces = f", pieces of {found.piece_length} bytes" if found.piece_length else ""
         size = format_bytes(found.nbytes)
-        yield f"{kind[found.kind]}: {len(found.files)} files, {size}, {len(assets)} without tensors{pieces}"
+        files = count(len(found.files), "file")
+        yield f"{kind[found.kind]}: {files}, {size}, {len(assets)} without tensors{pieces}"
     if found.info_hash:
         yield f"info-hash {found.info_hash}"
     if found.profile:

@@ -15,7 +15,7 @@ from gdist.errors import RequestError, translate
 
 
 @click.command("make-torrent")
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(readable=False))
 @option(
     "--output", "target", type=click.Path(), metavar="FILE", help="Where it goes.  [default: PATH.torrent]"
 )

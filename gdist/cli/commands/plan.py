@@ -12,6 +12,7 @@ from gdist.cli.jsonlines import plain
 from gdist.cli.options import (
     fetch_options,
     given,
+    hint_at_quotes,
     mesh_options,
     option,
     output_options,
@@ -21,7 +22,7 @@ from gdist.cli.options import (
 )
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
-from gdist.cli.words import table
+from gdist.cli.words import count, table
 from gdist.core.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def plan(source: str, output: Output, **values: Any) -> None:  # Any: options by
     would bring in if no byte came into the cluster twice; and, with --wan, the least time that any way of
     doing it can take. A known release is planned without a network.
     """
-    with stop_on_signals() as stop, output.progress() as observe:
+    with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
         report = api.plan(source, observe=observe, stop=stop, **given(values))
     result = plain(report)
     assert isinstance(result, dict)
@@ -62,7 +63,8 @@ def _lines(report: PlanReport) -> Iterator[str]:
         if report.piece_length_assumed
         else ""
     )
-    yield f"{report.name}: {report.tensors} tensors, {report.files} files, {format_bytes(report.nbytes)}"
+    tensors, files = count(report.tensors, "tensor"), count(report.files, "file")
+    yield f"{report.name}: {tensors}, {files}, {format_bytes(report.nbytes)}"
     yield f"mesh {report.mesh}; pieces of {report.piece_length} bytes{assumed}"
     yield ""
     head = ("host", "keeps", "fetches", "ratio", "pieces", "shards", "disk", "memory", "once")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from gdist.cli.jsonlines import JsonLines, plain
 from gdist.cli.options import given, option, output_options, swarm_options
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
+from gdist.cli.words import count
 from gdist.core.units import format_bytes, format_rate
 from gdist.errors import RequestError, translate
 
@@ -24,8 +25,8 @@ LINE_SECONDS = 10.0
 
 
 @click.command()
-@click.argument("torrent", type=click.Path())
-@click.argument("directory", type=click.Path())
+@click.argument("torrent", type=click.Path(readable=False))
+@click.argument("directory", type=click.Path(readable=False))
 @option("--advertise", metavar="HOST", help="Put HOST and the listening port into the magnet.")
 @option("--check/--no-check", default=True, help="Hash the files first.  [default: check]")
 @swarm_options
@@ -79,14 +80,27 @@ def _find(torrent: bytes, directory: Path) -> Path:
     try:
         metadata = read_metadata(load_torrent(torrent))
         files = list(zip(metadata.paths, metadata.payload.files, strict=True))
-        tried = (directory / "payload", directory, directory.absolute().parent)
+        own = Path(os.path.abspath(directory))
+        tried = [directory / "payload", directory]
+        if own.name == metadata.name:
+            tried.append(own.parent)
+        directory.stat()
         for base in tried:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                if all((base / path).stat().st_size == file.length for path, file in files):
-                    return base
+            if all(_has(base / path, file.length) for path, file in files):
+                return base
+    except FileNotFoundError as error:
+        raise RequestError(f"{str(directory)!r} does not exist", hint="give the torrent's files") from error
     except OSError as error:
         raise translate(error, f"looking into {directory}") from error
     raise RequestError(
-        f"{str(directory)!r} does not hold the {len(files)} files of {metadata.name!r} in their lengths",
-        hint="give the directory that make-torrent was given, or a store fetched with --payload keep",
+        f"{str(directory)!r} does not hold the {count(len(files), 'file')} of {metadata.name!r} in full",
+        hint="give the directory that make-torrent was given, under the name it had, or a store fetched with "
+        "--payload keep",
     )
+
+
+def _has(path: Path, nbytes: int) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size == nbytes
+    except (FileNotFoundError, NotADirectoryError):
+        return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from math import prod
 
@@ -11,6 +10,8 @@ import click
 from gdist.cli.jsonlines import JsonLines, plain
 from gdist.cli.options import option, output_options
 from gdist.cli.output import Output
+from gdist.cli.streams import say
+from gdist.cli.words import count
 from gdist.core.units import format_bytes, format_rate, format_seconds
 from gdist.errors import CorruptError
 from gdist.events import Event
@@ -19,7 +20,7 @@ NAMED = 20  # faults in the error's own sentence; all are listed before it
 
 
 @click.command()
-@click.argument("store", type=click.Path())
+@click.argument("store", type=click.Path(readable=False))
 @option("--workers", type=click.IntRange(1), metavar="N", help="Threads that read.  [default: one a core]")
 @output_options
 def verify(store: str, output: Output, workers: int | None) -> None:
@@ -50,11 +51,11 @@ def verify(store: str, output: Output, workers: int | None) -> None:
         if output.json:
             JsonLines().write("report", values)
         else:
-            sys.stderr.writelines(f"{fault}\n" for fault in report.faults)
+            say("".join(f"{fault}\n" for fault in report.faults))
         paths = list(dict.fromkeys(fault.path for fault in report.faults))
         more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
         raise CorruptError(
-            f"{len(report.faults)} faults in {report.store}: {', '.join(paths[:NAMED])}{more}",
+            f"{count(len(report.faults), 'fault')} in {report.store}: {', '.join(paths[:NAMED])}{more}",
             hint="delete the store, or what is wrong in it, and fetch again",
         )
     absent = (
@@ -62,9 +63,10 @@ def verify(store: str, output: Output, workers: int | None) -> None:
         if report.absent_hosts
         else ""
     )
+    rate = format_rate(report.nbytes / max(seconds, 1e-3))
     output.say(
-        f"{report.shards} shards, {report.assets} other files, {format_bytes(report.nbytes)} are right, in "
-        f"{format_seconds(seconds)} ({format_rate(report.nbytes / max(seconds, 1e-3))}){absent}"
+        f"{count(report.shards, 'shard')}, {count(report.assets, 'other file')}, "
+        f"{format_bytes(report.nbytes)} are right, in {format_seconds(seconds)} ({rate}){absent}"
     )
     output.result(report.store, values)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import libtorrent as lt
 
@@ -104,11 +104,12 @@ def _list_files(source: Path) -> list[tuple[str, int]]:
     if root.is_symlink():
         raise UnsupportedError(f"{source} is a symbolic link", hint="name what it points to")
     if root.is_file():
+        _check_readable(root)
         return [(root.name, root.stat().st_size)]
     if not root.is_dir():
         raise RequestError(f"{source} is neither a file nor a directory")
     found: list[tuple[str, int]] = []
-    for above, directories, names in os.walk(root):
+    for above, directories, names in os.walk(root, onerror=_unreadable):
         for name in (*directories, *names):
             path = Path(above, name)
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
@@ -116,5 +117,17 @@ def _list_files(source: Path) -> list[tuple[str, int]]:
                     f"{path} is a symbolic link or a special file", hint="put a plain file in its place"
                 )
         for path in (Path(above, name) for name in names):
+            _check_readable(path)
             found.append((path.relative_to(root.parent).as_posix(), path.stat().st_size))
     return sorted(found, key=lambda item: item[0].encode("utf-8", "surrogateescape").split(b"/"))
+
+
+def _check_readable(path: Path) -> None:
+    if not os.access(path, os.R_OK):
+        raise FilesystemError(f"cannot read {path}: permission denied", hint="make it readable")
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise FilesystemError(
+        f"cannot read {error.filename}: {(error.strerror or str(error)).lower()}", hint="make it readable"
+    ) from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gdist.core.extent import Extent, coalesce
@@ -22,38 +24,42 @@ _NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 class PayloadFiles:
     """Reads and releases extents of a payload whose files lie at `paths`; safe from any thread.
 
-    Files are opened when first needed: libtorrent makes them when it first writes to them.
+    A file is opened for each use, which costs microseconds: a torrent may have more files than a process
+    may keep open.
     """
 
     def __init__(self, payload: Payload, paths: tuple[Path, ...]) -> None:
         self._payload = payload
         self._paths = paths
         self._lock = threading.Lock()
-        self._descriptors: dict[int, int] = {}
-        self._writable: dict[int, int] = {}
         self._can_punch = True
         self._pending: list[Extent] = []
         self._pending_bytes = 0
         self._runs: dict[int, tuple[dict[int, int], dict[int, int]]] = {}  # released: start -> stop, and back
 
     def read(self, extent: Extent, buffer: memoryview) -> bool:
-        """Fills `buffer` with the extent, zeros between files; False when a file is not that long yet."""
+        """Fills `buffer` with the extent, zeros between files; False when a file is not that long yet.
+
+        Raises:
+            FilesystemError: the disk refused.
+        """
         if sum(segment.extent.length for segment in self._payload.segments(extent)) < extent.length:
             buffer[:] = bytes(len(buffer))  # padding between files
         for segment in self._payload.segments(extent):
-            try:
-                descriptor = self._descriptor(segment.file)
-            except FileNotFoundError:
-                return False
             start = self._payload.files[segment.file].offset + segment.extent.start - extent.start
             view = buffer[start : start + segment.extent.length]
-            done = 0
-            while done < len(view):
-                count = os.preadv(descriptor, [view[done:]], segment.extent.start + done)
-                if not count:
+            with self._open(segment.file, os.O_RDONLY) as descriptor:
+                if descriptor < 0 or not _fill(descriptor, view, segment.extent.start):
                     return False
-                done += count
         return True
+
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of every file as it is now; 0 of one that is not there."""
+        return tuple(path.stat().st_size if path.is_file() else 0 for path in self._paths)
+
+    def reach(self, extent: Extent, sizes: Sequence[int]) -> bool:
+        """True when files of these sizes are long enough to hold the extent."""
+        return all(part.extent.stop <= sizes[part.file] for part in self._payload.segments(extent))
 
     def release(self, extent: Extent) -> None:
         """Gives the disk space of the extent back, soon; reads of it give zeros from then on.
@@ -90,25 +96,10 @@ class PayloadFiles:
         Raises:
             FilesystemError, SpaceError: the disk refused.
         """
-        for path in self._paths:
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except FileNotFoundError:
-                continue
-            try:
-                os.fdatasync(descriptor)
-            except OSError as error:
-                raise translate(error, f"syncing {path}") from error
-            finally:
-                os.close(descriptor)
-
-    def close(self) -> None:
-        """Closes the files; nothing may be read afterwards."""
-        with self._lock:
-            for descriptor in (*self._descriptors.values(), *self._writable.values()):
-                os.close(descriptor)
-            self._descriptors.clear()
-            self._writable.clear()
+        for file in range(len(self._paths)):
+            with self._open(file, os.O_RDONLY) as descriptor:
+                if descriptor >= 0:
+                    os.fdatasync(descriptor)
 
     def _merge(self, file: int, extent: Extent) -> Extent:
         """The extent, with up to a page before and after it where that was released too."""
@@ -120,23 +111,41 @@ class PayloadFiles:
         return Extent(near, min(stop, extent.stop + _PAGE_BYTES) - near)
 
     def _punch(self, file: int, start: int, length: int) -> None:
-        try:
-            descriptor = self._descriptor(file, writable=True)
-        except FileNotFoundError:
-            return
-        if _fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, start, length) != 0:
+        with self._open(file, os.O_RDWR) as descriptor:
+            if descriptor < 0 or _fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, start, length) == 0:
+                return
             code = ctypes.get_errno()
-            if code not in _NO_HOLES:
-                raise FilesystemError(f"cannot release space of {self._paths[file]}: {os.strerror(code)}")
-            self._can_punch = False
+        if code not in _NO_HOLES:
+            raise FilesystemError(f"cannot release space of {self._paths[file]}: {os.strerror(code)}")
+        self._can_punch = False
 
-    def _descriptor(self, file: int, *, writable: bool = False) -> int:
-        table = self._writable if writable else self._descriptors
-        with self._lock:
-            if file not in table:
-                mode = os.O_RDWR if writable else os.O_RDONLY
-                table[file] = os.open(self._paths[file], mode | os.O_CLOEXEC | os.O_NOFOLLOW)
-            return table[file]
+    @contextlib.contextmanager
+    def _open(self, file: int, mode: int) -> Iterator[int]:
+        """The file's descriptor, -1 before libtorrent made it; what the disk refuses is raised as ours."""
+        path = self._paths[file]
+        try:
+            try:
+                descriptor = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                descriptor = -1
+            try:
+                yield descriptor
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
+        except OSError as error:
+            raise translate(error, f"using {path}") from error
+
+
+def _fill(descriptor: int, view: memoryview, offset: int) -> bool:
+    """Reads the whole view from the offset on; False when the file ends before."""
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if not count:
+            return False
+        done += count
+    return True
 
 
 def _load_fallocate() -> ctypes._NamedFuncPointer:

@@ -18,7 +18,7 @@ from typing import Any
 import libtorrent as lt
 
 from gdist.core.magnet import Magnet, format_magnet
-from gdist.errors import NoPeersError, TransferError
+from gdist.errors import CorruptError, NoPeersError, TransferError
 from gdist.sources.torrent.flushed import FlushWatch
 from gdist.sources.torrent.options import LOAD_LIMITS, TorrentOptions
 from gdist.sources.torrent.session import Session
@@ -38,11 +38,18 @@ class Links:
 
 
 def gather_links(named: Magnet | lt.add_torrent_params, options: TorrentOptions) -> Links:
-    """The links a magnet or a .torrent file names, then those of the options, each once."""
+    """The links a magnet or a .torrent file names, then those of the options, each once.
+
+    Raises:
+        CorruptError: a URL in the .torrent file is not text.
+    """
     if isinstance(named, Magnet):
         trackers, web_seeds, peers = named.trackers, named.web_seeds, named.peers
     else:
-        trackers, web_seeds, peers = tuple(named.trackers), tuple(named.url_seeds), ()
+        try:
+            trackers, web_seeds, peers = tuple(named.trackers), tuple(named.url_seeds), ()
+        except UnicodeDecodeError as error:
+            raise CorruptError("the torrent names a tracker or web seed whose URL is not text") from error
     return Links(
         tuple(dict.fromkeys((*trackers, *options.trackers))),
         tuple(dict.fromkeys((*web_seeds, *options.web_seeds))),

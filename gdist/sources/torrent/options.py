@@ -8,6 +8,7 @@ and hashing it once more adds 0.25. Encryption and uTP each cost about twice the
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 
 import libtorrent as lt
@@ -41,6 +42,10 @@ LOAD_LIMITS = {
     "max_decode_tokens": MAX_DECODE_TOKENS,
     "max_decode_depth": MAX_DECODE_DEPTH,
 }
+
+
+MOST_CONNECTIONS, LEAST_CONNECTIONS = 2000, 50
+OTHER_FILES = 600  # 256 shards, 200 files of the payload, and what Python and libtorrent hold beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,13 @@ class TransferStats:
     state: str = "new"
 
 
+def _connections() -> int:
+    """How many peers at once: what the process may open, less what shards, payload and sockets need."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else soft - OTHER_FILES
+    return max(LEAST_CONNECTIONS, min(MOST_CONNECTIONS, most))
+
+
 def session_settings(options: TorrentOptions) -> dict[str, object]:
     """Gives libtorrent's settings pack for one torrent and one job."""
     return {
@@ -110,7 +122,7 @@ def session_settings(options: TorrentOptions) -> dict[str, object]:
         "allowed_enc_level": 3,  # plaintext or RC4 after an encrypted handshake
         "prefer_rc4": False,
         "allow_multiple_connections_per_ip": True,  # hosts behind one address, sessions on one host
-        "connections_limit": 2000,
+        "connections_limit": _connections(),
         "connection_speed": 200,
         "torrent_connect_boost": 200,
         "min_reconnect_time": 5,

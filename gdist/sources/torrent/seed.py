@@ -13,6 +13,8 @@ from gdist.sources.torrent.options import TorrentOptions, TransferStats, session
 from gdist.sources.torrent.session import Session, record_status
 
 _LISTEN_SECONDS = 10.0
+# A port that was named and is taken is an error; libtorrent would take the next one.
+_ONE_PORT: dict[str, object] = {"max_retry_port_bind": 0, "listen_system_port_fallback": False}
 _NEXT_ADDRESS_SECONDS = 0.5  # one address of several may fail, such as v6 where there is none
 
 
@@ -41,11 +43,13 @@ class Seeder:
         params = load_torrent(self._torrent)
         metadata = read_metadata(params)
         links = gather_links(params, self._options)
-        self._session = session = Session(session_settings(self._options))
+        self._session = session = Session(session_settings(self._options) | _ONE_PORT)
         try:
             # Seed mode would hash a piece when it is first asked for; trusting is saying that we have it.
             trusted = None if self._check else range(metadata.payload.pieces)
-            self._handle, had = start(session, params, links, self._options, self._directory, trusted)
+            self._handle, had = start(
+                session, params, links, self._options, self._directory, trusted, lambda: None
+            )
             if len(had) < metadata.payload.pieces:
                 raise CorruptError(
                     f"{metadata.payload.pieces - len(had)} of {metadata.payload.pieces} pieces below "

@@ -6,11 +6,13 @@ under one lock, and wakes whoever waits for them. Nobody else pops.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -38,6 +40,7 @@ _STATS_SECONDS = 0.5
 _MAX_ADDRESSES = 10_000  # of peers remembered as tried
 _SHOWN_FAULTS = 3  # of peers, in the message of an error
 _CLOSE_SECONDS = 5.0  # libtorrent says goodbye to trackers, for at most `stop_tracker_timeout`
+_EXIT_SECONDS = 15.0
 _DHT_NODES = "dht.dht_nodes"
 _QUEUED_WRITES = "disk.queued_write_bytes"
 
@@ -47,7 +50,7 @@ class Swarm:
     """What the alerts told so far; read and changed only with the session's lock held."""
 
     port: int = 0
-    finished: int = 0  # pieces verified in this session, whether they are in the file yet or not
+    finished: int = 0  # pieces announced to `flush`, whether they are in the file yet or not
     flush: FlushWatch | None = None  # of the torrent whose pieces are read
     readable: deque[int] = field(default_factory=deque)  # verified and in the file
     events: deque[Event] = field(default_factory=deque)
@@ -97,6 +100,7 @@ class Session:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gdist-torrent-alerts", daemon=True)
         self._thread.start()
+        _running.add(self)
 
     def add(self, params: lt.add_torrent_params) -> lt.torrent_handle:
         """Adds a torrent and returns its handle."""
@@ -173,12 +177,23 @@ class Session:
             return flush.busy
 
 
+_running: weakref.WeakSet[Session] = weakref.WeakSet()  # a thread keeps its session alive
+
+
+@atexit.register
+def _leave() -> None:
+    """Ends what was not closed in time: a thread inside libtorrent as Python ends aborts the process."""
+    for session in tuple(_running):
+        session.close()
+        session._thread.join(_EXIT_SECONDS)
+
+
 def record(swarm: Swarm, alert: lt.alert) -> None:
     """Takes over what an alert says; keeps no reference to it."""
     match alert:
         case lt.piece_finished_alert():
-            swarm.finished += 1
             if swarm.flush is not None:
+                swarm.finished += 1
                 swarm.flush.announced(int(alert.piece_index))
             swarm.progress_seconds = time.monotonic()
         case lt.cache_flushed_alert():

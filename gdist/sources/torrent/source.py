@@ -77,12 +77,13 @@ class TorrentSource:
         self._backlog_limit, self._throttled, self._backlog_lock = 0, False, threading.Lock()
         self._urgent: frozenset[int] = frozenset()
 
-    def open(self, directory: Path, have: Iterable[int] | None = ()) -> None:
+    def open(self, directory: Path, have: Iterable[int] | None = (), *, look: bool = False) -> None:
         """Joins the swarm and learns the metadata; wants no piece yet and writes nothing.
 
         `have` names pieces that are known to be in the files below `directory`: they are neither hashed nor
         fetched, and any other bytes there are taken as missing. None: what lies there is hashed instead,
-        as far as hashes are known (of a v2 torrent from a magnet only files of one piece).
+        as far as hashes are known (of a v2 torrent from a magnet only files of one piece). With `look`,
+        pieces of `have` whose files are missing or shorter are fetched again.
 
         Raises:
             NoPeersError: no metadata in time; says what trackers and peers answered.
@@ -107,6 +108,9 @@ class TorrentSource:
         self._hashes = PieceHashes(self._metadata)
         self._hashes.add_layers(piece_layers(torrent))
         self._files = PayloadFiles(self.payload, tuple(directory / path for path in self._metadata.paths))
+        if look and have is not None:
+            sizes = self._files.sizes()
+            have = [piece for piece in have if self._files.reach(self.payload.extent_of(piece), sizes)]
         self._numbers = written_files(params)
         self._window = Window(self.payload.piece_length)
         self._handle, had = start(session, params, links, self._options, directory, have, self._emit)
@@ -144,6 +148,11 @@ class TorrentSource:
         return torrent_file(self._metadata, self._hashes.layers(), links.trackers, links.web_seeds)
 
     @property
+    def had(self) -> frozenset[int]:
+        """Pieces that were in the files when the source was opened."""
+        return self._old
+
+    @property
     def port(self) -> int:
         """The TCP port that peers can reach us at."""
         with self._open.changed:
@@ -174,7 +183,10 @@ class TorrentSource:
                 self._handle.connect_peer(address)
 
     def limit_backlog(self, nbytes: int) -> None:
-        """Bounds what waits on disk: while more than `nbytes` are verified and not released, little comes."""
+        """Bounds what waits on disk: while more than `nbytes` are verified and not released, little comes.
+
+        So every piece that `verified` gives out must be released, also one that turns out not to be needed.
+        """
         self._backlog_limit = nbytes
 
     def _throttle(self) -> None:
@@ -183,7 +195,9 @@ class TorrentSource:
             backlog = (self._open.swarm.finished - self._released) * self.payload.piece_length
             if not self._throttled and self._backlog_limit and backlog > self._backlog_limit:
                 self._throttled = True
-                self._handle.set_download_limit(TRICKLE_BYTES)
+                self._handle.set_download_limit(
+                    min(TRICKLE_BYTES, self._options.download_rate or TRICKLE_BYTES)
+                )
             elif self._throttled and backlog < self._backlog_limit // 2:
                 self._throttled = False
                 self._handle.set_download_limit(self._options.download_rate)
@@ -200,9 +214,12 @@ class TorrentSource:
         self._open.wait(lambda swarm: swarm.readable or fresh or swarm.woken, timeout)
         with self._open.changed:
             self._open.swarm.woken = False
-            arrived = [p for p in dict.fromkeys(self._open.swarm.readable) if p not in self._had]
+            readable = tuple(self._open.swarm.readable)
             self._open.swarm.readable.clear()
+        arrived = [piece for piece in dict.fromkeys(readable) if piece not in self._had]
         self._had.update(arrived)
+        with self._backlog_lock:
+            self._released += len(readable) - len(arrived)  # nobody gets these a second time to release them
         self._throttle()
         changes = self._window.finished(arrived)
         if changes:
@@ -223,6 +240,7 @@ class TorrentSource:
 
         Raises:
             CorruptError: neither the file nor libtorrent has bytes with the right hash.
+            TransferError: the piece's hash is still to come from a peer (v2 from a magnet, resumed).
         """
         extent = self.payload.extent_of(piece)
         view = memoryview(bytearray(extent.length)) if buffer is None else buffer[: extent.length]
@@ -230,9 +248,9 @@ class TorrentSource:
         checked = self._check_all or piece in self._old or random.randrange(SAMPLE) == 0
         if not checked and self._files.read(extent, view):
             return view
-        if not self._hashes.knows(piece):
-            self._learn_hashes()
         for attempt, delay in enumerate((*_RETRY_SECONDS, None)):
+            if not self._hashes.knows(piece):
+                self._learn_hashes()
             if self._files.read(extent, view) and self._hashes.matches(piece, view):
                 return view
             self._check_all = True
@@ -243,6 +261,11 @@ class TorrentSource:
         data = self._ask_for(piece)
         view[: len(data)] = data
         view[len(data) :] = bytes(len(view) - len(data))
+        if not self._hashes.knows(piece):  # v2 from a magnet: they come from peers
+            raise TransferError(
+                f"piece {piece} is here, and its hash is not known yet",
+                hint="run the same command again when peers can be reached",
+            )
         if not self._hashes.matches(piece, view):
             raise CorruptError(
                 f"piece {piece} was verified, but its bytes on disk have another hash",
@@ -254,8 +277,9 @@ class TorrentSource:
     def release(self, piece: int) -> None:
         """Gives the piece's disk space back where the file system can; its bytes are gone from then on."""
         self._files.release(self.payload.extent_of(piece))
-        with self._backlog_lock:
-            self._released += 1
+        if piece not in self._old:
+            with self._backlog_lock:
+                self._released += 1
         self._throttle()
 
     def sync(self) -> None:
@@ -298,8 +322,6 @@ class TorrentSource:
         """Leaves the swarm; may be called again."""
         if self._session is not None:
             self._session.close()
-        if hasattr(self, "_files"):
-            self._files.close()
 
     @property
     def _open(self) -> Session:
