@@ -141,12 +141,8 @@ class LiveView:
         for label, name in zip(("ready", "", ""), tuple(self._ready), strict=False):
             lines.append(_line(f"{label:<{LABEL_WIDTH}}{name}", "dim"))
         if self._failed or self._banned:
-            lines.append(
-                _line(
-                    f"{words.count(self._failed, 'piece')} failed their hash, {words.count(self._banned, 'peer')} banned",
-                    "yellow",
-                )
-            )
+            failed, banned = words.count(self._failed, "piece"), words.count(self._banned, "peer")
+            lines.append(_line(f"{failed} failed their hash, {banned} banned", "yellow"))
         return Group(*lines)
 
     def _bar(self, event: Progress) -> RenderableType:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gdist.core.payload import Payload
 from gdist.core.source_files import SourceArray, SourceFile, file_to_json, parse_file
+from gdist.errors import GdistError
 from gdist.run.headers import FileReport
 from gdist.sinks.local import write_atomically
 
@@ -44,5 +45,5 @@ def load_headers(path: Path, payload: Payload, files: Collection[int]) -> dict[i
                 return None
             reports[number] = FileReport(kind, tuple(item.array for item in file.arrays), foreign)
         return {number: reports[number] for number in files}
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AssertionError, GdistError):
         return None

@@ -22,8 +22,8 @@ from blake3 import blake3
 
 from gdist.core.extent import Extent
 from gdist.core.layout import ShardLayout, array_document, shard_key
-from gdist.core.store_manifest import StoreManifest, StoreTensor, tensor_attributes
-from gdist.errors import CorruptError, GdistError
+from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, StoreTensor, tensor_attributes
+from gdist.errors import CorruptError, FilesystemError, GdistError, TransferError
 from gdist.events import Event, Observer
 from gdist.kvstore import kvstore_spec, local_path
 from gdist.stores import files_of
@@ -103,8 +103,11 @@ def verify(
 
     Raises:
         RequestError: when there is no store.
+        FilesystemError: when its directory may not be read.
+        TransferError: when a server does not answer, or only for whole files.
         CorruptError: when its manifest itself is damaged; all other damage is in the report.
     """
+    check_access(store)
     files = files_of(store)
     manifests = read_manifests(files)
     manifest = manifests.joined
@@ -125,6 +128,23 @@ def verify(
     return VerifyReport(
         files.where, len(tasks), nbytes, len(manifest.assets), tuple(faults), manifests.absent
     )
+
+
+def check_access(store: str | os.PathLike[str]) -> None:
+    """That a local store's directory may be read: what is not seen there must not look like no store.
+
+    Raises:
+        FilesystemError: when it may not.
+    """
+    root = local_path(store)
+    try:
+        if root is not None and root.is_dir():
+            os.scandir(root).close()
+            (root / MANIFEST_NAME).exists()
+    except PermissionError as error:
+        raise FilesystemError(
+            f"cannot read {root}: permission denied", hint="check the permissions of the store"
+        ) from error
 
 
 def _checker(store: str | os.PathLike[str], manifests: Manifests) -> _Checker:
@@ -190,6 +210,7 @@ def _check_remote(reader: Any, task: _Task) -> tuple[int, list[Fault]]:  # Any: 
     try:
         for chunk, data, error in reader.chunks(tensor, grid.box_of(task.index)):
             nbytes += data.nbytes
+            _check_ranges(error)
             if error and not isinstance(error, CorruptError):
                 raise error
             if error:
@@ -198,8 +219,18 @@ def _check_remote(reader: Any, task: _Task) -> tuple[int, list[Fault]]:  # Any: 
                 )
                 faults.append(task.fault(error.message, index))
     except CorruptError as error:  # the array cannot be opened; a network that fails is no fault of the store
+        _check_ranges(error)
         faults.append(task.fault(error.message))
     return nbytes, faults
+
+
+def _check_ranges(error: GdistError | None) -> None:
+    """A server that gives only whole files is no fault of every chunk of the store."""
+    if error and "was ignored by server" in error.message:  # TensorStore's words for it; it has no status
+        raise TransferError(
+            f"the server does not give parts of files (HTTP range requests): {error.message}",
+            hint="serve the store with a server that does, or verify a copy of it on disk",
+        )
 
 
 def _unlisted(manifests: Manifests) -> Iterator[Fault]:

@@ -1,8 +1,10 @@
-"""What the views make of events: no process, no swarm, no clock."""
+"""What the views make of events: no process, no swarm."""
 
 from __future__ import annotations
 
 import io
+import re
+import time
 
 import pytest
 from rich.console import Console
@@ -19,6 +21,7 @@ from gdist.events import (
     MetadataReceived,
     Note,
     PeerBanned,
+    PeerCount,
     Planned,
     Progress,
     Stage,
@@ -157,3 +160,22 @@ def picture(width: int, events: tuple[object, ...]) -> list[str]:
     finally:
         view.close()
     return out.getvalue().splitlines()
+
+
+def test_a_log_says_that_it_still_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainLines(every=0.05)
+    view(StageStarted(Stage.METADATA))
+    view(PeerCount(1, 0))
+    time.sleep(0.3)
+    view(StageStarted(Stage.PLAN))
+    time.sleep(0.1)
+    first = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"still looking for metadata: 1 peer, \d.*s", first[1])
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""  # planning and fetching speak for themselves
+
+
+def test_the_end_tells_what_this_host_keeps_and_fetched() -> None:
+    plan = Planned(10, 10, 9, 4 * GB, 5 * GB, 3 * GB, 8 * GB, "model=2", 0, 2)
+    told = words.finished(Finished("/data/model", 8 * GB, 2, False, ()), plan)
+    assert told == "complete: 4.00 GB of 8.00 GB on host 0 of 2 in 2.0 s, 500 MB/s"

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,6 +151,8 @@ def test_hosts_write_their_parts(
         )
         assert done.code == 0, done.out
         assert {line["host"] for line in done.lines} == {int(host[0])}
+        result = done.lines[-1]
+        assert 0 < result["kept_nbytes"] < result["nbytes"]  # type: ignore[operator]  # of JSON
     assert_holds(tmp_path / "store", small[1])  # type: ignore[arg-type]  # arrays by name
 
 
@@ -276,3 +279,83 @@ def test_on_a_terminal_it_draws_and_cleans_up(no_color: str, magnet: str, tmp_pa
     assert "\x1b[?25h" in text  # the cursor is back
     if no_color:
         assert not re.search(r"\x1b\[[0-9;]*3[0-9]", text.replace("\x1b[?25", ""))
+
+
+def test_whoever_leaves_standard_output_ends_the_fetch_quietly(magnet: str, tmp_path: Path) -> None:
+    command = [*GDIST, "fetch", magnet, str(tmp_path / "store"), "--json", *LOOPBACK]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141
+
+
+def test_a_fetch_goes_on_when_nobody_reads_its_progress(magnet: str, tmp_path: Path) -> None:
+    command = [*GDIST, "fetch", magnet, str(tmp_path / "store"), *LOOPBACK]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=writer, env=environment(), timeout=60, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stdout.decode().strip()) == (0, str(tmp_path / "store"))
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-"])
+def test_streams_may_be_closed_from_the_start(magnet: str, tmp_path: Path, closed: str) -> None:
+    script = f'exec "$@" {closed}'
+    command = ["sh", "-c", script, "sh", *GDIST, "fetch", magnet, str(tmp_path / "store"), "-q", *LOOPBACK]
+    done = subprocess.run(command, capture_output=True, env=environment(), timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_seed_without_its_files_or_its_port_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(os.urandom(1 << 16))
+    assert gdist("make-torrent", tmp_path / "model.bin").code == 0
+    torrent = tmp_path / "model.bin.torrent"
+    (tmp_path / "empty").mkdir()
+    for name, text in (("nowhere", "does not exist"), ("empty", "does not hold the 1 file of 'model.bin'")):
+        done = gdist("seed", torrent, tmp_path / name, *LOOPBACK)
+        assert done.code == 2 and text in done.err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = gdist("seed", torrent, tmp_path / "model.bin", "--no-dht", "--listen", listen)
+        assert done.code == 2 and f"cannot listen at {listen}: Address already in use" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--host", "0/3", "--mesh", "2x2"], "3 hosts do not divide the 4 devices"),
+        (["--tracker", "foo"], "tracker 'foo' is no address"),
+        (["--profile", "nope"], "profile 'nope' is not known"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_network(arguments: list[str], text: str) -> None:
+    done = gdist("fetch", f"magnet:?xt=urn:btih:{'1' * 40}", *arguments, *LOOPBACK)
+    assert done.code == 2 and text in done.err and "looking for peers" not in done.err
+
+
+def test_a_magnet_cut_by_the_shell_is_hinted_at(tmp_path: Path) -> None:
+    bare = f"magnet:?xt=urn:btih:{'1' * 40}"
+    done = gdist("fetch", bare, "--metadata-timeout", "1s", *LOOPBACK, cwd=tmp_path)
+    assert done.code == 10 and "a shell cuts it at the first &" in done.err
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("nothing.torrent", "'nothing.torrent' does not exist"),
+        ("models/grok", "'models/grok' does not exist"),
+        ("ftp://127.0.0.1/a.torrent", "ftp:// is not known"),
+    ],
+)
+def test_sources_that_are_not_there(source: str, text: str, tmp_path: Path) -> None:
+    for command in ("fetch", "inspect"):
+        done = gdist(command, source, *LOOPBACK, cwd=tmp_path)
+        assert done.code == 2 and text in done.err, done.err

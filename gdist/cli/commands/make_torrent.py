@@ -40,7 +40,10 @@ def make_torrent(path: str, output: Output, target: str | None, force: bool, **v
     """
     source = Path(path).absolute()
     where = Path(target) if target else source.with_name(f"{source.name}.torrent")
-    total = sum(file.stat().st_size for file in (source, *source.rglob("*")) if file.is_file())
+    try:
+        total = sum(file.stat().st_size for file in (source, *source.rglob("*")) if file.is_file())
+    except OSError as error:
+        raise translate(error, f"reading {error.filename}") from error
     with output.bar("hashing", total) as show:
         torrent, magnet = api.make_torrent(
             path, progress=lambda done, pieces: show(total * done // pieces), **values

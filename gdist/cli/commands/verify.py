@@ -28,9 +28,10 @@ def verify(store: str, output: Output, workers: int | None) -> None:
 
     Names every shard that is missing, cut or wrong, and ends with exit code 12 then.
     """
-    from gdist.run.verify import ShardVerified
+    from gdist.run.verify import ShardVerified, check_access
     from gdist.run.verify import verify as run
 
+    check_access(store)
     start, done = time.monotonic(), 0
     with output.bar("verifying", _shard_bytes(store)) as show:
 
