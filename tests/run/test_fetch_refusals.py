@@ -613,7 +613,7 @@ def test_hosts_of_two_jobs_do_not_mix(seeded: Seeded, tmp_path: Path) -> None:
 def test_a_store_that_left_other_files_out_is_told(seeded: Seeded, tmp_path: Path) -> None:
     magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
     fetch(magnet, dest, fetch_options(ignore=("*config*",)))
-    with pytest.raises(ResumeError, match="--ignore|leave out"):
+    with pytest.raises(ResumeError, match="leave out"):
         fetch(magnet, dest, fetch_options())
     assert fetch(magnet, dest, fetch_options(ignore=("*config*",))).already
 
