@@ -57,8 +57,8 @@ def sample(host: HostGroup | None = None, *rows: int) -> StoreManifest:
         host or HostGroup(),
         tensors,
         (StoreAsset("a/tokenizer.json", 17, digest(7)),),
-        "zstd",
-        "gdist 0",
+        codec="zstd",
+        tool="gdist 0",
     )
 
 
