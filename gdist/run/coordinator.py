@@ -127,15 +127,10 @@ class Coordinator:
         self._commits.shutdown()
 
     def _want(self) -> None:
-        placed = dict.fromkeys(self._placer.wanted())
-        collected = dict.fromkeys(self._collector.pieces)
-        self._outstanding = [*placed, *(p for p in collected if p not in placed)]
-        extra = [
-            piece for piece in sorted(self._payload_only) if piece not in placed and piece not in collected
-        ]
+        wanted = (*self._placer.wanted(), *self._collector.pieces, *sorted(self._payload_only))
         if self._release:
             self._source.limit_backlog(in_flight_limit(self._plan))
-        self._source.want([*self._outstanding, *extra])
+        self._source.want(tuple(dict.fromkeys(wanted)))
 
     def _busy(self) -> bool:
         return bool(

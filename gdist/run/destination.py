@@ -171,8 +171,9 @@ def check_neighbours(dest: Destination, resolved: Resolved, options: FetchOption
     """
     _check_unfinished(dest, options.host)
     neighbours = []
-    for name in files_of(dest.text).manifests():
-        data = files_of(dest.text).read(name)
+    files = files_of(dest.text)
+    for name in files.manifests():
+        data = files.read(name)
         if name == dest.manifest or data is None:
             continue
         other = parse_store_manifest(data, f"{dest.text}/{name}")

@@ -10,9 +10,7 @@ from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask
 from gdist.errors import SpaceError
 
-MOST_IN_FLIGHT_BYTES = (
-    256 * 2**20
-)  # pieces on their way into shards: enough for any wire, little for any disk
+MOST_IN_FLIGHT_BYTES = 256 * 2**20  # pieces on their way: enough for any wire, little for any disk
 LEAST_IN_FLIGHT_PIECES = 8
 BURST_BYTES = 64 * 2**20
 DOCUMENT_BYTES = 2**20
@@ -32,9 +30,12 @@ def disk_needed(plan: HostPlan, payload: str, payload_nbytes: int) -> int:
     if payload == "keep":
         kept = payload_nbytes if plan.host.count == 1 else plan.bytes_touched
         return plan.store_nbytes + kept + DOCUMENT_BYTES
-    # As much again, and what a fast wire brings before a pause is felt, may be on its way.
-    in_flight = 2 * in_flight_limit(plan) + BURST_BYTES
-    return plan.store_nbytes + min(in_flight, plan.bytes_touched) + DOCUMENT_BYTES
+    return plan.store_nbytes + min(_in_flight(plan), plan.bytes_touched) + DOCUMENT_BYTES
+
+
+def _in_flight(plan: HostPlan) -> int:
+    """What may wait, as much again, and what a fast wire brings before a pause is felt."""
+    return 2 * in_flight_limit(plan) + BURST_BYTES
 
 
 def check_space(
@@ -60,7 +61,7 @@ def check_space(
     needed = disk_needed(plan, payload, payload_nbytes) - here
     if staged:
         sizes = sorted((p.layout().file_nbytes for p in plan.tensors if p.shards), reverse=True)
-        needed = sum(sizes[:16]) + 2 * in_flight_limit(plan) + BURST_BYTES
+        needed = sum(sizes[:16]) + _in_flight(plan)
     elif payload == "keep":
         needed -= _allocated(directory.parent / "payload")
     status = os.statvfs(directory)
