@@ -14,16 +14,16 @@ from functools import cache
 from typing import Any
 
 import jax
-import numpy as np
 
 from gdist.core.box import Box
 from gdist.core.store_manifest import StoreTensor
 from gdist.errors import RequestError
-from gdist.loader.shardings import MeshLike, RulesLike, box_of, device_mesh, local_boxes, shardings_on
+from gdist.loader.arrays import array_of
+from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, local_boxes, shardings_on
 from gdist.loader.trees import Rename, match_target, nested
-from gdist.stores import LazyArray, Store
+from gdist.stores import Store
 from gdist.stores import open as open_store
-from gdist.stores.buffers import Array, numpy_dtype
+from gdist.stores.buffers import numpy_dtype
 
 Select = str | Iterable[str] | Callable[[str], bool]
 
@@ -126,25 +126,8 @@ def _build(store: Store, wanted: list[tuple[StoreTensor, jax.sharding.Sharding]]
     store.check(boxes)
     arrays: list[jax.Array] = []
     for tensor, sharding in wanted:
-        arrays.append(_array(store[tensor.name], sharding))
+        arrays.append(array_of(store[tensor.name], sharding))
         platform: str = next(iter(sharding.device_set)).platform  # type: ignore[attr-defined]  # untyped in JAX
         if platform != "cpu" and len(arrays) > 1:
             arrays[-2].block_until_ready()  # its host buffers are free now: two tensors in memory at most
     return arrays
-
-
-def _array(tensor: LazyArray, sharding: jax.sharding.Sharding) -> jax.Array:
-    read: dict[tuple[tuple[int | None, int | None], ...], Array] = {}
-
-    def slab(index: tuple[slice, ...] | None) -> Array:
-        if not sharding.addressable_devices:  # JAX asks once even so (0.10), and gives the answer to nobody
-            return np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape)
-        key = tuple((piece.start, piece.stop) for piece in index or ())
-        if key not in read:  # JAX asks once for every device, replicas included
-            box = box_of(index, tensor.shape)
-            view = tensor.view(box)
-            read[key] = tensor.read(box) if view is None else view
-        return read[key]
-
-    # A process without a shard of the array has nothing to take the type from.
-    return jax.make_array_from_callback(tensor.shape, sharding, slab, dtype=tensor.dtype)
