@@ -9,6 +9,7 @@ from pathlib import Path
 COMMANDS = (
     ("plan_grok1.py",),
     ("load_jax.py",),
+    ("reshard.py",),
     ("fetch.py", "--mesh", "1x1"),
     ("fetch.py", "--mesh", "8x8"),
     ("footprint.py",),

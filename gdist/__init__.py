@@ -19,6 +19,7 @@ _HOMES = {
     "fetch": "gdist.api",
     "inspect": "gdist.api",
     "plan": "gdist.api",
+    "reshard": "gdist.api",
     "make_torrent": "gdist.api",
     "verify": "gdist.run.verify",
     "open": "gdist.stores",
@@ -35,6 +36,7 @@ __all__ = [
     "make_torrent",
     "open",
     "plan",
+    "reshard",
     "verify",
 ]
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gdist.run.fetch import FetchResult
     from gdist.run.inspect import Inspection
     from gdist.run.plan import PlanReport
+    from gdist.run.reshard import ReshardResult
     from gdist.run.survey import SurveyOptions
     from gdist.sources.torrent import TorrentOptions, Version
 
@@ -173,6 +174,50 @@ def plan(
         survey=_survey(profile, ignore, swarm),
     )
     return run(source, options, observe=observe, stop=stop)
+
+
+def reshard(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    dest: str | os.PathLike[str],
+    *,
+    mesh: MeshLike = None,
+    rules: RulesLike = None,
+    host: HostLike = None,
+    memory: int | str = "1GiB",
+    codec: str = "none",
+    profile: str | None = None,
+    ignore: Iterable[str] = (),
+    work_dir: str | os.PathLike[str] | None = None,
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> ReshardResult:
+    """Writes a store, or a checkpoint, as a store on another mesh; safe to repeat, resumes.
+
+    `source` is a store (a directory or URL, or those of several hosts), a directory of safetensors or
+    pickles, or an Orbax checkpoint; `dest` a directory or a URL. Without `rules` tensors are split as the
+    source was. `memory` bounds what is held while converting. `profile` and `ignore` are for checkpoints.
+
+    Raises:
+        GdistError: of the family that says whose fault it is; what is done is kept for the next call.
+    """
+    _check_profile(profile)
+    if not os.fspath(dest):
+        raise RequestError("the destination is empty", hint="give a directory or a URL")
+    (read_host(host) or HostGroup()).devices(read_mesh(mesh) or Mesh())
+    from gdist.run.reshard import ReshardOptions
+    from gdist.run.reshard import reshard as run
+
+    options = ReshardOptions(
+        mesh=read_mesh(mesh) or Mesh(),
+        rules=read_rules(rules),
+        host=read_host(host) or HostGroup(),
+        memory=parse_bytes(memory, "memory"),
+        codec=codec,
+        profile=profile,
+        ignore=tuple(ignore),
+        work=Path(work_dir) if work_dir is not None else None,
+    )
+    return run(source, dest, options, observe=observe, stop=stop)
 
 
 def make_torrent(

@@ -84,6 +84,7 @@ class Stage(Enum):
     HEADERS = "headers"
     PLAN = "plan"
     FETCH = "fetch"
+    RESHARD = "reshard"
     FINISH = "finish"
     DONE = "done"
 
@@ -119,6 +120,27 @@ class Planned(Event):
     pieces: int
     bytes_wanted: int
     bytes_touched: int
+    bytes_resumed: int
+    store_nbytes: int
+    mesh: str
+    host_index: int
+    host_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReshardPlanned(Event):
+    """What a reshard will do on this host: bytes kept, read, read in vain, and already there.
+
+    `bytes_beyond` are read because a chunk of the source can only be read whole; `reads` are such chunks, or
+    boxes of plain files.
+    """
+
+    tensors: int
+    shards: int
+    reads: int
+    bytes_wanted: int
+    bytes_read: int
+    bytes_beyond: int
     bytes_resumed: int
     store_nbytes: int
     mesh: str
@@ -168,6 +190,19 @@ class Progress(Event):
     peers: int
     seeds: int
     wasted: int
+    binds: Binds
+
+
+@dataclass(frozen=True, slots=True)
+class ReshardProgress(Event):
+    """Where a reshard stands, about twice a second; bytes, seconds since its start."""
+
+    seconds: float
+    bytes_read: int
+    bytes_placed: int
+    bytes_wanted: int
+    tensors_ready: int
+    tensors: int
     binds: Binds
 
 

@@ -41,6 +41,8 @@ from gdist.events import (
     PeerCount,
     Planned,
     Progress,
+    ReshardPlanned,
+    ReshardProgress,
     Stage,
     StageStarted,
     TensorReady,
@@ -63,8 +65,8 @@ class LiveView:
         self._name = ""
         self._mesh = ""
         self._peers = PeerCount(0, 0)
-        self._plan: Planned | None = None
-        self._progress: Progress | None = None
+        self._plan: words.Plan | None = None
+        self._progress: Progress | ReshardProgress | None = None
         self._ready: deque[str] = deque(maxlen=NAMES_SHOWN)
         self._trackers: dict[str, TrackerAnswer] = {}
         self._failed = self._banned = 0
@@ -87,7 +89,7 @@ class LiveView:
                 self._name = f"{event.name}  {event.info_hash.hex[:8]}  {format_bytes(event.nbytes)}"
             case Note():
                 self._say(f"note: {event.text}")
-            case Planned():
+            case Planned() | ReshardPlanned():
                 self._plan = event
                 host = f" · host {event.host_index}/{event.host_count}" if event.host_count > 1 else ""
                 self._mesh = f" · {event.mesh}{host}" if event.mesh != "1" else host
@@ -103,7 +105,7 @@ class LiveView:
                 self._failed += 1
             case TensorReady():
                 self._ready.append(event.tensor)
-            case Progress():
+            case Progress() | ReshardProgress():
                 self._progress = event
                 self._pace.update(event.seconds, event.bytes_placed)
             case Finished():
@@ -127,7 +129,7 @@ class LiveView:
         if self._name:
             lines.append(_line(self._name + self._mesh, "bold"))
         event = self._progress
-        if event is None or self._stage is not Stage.FETCH:
+        if event is None or self._stage not in (Stage.FETCH, Stage.RESHARD):
             waited = format_seconds(time.monotonic() - self._start)
             looking = self._stage is Stage.METADATA or self._peers.peers
             peers = f"   peers {self._peers.peers}{self._tracker_words()}" if looking else ""
@@ -137,7 +139,8 @@ class LiveView:
         placed = f"{format_bytes(event.bytes_placed)} of {format_bytes(event.bytes_wanted)}"
         ready = f"{event.tensors_ready} of {event.tensors} tensors ready"
         lines.append(_line(f"{'placed':<{LABEL_WIDTH}}{placed}   {ready}"))
-        lines.append(_line(f"{'swarm':<{LABEL_WIDTH}}{words.rates(event)}"))
+        label = "swarm" if isinstance(event, Progress) else "source"
+        lines.append(_line(f"{label:<{LABEL_WIDTH}}{words.rates(event)}"))
         for label, name in zip(("ready", "", ""), tuple(self._ready), strict=False):
             lines.append(_line(f"{label:<{LABEL_WIDTH}}{name}", "dim"))
         if self._failed or self._banned:
@@ -145,7 +148,7 @@ class LiveView:
             lines.append(_line(f"{failed} failed their hash, {banned} banned", "yellow"))
         return Group(*lines)
 
-    def _bar(self, event: Progress) -> RenderableType:
+    def _bar(self, event: Progress | ReshardProgress) -> RenderableType:
         left = words.remaining(self._pace.remaining(event.bytes_wanted - event.bytes_placed))
         row = Table.grid(padding=(0, 2), expand=True)
         row.add_column(width=LABEL_WIDTH - 2)
@@ -153,7 +156,12 @@ class LiveView:
         row.add_column(justify="right", width=5)
         row.add_column(justify="right", width=12)
         bar = ProgressBar(total=max(event.bytes_wanted, 1), completed=event.bytes_placed)
-        row.add_row("fetch", bar, words.share(event.bytes_placed, event.bytes_wanted), f"ETA {left}")
+        row.add_row(
+            self._stage.value if self._stage else "",
+            bar,
+            words.share(event.bytes_placed, event.bytes_wanted),
+            f"ETA {left}",
+        )
         return row
 
     def _tracker_words(self) -> str:

@@ -19,6 +19,8 @@ from gdist.events import (
     PeerCount,
     Planned,
     Progress,
+    ReshardPlanned,
+    ReshardProgress,
     Stage,
     StageStarted,
     TrackerAnswer,
@@ -37,7 +39,7 @@ class PlainLines:
         self._next = time.monotonic() + every
         self._failed = 0
         self._peers = 0
-        self._plan: Planned | None = None
+        self._plan: words.Plan | None = None
         self._waited = threading.Event()
 
     def __call__(self, event: Event) -> None:
@@ -58,7 +60,7 @@ class PlainLines:
                 return f"{event.name}: {size}, info-hash {event.info_hash.hex}"
             case Note():
                 return f"note: {event.text}"
-            case Planned():
+            case Planned() | ReshardPlanned():
                 self._plan = event
                 return words.planned(event)
             case TrackerAnswer(ok=False):
@@ -68,14 +70,14 @@ class PlainLines:
             case HashFailed():
                 self._failed += 1
                 return ""
-            case Progress():
+            case Progress() | ReshardProgress():
                 return self._progress(event)
             case Finished():
                 spent = words.timing(event)
                 return words.finished(event, self._plan) + (f"\ntime went to: {spent}" if spent else "")
         return ""
 
-    def _progress(self, event: Progress) -> str:
+    def _progress(self, event: Progress | ReshardProgress) -> str:
         self._pace.update(event.seconds, event.bytes_placed)
         if time.monotonic() < self._next:
             return ""

@@ -5,33 +5,45 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from gdist.core.store_manifest import StoreManifest
 from gdist.core.units import format_bytes, format_rate, format_seconds
-from gdist.events import Binds, Finished, Planned, Progress, Stage
+from gdist.events import Binds, Finished, Planned, Progress, ReshardPlanned, ReshardProgress, Stage
+
+Plan = Planned | ReshardPlanned
 
 STAGES = {
     Stage.METADATA: "looking for peers and metadata",
     Stage.HEADERS: "reading headers",
     Stage.PLAN: "planning",
     Stage.FETCH: "fetching",
+    Stage.RESHARD: "resharding",
     Stage.FINISH: "writing the manifest",
     Stage.DONE: "done",
 }
+RESHARD_BINDS = {Binds.NETWORK: "network", Binds.CONVERT: "read and place", Binds.DISK: "disk"}
 BINDS = {Binds.NETWORK: "network", Binds.CONVERT: "hash and place", Binds.DISK: "disk"}
 
 
-def planned(event: Planned) -> str:
+def planned(event: Plan) -> str:
     """The plan in one line."""
     host = f", host {event.host_index} of {event.host_count}" if event.host_count > 1 else ""
     resumed = f", {format_bytes(event.bytes_resumed)} already here" if event.bytes_resumed else ""
+    if isinstance(event, ReshardPlanned):
+        brought = f"reads {format_bytes(event.bytes_read)} in {count(event.reads, 'part')}"
+        if event.bytes_beyond:
+            brought += f", {format_bytes(event.bytes_beyond)} of it beyond what it keeps"
+    else:
+        brought = f"fetches {format_bytes(event.bytes_touched)} in {count(event.pieces, 'piece')}"
     return (
         f"{count(event.tensors, 'tensor')} on mesh {event.mesh}{host}: "
-        f"keeps {format_bytes(event.bytes_wanted)}, "
-        f"fetches {format_bytes(event.bytes_touched)} in {count(event.pieces, 'piece')}{resumed}"
+        f"keeps {format_bytes(event.bytes_wanted)}, {brought}{resumed}"
     )
 
 
-def rates(event: Progress) -> str:
+def rates(event: Progress | ReshardProgress) -> str:
     """Rates, peers, and what keeps it from being faster."""
+    if isinstance(event, ReshardProgress):
+        return f"read {format_bytes(event.bytes_read)}   binds: {RESHARD_BINDS[event.binds]}"
     plural = "s" if event.seeds > 1 else ""
     seeds = f" ({event.seeds} seed{plural})" if event.seeds else ""
     text = f"in {format_rate(event.download_rate)}"
@@ -57,7 +69,7 @@ def remaining(seconds: float | None) -> str:
     return f"{math.ceil(seconds)} s" if seconds < 59 else format_seconds(seconds)
 
 
-def finished(event: Finished, plan: Planned | None = None) -> str:
+def finished(event: Finished, plan: Plan | None = None) -> str:
     """The end in one line: what this host keeps, and the rate of what this run fetched of it."""
     if event.already:
         return f"{event.path} is complete already: {format_bytes(event.nbytes)}"
@@ -68,6 +80,11 @@ def finished(event: Finished, plan: Planned | None = None) -> str:
     if plan and plan.host_count > 1:
         part = f" of {format_bytes(event.nbytes)} on host {plan.host_index} of {plan.host_count}"
     return f"complete: {format_bytes(kept)}{part} in {format_seconds(event.seconds)}, {rate}"
+
+
+def kept_nbytes(manifest: StoreManifest) -> int:
+    """Bytes of tensors in the shards of this host."""
+    return sum(len(t.shards) * math.prod(t.grid.shard) * t.dtype.itemsize for t in manifest.tensors)
 
 
 def count(number: int, noun: str) -> str:

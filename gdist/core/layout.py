@@ -75,6 +75,15 @@ class ShardLayout:
             ordinal = ordinal * slabs + index
         return Extent(ordinal * self._pitch + runs[0].start * self.itemsize, runs[0].length * self.itemsize)
 
+    def whole_chunk(self, box: Box) -> Extent | None:
+        """Where an inner chunk lies of which this is the box, bytes included, or None when it is not just one."""
+        chunk = self.grid.chunk
+        if box.shape[:-1] != chunk or any(a % c for a, c in zip(box.start, chunk, strict=False)):
+            return None
+        if box.shape[-1] != self.itemsize:
+            return None
+        return self.extent_of(tuple(a // c for a, c in zip(box.start, chunk, strict=False)))
+
     def targets(self, box: Box) -> Iterator[tuple[Box, Box, int]]:
         """Inner chunks that meet a box of bytes of the shard.
 

@@ -18,6 +18,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from gdist.errors import CorruptError
 
 METADATA = "_METADATA"
 COMMIT_MARKER = "commit_success.txt"  # Orbax's CommitFileTemporaryPath; what object stores go by
@@ -42,7 +46,7 @@ def orbax_documents(names: Iterable[str]) -> dict[str, bytes]:
         "tree_metadata": leaves,
         "use_ocdbt": False,
         "use_zarr3": True,
-        "store_array_data_equal_to_fill_value": True,
+        _DENSE: True,
         "custom_metadata": None,
     }
     return {
@@ -62,3 +66,46 @@ def tree_paths(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     if branches.isdisjoint(paths.values()):
         return paths
     return {name: (name,) for name in paths}
+
+
+@dataclass(frozen=True, slots=True)
+class OrbaxTree:
+    """What a checkpoint's `_METADATA` says: the names of its arrays, and how they are stored.
+
+    `strange` are leaves that are no arrays, with their kinds; empty branches are left out. Where not `dense`,
+    a chunk that is not there holds only its fill value.
+    """
+
+    names: tuple[str, ...]
+    strange: tuple[tuple[str, str], ...]
+    zarr3: bool
+    dense: bool
+
+
+_ARRAYS = ("jax.Array", "np.ndarray", "scalar")
+_DENSE = "store_array_data_equal_to_fill_value"
+
+
+def parse_orbax_tree(data: bytes, where: str) -> OrbaxTree:
+    """Reads a `_METADATA` document. Names are as found: they are to be checked before they become paths.
+
+    Raises:
+        CorruptError: when it is none; `where` names it.
+    """
+    try:
+        document: Any = json.loads(data)  # Any: checked field by field, all faults become one error
+        leaves: dict[str, str] = {}
+        for entry in document["tree_metadata"].values():
+            name = ".".join(str(key["key"]) for key in entry["key_metadata"])
+            value = entry["value_metadata"]
+            if value.get("skip_deserialize"):
+                continue
+            if name in leaves:
+                raise ValueError(f"{name!r} is there twice")
+            leaves[name] = str(value["value_type"])
+        zarr3, dense = bool(document.get("use_zarr3")), bool(document.get(_DENSE))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptError(f"{where} is no Orbax metadata: {str(error)[:200]!r}", file=where) from error
+    names = tuple(name for name, kind in leaves.items() if kind in _ARRAYS)
+    strange = tuple((name, kind) for name, kind in leaves.items() if kind not in _ARRAYS)
+    return OrbaxTree(names, strange, zarr3, dense)

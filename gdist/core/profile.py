@@ -27,6 +27,7 @@ from gdist.core.tensor import (
 )
 from gdist.errors import CorruptError, RequestError, UnsupportedError
 
+INDEX_SUFFIX = ".safetensors.index.json"  # says which file of a checkpoint holds which tensor
 LISTED = 20  # how many of a list of faults a message names
 _KEYS_ARE_NAMES = "safetensors"  # the format whose keys are the tensors' names already
 

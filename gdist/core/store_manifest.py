@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gdist.core.dtypes import DType
@@ -43,6 +43,19 @@ class StoreSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """What a reshard read: its `kind` ("store", "files" or "orbax"), its name, and its mesh, "" without one.
+
+    `identity` tells it from others, and is the same on all hosts that read the same.
+    """
+
+    kind: str
+    name: str
+    mesh: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoreTensor:
     """A tensor of a store; `shards` are those that are here: by index, the digests of their inner chunks."""
 
@@ -70,7 +83,10 @@ class StoreAsset:
 
 @dataclass(frozen=True, slots=True)
 class StoreManifest:
-    """Enough to load a store and to verify it; `tensors` are in loading order."""
+    """Enough to load a store and to verify it; `tensors` are in loading order.
+
+    `resharded` is empty for a store that was fetched; else what each reshard on its way read, first to last.
+    """
 
     source: StoreSource
     plan: str
@@ -81,6 +97,7 @@ class StoreManifest:
     ignored: tuple[str, ...] = ()  # glob patterns of files that were left out on request
     codec: str = "none"
     tool: str = ""
+    resharded: tuple[Step, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -92,6 +109,11 @@ class StoreManifest:
                 size *= length
             total += size
         return total
+
+    @property
+    def steps(self) -> tuple[tuple[str, str], ...]:
+        """Kind and identity of each reshard's source: equal on all hosts of one job."""
+        return tuple((step.kind, step.identity) for step in self.resharded)
 
 
 def manifest_name(host: HostGroup) -> str:
@@ -144,6 +166,7 @@ def _body(manifest: StoreManifest) -> dict[str, object]:
         "host": [manifest.host.index, manifest.host.count],
         "codec": manifest.codec,
         "digests": "blake3",
+        **({"resharded": [asdict(step) for step in manifest.resharded]} if manifest.resharded else {}),
         "ignored": list(manifest.ignored),
         "assets": [{"path": a.path, "nbytes": a.nbytes, "digest": a.digest} for a in manifest.assets],
         "tensors": [_tensor_row(tensor) for tensor in manifest.tensors],
@@ -206,6 +229,7 @@ def _parse_body(body: Any) -> StoreManifest:
         ignored=tuple(map(str, body["ignored"])),
         codec=str(body["codec"]),
         tool=str(body["tool"]),
+        resharded=tuple(Step(**step) for step in body.get("resharded", ())),
     )
 
 
@@ -229,10 +253,11 @@ def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
     first = parts[0]
     joined: list[dict[tuple[int, ...], tuple[str, ...]]] = [{} for _ in first.tensors]
     for part in parts:
-        same = (part.source.info_hash, part.mesh, part.codec) == (
+        same = (part.source.info_hash, part.mesh, part.codec, part.steps) == (
             first.source.info_hash,
             first.mesh,
             first.codec,
+            first.steps,
         )
         grids = [(t.name, t.dtype, t.grid) for t in part.tensors] == [
             (t.name, t.dtype, t.grid) for t in first.tensors
@@ -240,8 +265,8 @@ def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
         if not (same and grids):
             raise RequestError(
                 f"host {part.host.index}'s part is of another job than host {first.host.index}'s: "
-                f"{part.source.info_hash} on mesh {part.mesh}, {first.source.info_hash} on mesh {first.mesh}",
-                hint="join only directories that one fetch wrote",
+                f"{_of(part)}, and {_of(first)}",
+                hint="join only directories that one job wrote",
             )
         for shards, tensor in zip(joined, part.tensors, strict=True):
             for index, digests in tensor.shards.items():
@@ -252,3 +277,9 @@ def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
         for t, shards in zip(first.tensors, joined, strict=True)
     )
     return replace(first, host=HostGroup(), tensors=tensors)
+
+
+def _of(manifest: StoreManifest) -> str:
+    """What a store is of, for a message."""
+    steps = "".join(f", made from {step.kind} {step.identity[:16]}" for step in manifest.resharded[-1:])
+    return f"{manifest.source.info_hash or manifest.source.name} on mesh {manifest.mesh}{steps}"

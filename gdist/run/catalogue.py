@@ -7,22 +7,23 @@ compared with it as they arrive. Without one the headers are fetched and scanned
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gdist.core.magnet import format_magnet
 from gdist.core.payload import Payload
-from gdist.core.profile import FileArrays, check_index, name_tensors
+from gdist.core.profile import INDEX_SUFFIX, FileArrays, check_index, name_tensors
 from gdist.core.rules import Rules
 from gdist.core.source_manifest import SourceManifest
+from gdist.core.store_manifest import StoreSource
 from gdist.core.tensor import StoredTensor
 from gdist.errors import UnsupportedError
 from gdist.run.header_cache import load_headers, save_headers
 from gdist.run.headers import HeaderScan
-from gdist.sources.torrent import TorrentSource
+from gdist.sources.torrent import TorrentSource, magnet_of
 
 MAX_ASSET_BYTES = 64 * 2**20  # all assets together are held in memory while they arrive
-INDEX_SUFFIX = ".safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def read_catalogue(
         naming = manifest.to_tensors(payload)
         known = _files_of(payload, naming.tensors)
         assets = tuple(i for i in files if i not in known)
-        _check_assets(payload, assets, {})
+        check_assets(payload, assets, {})
         return Catalogue(
             payload,
             naming.tensors,
@@ -93,7 +94,7 @@ def read_catalogue(
         if report.arrays
     ]
     assets = tuple(i for i, report in reports.items() if report.format is None)
-    _check_assets(payload, assets, {i: reports[i].foreign for i in assets})
+    check_assets(payload, assets, {i: reports[i].foreign for i in assets})
     if not found:
         raise UnsupportedError(
             f"none of the {len(payload.files)} files holds a tensor gdist can read",
@@ -115,12 +116,30 @@ def read_catalogue(
     )
 
 
+def source_of(source: TorrentSource, catalogue: Catalogue) -> StoreSource:
+    """What the manifest of a store says of the torrent it came from."""
+    return StoreSource(
+        info_hash_v1=source.info_hash.v1_hex,
+        info_hash_v2=source.info_hash.v2_hex,
+        name=source.name,
+        piece_length=catalogue.payload.piece_length,
+        nbytes=sum(file.length for file in catalogue.payload.files),
+        magnet=format_magnet(magnet_of(source.torrent_file)),
+        profile=catalogue.profile or "",
+    )
+
+
 def _files_of(payload: Payload, tensors: Sequence[StoredTensor]) -> set[int]:
     segments = (segment for t in tensors for part in t.parts for segment in payload.segments(part.extent))
     return {segment.file for segment in segments}
 
 
-def _check_assets(payload: Payload, assets: Collection[int], foreign: dict[int, str | None]) -> None:
+def check_assets(payload: Payload, assets: Collection[int], foreign: Mapping[int, str | None]) -> None:
+    """That files without tensors may be kept as they are: of no kind we know, and small together.
+
+    Raises:
+        UnsupportedError: naming those that may not.
+    """
     known = [f"{payload.files[i].path} ({name})" for i, name in foreign.items() if name]
     if known:
         raise UnsupportedError(

@@ -48,24 +48,26 @@ class Destination:
         return (self.root or self.work) / "payload"
 
 
-def find_destination(text: str, options: FetchOptions) -> Destination:
-    """The destination of an address.
+def find_destination(
+    text: str, host: HostGroup, work: Path | None = None, *, keep: bool = False
+) -> Destination:
+    """The destination of an address, of one host; `work` is for a bucket's unfinished shards.
 
     Raises:
-        RequestError: when options ask for what it cannot do.
+        RequestError: when the payload is to be kept there, and cannot be.
     """
     root = local_path(text)
-    name = manifest_name(options.host)
+    name = manifest_name(host)
     if root is not None:
-        work = root / WORK if options.host.count == 1 else root / WORK / name.removesuffix(".json")
-        return Destination(text, root, work, name)
-    if options.payload == "keep":
+        below = root / WORK if host.count == 1 else root / WORK / name.removesuffix(".json")
+        return Destination(text, root, below, name)
+    if keep:
         raise RequestError(
             f"the payload cannot be kept beside a store at {text}",
             hint="fetch to a local directory, or --payload discard",
         )
     key = blake3(f"{text}\n{name}".encode()).hexdigest()[:24]
-    return Destination(text, None, (options.work or default_work()) / key, name)
+    return Destination(text, None, (work or default_work()) / key, name)
 
 
 def finished(dest: Destination, resolved: Resolved, options: FetchOptions) -> StoreManifest | None:
@@ -75,7 +77,7 @@ def finished(dest: Destination, resolved: Resolved, options: FetchOptions) -> St
         ResumeError: when it is complete, but of another source, mesh, host or codec.
         CorruptError: when its manifest is damaged.
     """
-    data = _read_manifest(dest)
+    data = read_manifest(dest)
     if data is None:
         return None
     manifest = parse_store_manifest(data, f"{dest.text}/{dest.manifest}")
@@ -145,9 +147,9 @@ def lost_shards(dest: Destination, manifest: StoreManifest) -> list[str]:
     return lost
 
 
-def reopen(dest: Destination, manifest: StoreManifest, options: FetchOptions) -> None:
-    """Makes a complete store unfinished again, with all that is there done: what is lost can be fetched."""
-    lines = [header_line(job_of(options, manifest.mesh, manifest.plan))]
+def reopen(dest: Destination, manifest: StoreManifest, job: str) -> None:
+    """Makes a complete store unfinished again, with all that is there done: what is lost is made again."""
+    lines = [header_line(job)]
     for tensor in manifest.tensors:
         lines += [
             shard_line(ShardRecord(tensor.name, index, digests)) for index, digests in tensor.shards.items()
@@ -169,7 +171,7 @@ def check_neighbours(dest: Destination, resolved: Resolved, options: FetchOption
     Raises:
         ResumeError: when one is of another source, mesh, codec or number of hosts.
     """
-    _check_unfinished(dest, options.host)
+    check_unfinished(dest, options.host)
     neighbours = []
     files = files_of(dest.text)
     for name in files.manifests():
@@ -191,8 +193,12 @@ def check_neighbours(dest: Destination, resolved: Resolved, options: FetchOption
     return neighbours
 
 
-def _check_unfinished(dest: Destination, host: HostGroup) -> None:
-    """That no fetch for another number of hosts is under way here."""
+def check_unfinished(dest: Destination, host: HostGroup) -> None:
+    """That no work for another number of hosts is under way here.
+
+    Raises:
+        ResumeError: when it is.
+    """
     if dest.root is None or not (dest.root / WORK).is_dir():
         return
     ours = manifest_name(host).removesuffix(".json")
@@ -223,7 +229,8 @@ def check_cut(neighbours: Iterable[StoreManifest], plan: HostPlan) -> None:
                 )
 
 
-def _read_manifest(dest: Destination) -> bytes | None:
+def read_manifest(dest: Destination) -> bytes | None:
+    """The manifest of this host, if it is there."""
     if dest.root is not None:
         try:
             return (dest.root / dest.manifest).read_bytes()

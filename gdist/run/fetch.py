@@ -19,14 +19,13 @@ from gdist.core.journal import Progress as Journalled
 from gdist.core.journal import parse_journal
 from gdist.core.layout import CODECS
 from gdist.core.magnet import InfoHash, parse_magnet
-from gdist.core.orbax import COMMIT_MARKER
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask, plan_host
 from gdist.core.store_manifest import StoreManifest
 from gdist.errors import InterruptedRun, RequestError, ResumeError, translate
 from gdist.events import Finished, Note, Observer, Planned, Stage, StageStarted
 from gdist.kvstore import kvstore_spec
-from gdist.run.catalogue import Catalogue, read_catalogue
+from gdist.run.catalogue import Catalogue, read_catalogue, source_of
 from gdist.run.collect import Collector
 from gdist.run.coordinator import Coordinator, Keep
 from gdist.run.destination import (
@@ -43,9 +42,9 @@ from gdist.run.destination import (
     reopen,
 )
 from gdist.run.journal_file import JournalFile, Lock
-from gdist.run.manifest import root_documents, store_manifest
+from gdist.run.manifest import finish, store_manifest
 from gdist.run.options import PAYLOAD_CHOICES, FetchOptions
-from gdist.run.preflight import check_space
+from gdist.run.preflight import check_space, shard_limit
 from gdist.run.resolve import Resolved, resolve
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
@@ -53,7 +52,6 @@ from gdist.sinks.local import LocalSink, write_atomically
 from gdist.sources.torrent import TorrentOptions, TorrentSource, magnet_of
 from gdist.stores import files_of
 
-LEAST_SHARD_BYTES = 16 * 2**20
 MAX_WORKERS = 4
 
 
@@ -92,7 +90,7 @@ def fetch(
         raise RequestError(f"codec {asked.codec!r} is none of {', '.join(CODECS)}")
     resolved = resolve(source)
     text = os.fspath(dest) if dest is not None else default_dest(resolved)
-    where = find_destination(text, asked)
+    where = find_destination(text, asked.host, asked.work, keep=asked.payload == "keep")
     timing = Timing()
     tell: Observer = observe or (lambda event: None)
 
@@ -118,7 +116,7 @@ def fetch(
             clean(where)
             return result(done, already=True)
         if done:
-            reopen(where, done, asked)
+            reopen(where, done, job_of(asked, done.mesh, done.plan))
         manifest = _Fetch(
             resolved, where, asked, tell, timing, stop or threading.Event(), neighbours=neighbours
         ).run()
@@ -222,8 +220,9 @@ class _Fetch:
         manner = f"{self._options.payload} {self._options.codec} "
         if progress and not progress.plan.startswith(manner):
             payload, codec = progress.plan.split(" ")[:2]
+            other = "reshard" if payload == "reshard" else f"fetch with --payload {payload} --codec {codec}"
             raise ResumeError(
-                f"{self._dest.text} holds an unfinished fetch with --payload {payload} --codec {codec}",
+                f"{self._dest.text} holds an unfinished {other}",
                 hint="go on with the same, or delete the destination",
             )
         return frozenset(progress.pieces) if progress and self._keep else frozenset()
@@ -239,7 +238,7 @@ class _Fetch:
             options.rules or catalogue.rules,
             options.host,
             identity=source.info_hash.hex,
-            shard_bytes=max(options.memory // 8, LEAST_SHARD_BYTES) if staged else None,
+            shard_bytes=shard_limit(options.memory, staged=staged),
         )
         check_cut(self._neighbours, plan)
         journal = JournalFile(self._journal_path, job_of(options, plan.mesh, plan.digest))
@@ -268,16 +267,15 @@ class _Fetch:
                 # So that `gdist seed` needs nothing but this directory.
                 write_atomically(self._dest.payload / f"{source.name}.torrent", source.torrent_file)
             with self._timing.measure("manifest"):
-                manifest = store_manifest(source, catalogue, plan, records, assets, options)
-                documents = root_documents(plan, manifest)
-                marker = documents.pop(COMMIT_MARKER)
-                if plan.host.count == 1:
-                    sink.write_document(COMMIT_MARKER, marker)
-                sink.finish(manifest, documents)
-                if plan.host.count > 1 and len(files_of(self._dest.text).manifests()) == plan.host.count:
-                    sink.write_document(
-                        COMMIT_MARKER, marker
-                    )  # by the last host: Orbax takes it for the whole
+                manifest = store_manifest(
+                    source_of(source, catalogue),
+                    plan,
+                    records,
+                    assets,
+                    ignored=options.ignore,
+                    codec=options.codec,
+                )
+                finish(sink, self._dest.text, plan, manifest)
             return manifest
         finally:
             sink.close()

@@ -37,8 +37,9 @@ class JournalFile:
             self._file.seek(0)
             progress, whole = parse_journal(self._file.read())
             if progress is not None and progress.plan != job:
+                what = "reshard" if progress.plan.startswith("reshard ") else "fetch"
                 raise ResumeError(
-                    f"the destination holds an unfinished fetch of another plan: {progress.plan}; "
+                    f"the destination holds an unfinished {what} of another plan: {progress.plan}; "
                     f"this is {job}",
                     hint="use the same source, mesh, rules, host, codec and payload as before, "
                     "or another destination",

@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from gdist import __version__
 from gdist.core.layout import array_document, group_documents, to_document
-from gdist.core.magnet import format_magnet
-from gdist.core.orbax import orbax_documents
+from gdist.core.orbax import COMMIT_MARKER, orbax_documents
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
-from gdist.core.store_manifest import StoreAsset, StoreManifest, StoreSource, StoreTensor, tensor_attributes
-from gdist.run.catalogue import Catalogue
-from gdist.run.options import FetchOptions
-from gdist.sources.torrent import TorrentSource, magnet_of
+from gdist.core.store_manifest import (
+    Step,
+    StoreAsset,
+    StoreManifest,
+    StoreSource,
+    StoreTensor,
+    tensor_attributes,
+)
+from gdist.sinks import Sink
+from gdist.stores import files_of
 
 
 def store_manifest(
-    source: TorrentSource,
-    catalogue: Catalogue,
+    source: StoreSource,
     plan: HostPlan,
     records: Mapping[ShardTask, tuple[str, ...]],
     assets: Mapping[str, tuple[int, str]],
-    options: FetchOptions,
+    *,
+    ignored: Iterable[str] = (),
+    codec: str = "none",
+    resharded: tuple[Step, ...] = (),
 ) -> StoreManifest:
     """What was written: `records` are the chunk digests of every shard, `assets` length and digest."""
-    payload = catalogue.payload
-    origin = StoreSource(
-        info_hash_v1=source.info_hash.v1_hex,
-        info_hash_v2=source.info_hash.v2_hex,
-        name=source.name,
-        piece_length=payload.piece_length,
-        nbytes=sum(file.length for file in payload.files),
-        magnet=format_magnet(magnet_of(source.torrent_file)),
-        profile=catalogue.profile or "",
-    )
     return StoreManifest(
-        source=origin,
+        source=source,
         plan=plan.digest,
         mesh=plan.mesh,
         host=plan.host,
         tensors=tuple(_store_tensor(tensor, records) for tensor in plan.tensors),
         assets=tuple(StoreAsset(path, *assets[path]) for path in sorted(assets)),
-        ignored=tuple(sorted(options.ignore)),
-        codec=options.codec,
+        ignored=tuple(sorted(ignored)),
+        codec=codec,
         tool=f"gdist {__version__}",
+        resharded=resharded,
     )
 
 
@@ -67,3 +65,17 @@ def root_documents(plan: HostPlan, manifest: StoreManifest) -> dict[str, bytes]:
         f"{name}/zarr.json" if name else "zarr.json": to_document(doc) for name, doc in groups.items()
     }
     return {**documents, **orbax_documents(arrays)}
+
+
+def finish(sink: Sink, address: str, plan: HostPlan, manifest: StoreManifest) -> None:
+    """Writes the root documents of the store at an address and, last, its manifest.
+
+    Orbax's marker says that the whole checkpoint is there: it comes from the last host.
+    """
+    documents = root_documents(plan, manifest)
+    marker = documents.pop(COMMIT_MARKER)
+    if plan.host.count == 1:
+        sink.write_document(COMMIT_MARKER, marker)
+    sink.finish(manifest, documents)
+    if plan.host.count > 1 and len(files_of(address).manifests()) == plan.host.count:
+        sink.write_document(COMMIT_MARKER, marker)

@@ -14,6 +14,13 @@ MOST_IN_FLIGHT_BYTES = 256 * 2**20  # pieces on their way: enough for any wire, 
 LEAST_IN_FLIGHT_PIECES = 8
 BURST_BYTES = 64 * 2**20
 DOCUMENT_BYTES = 2**20
+STAGED_SHARDS = 16  # waiting here on their way to a bucket
+LEAST_SHARD_BYTES = 16 * 2**20
+
+
+def shard_limit(memory: int, *, staged: bool) -> int | None:
+    """Most bytes of a shard: where a target takes it whole it is held in memory, twice with what is coded."""
+    return max(memory // 8, LEAST_SHARD_BYTES) if staged else None
 
 
 def in_flight_limit(plan: HostPlan) -> int:
@@ -60,15 +67,29 @@ def check_space(
     here = sum(plan.tensors[t.tensor].layout().file_nbytes for t in {*whole, *partial})
     needed = disk_needed(plan, payload, payload_nbytes) - here
     if staged:
-        sizes = sorted((p.layout().file_nbytes for p in plan.tensors if p.shards), reverse=True)
-        needed = sum(sizes[:16]) + _in_flight(plan)
+        needed = staging_needed(plan) + _in_flight(plan)
     elif payload == "keep":
         needed -= _allocated(directory.parent / "payload")
+    check_free(directory, needed, "fetch")
+
+
+def staging_needed(plan: HostPlan) -> int:
+    """Bytes of disk for the shards that wait on their way to a bucket."""
+    sizes = sorted((p.layout().file_nbytes for p in plan.tensors if p.shards), reverse=True)
+    return sum(sizes[:STAGED_SHARDS])
+
+
+def check_free(directory: Path, needed: int, doing: str) -> None:
+    """That a disk has so many bytes free.
+
+    Raises:
+        SpaceError: with the numbers.
+    """
     status = os.statvfs(directory)
     free = status.f_bavail * status.f_frsize
     if needed > free:
         raise SpaceError(
-            f"the fetch needs {needed:,} more bytes of disk at {directory}, {free:,} are free",
+            f"the {doing} needs {needed:,} more bytes of disk at {directory}, {free:,} are free",
             hint="choose a destination with more space, or fetch a share: --mesh and --host",
             needed=needed,
             free=free,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import fnmatch
 import os
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gdist import releases
 from gdist.core.extent import Extent
 from gdist.core.payload import Payload, PayloadFile
-from gdist.core.profile import FileArrays, name_tensors
+from gdist.core.profile import INDEX_SUFFIX, FileArrays, check_index, name_tensors
 from gdist.core.rules import Rules
 from gdist.core.source_manifest import ASSUMED_PIECE_LENGTH, SourceManifest
 from gdist.core.tensor import StoredTensor
@@ -58,6 +58,7 @@ class Survey:
     ignored: tuple[int, ...] = ()
     piece_length_assumed: bool = False
     notes: tuple[str, ...] = ()
+    foreign: Mapping[int, str | None] = field(default_factory=dict)  # kinds of assets on disk, where known
 
     @property
     def nbytes(self) -> int:
@@ -164,7 +165,8 @@ def survey_files(path: Path, options: SurveyOptions | None = None) -> Survey:
         CorruptError, FilesystemError: when a file contradicts itself or cannot be read.
     """
     asked = options or SurveyOptions()
-    found, files, assets, ignored, position = [], [], [], [], 0
+    found, files, ignored, position = [], [], [], 0
+    foreign: dict[int, str | None] = {}
     for number, (name, where) in enumerate(_files_below(path)):
         length = where.stat().st_size
         files.append(PayloadFile(name, position, length))
@@ -173,13 +175,16 @@ def survey_files(path: Path, options: SurveyOptions | None = None) -> Survey:
         elif (report := _scan(where)).arrays:
             found.append(FileArrays(name, position, report.arrays, report.format or ""))
         else:
-            assets.append(number)
+            foreign[number] = report.foreign
         position += length
     if not found:
         raise UnsupportedError(
             f"none of the {len(files)} files of {str(path)!r} holds a tensor gdist can read",
             hint="gdist reads safetensors and pickles of plain arrays",
         )
+    for number in foreign:
+        if files[number].path.endswith(INDEX_SUFFIX) and files[number].length:
+            check_index(_content(path if path.is_file() else path / files[number].path), found)
     naming = name_tensors(found, asked.profile)
     payload = Payload(tuple(files), ASSUMED_PIECE_LENGTH, position)
     return Survey(
@@ -190,10 +195,18 @@ def survey_files(path: Path, options: SurveyOptions | None = None) -> Survey:
         tensors=naming.tensors,
         rules=naming.rules,
         profile=naming.profile,
-        assets=tuple(assets),
+        assets=tuple(foreign),
         ignored=tuple(ignored),
         piece_length_assumed=True,
+        foreign=foreign,
     )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise translate(error, f"reading {path}") from error
 
 
 def _files_below(path: Path) -> Sequence[tuple[str, Path]]:

@@ -153,7 +153,7 @@ def _checker(store: str | os.PathLike[str], manifests: Manifests) -> _Checker:
         return partial(_check_local, root, threading.local())
     from gdist.stores.remote import RemoteReader  # TensorStore is imported for remote stores only
 
-    return partial(_check_remote, RemoteReader(kvstore_spec(store), manifests, verify=True))
+    return partial(_check_remote, RemoteReader([kvstore_spec(store)], manifests, verify=True))
 
 
 def _check_local(root: Path, worker: threading.local, task: _Task) -> tuple[int, list[Fault]]:

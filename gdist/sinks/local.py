@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gdist.core.journal import ShardRecord
@@ -19,6 +20,8 @@ from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.core.store_manifest import StoreManifest, manifest_name, store_manifest_to_json, tensor_attributes
 from gdist.errors import translate
 from gdist.sinks.parts import PartFiles
+
+SYNCERS = 8  # a file system makes several small syncs at once one
 
 
 class LocalSink:
@@ -84,10 +87,10 @@ class LocalSink:
         lowest = {self._final(task).parent for plan in self._plan.tensors for task in plan.shards}
         lowest |= {self._root / name for name in self._names}  # of tensors without a shard, too
         below = len(self._root.parts)
-        for directory in sorted({p for low in lowest for p in (low, *low.parents) if len(p.parts) >= below}):
-            _sync_directory(directory)
-        for tensor in self._plan.tensors:
-            sync_file(self._root / tensor.tensor.spec.name / "zarr.json")
+        directories = {p for low in lowest for p in (low, *low.parents) if len(p.parts) >= below}
+        with ThreadPoolExecutor(SYNCERS, "gdist-sync") as pool:
+            list(pool.map(_sync_directory, sorted(directories)))
+            list(pool.map(sync_file, [self._root / name / "zarr.json" for name in self._names]))
         for path, data in documents.items():
             self._write(path, data)
         self._write(manifest_name(manifest.host), store_manifest_to_json(manifest))

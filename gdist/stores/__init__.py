@@ -11,46 +11,58 @@ that names it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gdist.core.store_manifest import StoreTensor
+from gdist.errors import RequestError
 from gdist.kvstore import kvstore_spec, local_path
 from gdist.stores.local import LocalFiles, LocalReader
-from gdist.stores.manifests import Files, read_manifests
-from gdist.stores.store import LazyArray, Reader, Store
+from gdist.stores.manifests import Files, Manifests, read_manifests
+from gdist.stores.store import LazyArray, Store
+
+if TYPE_CHECKING:
+    from gdist.stores.remote import RemoteReader
 
 __all__ = ["LazyArray", "Store", "open"]
 
 
-def open(store: str | os.PathLike[str], *, verify: bool = True) -> Store:
+Address = str | os.PathLike[str]
+
+
+def open(store: Address | Sequence[Address], *, verify: bool = True) -> Store:
     """Opens a store: a directory, or a URL (`s3://`, `gs://`, `http(s)://`, `memory://`, `file://`).
 
     With `verify` the BLAKE3 digest of an inner chunk is compared when it is first touched. Where several
-    hosts' parts of a store lie together they are one store.
+    hosts' parts of a store lie together, or in several places which are all given, they are one store.
 
     Raises:
         RequestError: when there is no store, or the parts are of different jobs.
         CorruptError: when its manifest is damaged or cannot be true.
         TransferError: when a remote store does not answer.
     """
-    files = files_of(store)
-    manifests = read_manifests(files)
-    spec = kvstore_spec(store)
-    opener: Callable[[StoreTensor], Any] = partial(_tensorstore, spec)
-    root = local_path(store)
-    reader: Reader
-    if root is not None and manifests.joined.codec == "none":
-        reader = LocalReader(root, manifests, verify=verify)
-    else:
-        from gdist.stores.remote import RemoteReader  # TensorStore is imported for remote stores only
-
-        reader = RemoteReader(spec, manifests, verify=verify)
-    return Store(files.where, manifests, reader, opener)
+    places: Sequence[Address] = (store,) if isinstance(store, str | os.PathLike) else tuple(store)
+    if not places:
+        raise RequestError("no store was given", hint="give a directory or a URL, or several")
+    files = [files_of(place) for place in places]
+    manifests = read_manifests(*files)
+    opener: Callable[[StoreTensor], Any] = partial(_tensorstore, [kvstore_spec(place) for place in places])
+    reader = reader_of(places, manifests, verify=verify)
+    return Store(" and ".join(file.where for file in files), manifests, reader, opener)
 
 
-def files_of(store: str | os.PathLike[str]) -> Files:
+def reader_of(places: Sequence[Address], manifests: Manifests, *, verify: bool) -> LocalReader | RemoteReader:
+    """What reads the store whose parts lie in these places."""
+    roots = [root for place in places if (root := local_path(place)) is not None]
+    if len(roots) == len(places) and manifests.joined.codec == "none":
+        return LocalReader(roots, manifests, verify=verify)
+    from gdist.stores.remote import RemoteReader  # TensorStore is imported for remote stores only
+
+    return RemoteReader([kvstore_spec(place) for place in places], manifests, verify=verify)
+
+
+def files_of(store: Address) -> Files:
     """The small files of the store at an address."""
     root = local_path(store)
     if root is not None:
@@ -60,7 +72,12 @@ def files_of(store: str | os.PathLike[str]) -> Files:
     return RemoteFiles(os.fspath(store))
 
 
-def _tensorstore(spec: dict[str, object], tensor: StoreTensor) -> Any:
+def _tensorstore(specs: Sequence[dict[str, object]], tensor: StoreTensor) -> Any:
     from gdist.stores.remote import open_array  # as above
 
-    return open_array(spec, tensor)
+    if len(specs) > 1:
+        raise RequestError(
+            f"{tensor.name!r} lies in {len(specs)} places: that is no one TensorStore",
+            hint="put the hosts' directories together into one, or use read()",
+        )
+    return open_array(specs[0], tensor)

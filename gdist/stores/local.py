@@ -108,10 +108,10 @@ class Shard:
 
 
 class LocalReader:
-    """Reads boxes of tensors from the shard files of a directory; thread-safe."""
+    """Reads boxes of tensors from the shard files of one directory or several; thread-safe."""
 
-    def __init__(self, root: Path, manifests: Manifests, *, verify: bool):
-        self._root = root
+    def __init__(self, roots: Sequence[Path], manifests: Manifests, *, verify: bool):
+        self._roots = roots
         self._manifests = manifests
         self._verify = verify
         self._lock = threading.Lock()
@@ -132,11 +132,22 @@ class LocalReader:
                 shard = self._shards[key] = self._map(tensor, index)
             return shard
 
+    def forget(self, tensor: StoreTensor) -> None:
+        """Lets go of the maps of a tensor that is not needed any more; arrays over them keep theirs."""
+        with self._lock:
+            for index in tensor.shards:
+                self._shards.pop((tensor.name, index), None)
+
+    def path(self, tensor: StoreTensor, index: Index) -> Path:
+        """The file of a shard."""
+        root = self._roots[self._manifests.places.get((tensor.name, index), 0)]
+        return root / tensor.name / shard_key(index)
+
     def _map(self, tensor: StoreTensor, index: Index) -> Shard:
         if index not in tensor.shards:
             raise self._manifests.unlisted(tensor, index)
         layout = ShardLayout(tensor.grid, tensor.dtype.itemsize)
-        path = self._root / tensor.name / shard_key(index)
+        path = self.path(tensor, index)
         facts: dict[str, object] = {"tensor": tensor.name, "shard": index, "path": str(path)}
         hint = "fetch again: what is damaged is fetched anew"
         try:
@@ -151,7 +162,7 @@ class LocalReader:
                 message = f"shard {path} of {tensor.name!r} has {size} bytes, not {layout.file_nbytes}"
                 raise CorruptError(message, hint=hint, **facts)
             data = map_file(descriptor, size)
-            trusted = not self._verify and not _has_hole(descriptor, layout.data_nbytes)
+            trusted = not self._verify and not has_hole(descriptor, layout.data_nbytes)
         except OSError as error:
             raise unreadable(path, error) from error
         finally:
@@ -221,7 +232,7 @@ class LocalReader:
             self._sound.clear()
 
 
-def _has_hole(descriptor: int, length: int) -> bool:
+def has_hole(descriptor: int, length: int) -> bool:
     """True when some of the first `length` bytes were never written, as far as the file system knows."""
     try:
         return os.lseek(descriptor, 0, os.SEEK_HOLE) < length

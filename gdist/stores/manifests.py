@@ -7,8 +7,8 @@ until they were checked here.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Protocol
 
@@ -48,11 +48,16 @@ class Files(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Manifests:
-    """What a store says of itself: `joined` from the parts of hosts `present`, of `count` that wrote it."""
+    """What a store says of itself: `joined` from the parts of hosts `present`, of `count` that wrote it.
+
+    Where parts lie in several directories, `places` has the number of that of each shard which is not in the
+    first.
+    """
 
     joined: StoreManifest
     present: tuple[int, ...]
     count: int
+    places: Mapping[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
 
     @property
     def absent(self) -> tuple[int, ...]:
@@ -92,13 +97,27 @@ class Manifests:
         )
 
 
-def read_manifests(files: Files) -> Manifests:
-    """The manifest of a store, joined from its hosts' parts where there are several.
+def read_manifests(files: Files, *more: Files) -> Manifests:
+    """The manifest of a store, joined from its hosts' parts where there are several, in several places too.
 
     Raises:
         RequestError: when there is none, or the parts are of different jobs.
         CorruptError: when one is damaged or cannot be true.
     """
+    found = [_parts_of(place) for place in (files, *more)]
+    parts = [part for there in found for part in there]
+    counts = sorted({part.host.count for part in parts})
+    if len(counts) > 1:
+        where = " and ".join(place.where for place in (files, *more))
+        raise RequestError(
+            f"parts of jobs with {', '.join(map(str, counts))} hosts lie in {where}",
+            hint="join only directories that one job wrote",
+        )
+    present = tuple(sorted({part.host.index for part in parts}))
+    return Manifests(join_manifests(parts), present, counts[0], _places(found))
+
+
+def _parts_of(files: Files) -> list[StoreManifest]:
     names = files.manifests()
     if MANIFEST_NAME in names:
         names = [MANIFEST_NAME]
@@ -110,14 +129,17 @@ def read_manifests(files: Files) -> Manifests:
         if data is None:
             raise _no_store(files)
         parts.append(_parse(data, name, f"{files.where}/{name}"))
-    counts = {part.host.count for part in parts}
-    if len(counts) > 1:
-        raise RequestError(
-            f"{files.where} holds parts of jobs with {', '.join(map(str, sorted(counts)))} hosts",
-            hint="join only directories that one fetch wrote",
-        )
-    present = tuple(sorted(part.host.index for part in parts))
-    return Manifests(join_manifests(parts), present, counts.pop())
+    return parts
+
+
+def _places(found: Sequence[Iterable[StoreManifest]]) -> dict[tuple[str, tuple[int, ...]], int]:
+    """Where each shard lies that is not in the first place; the earlier where it is in several."""
+    places: dict[tuple[str, tuple[int, ...]], int] = {}
+    for number, parts in reversed(list(enumerate(found))):
+        for tensor in (tensor for part in parts for tensor in part.tensors):
+            for index in tensor.shards:
+                places[tensor.name, index] = number
+    return {key: number for key, number in places.items() if number}
 
 
 def _parse(data: bytes, name: str, where: str) -> StoreManifest:

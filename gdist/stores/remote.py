@@ -115,14 +115,20 @@ def open_array(root: dict[str, object], tensor: StoreTensor) -> Any:
     return array
 
 
+def _chunks_of(tensor: StoreTensor, box: Box) -> Iterator[Box]:
+    for index, _ in tiles_of(box, tensor.grid.chunk):
+        start = tuple(i * c for i, c in zip(index, tensor.grid.chunk, strict=True))
+        yield Box(start, tuple(a + c for a, c in zip(start, tensor.grid.chunk, strict=True)))
+
+
 class RemoteReader:
     """Reads boxes of tensors through TensorStore; thread-safe."""
 
-    def __init__(self, root: dict[str, object], manifests: Manifests, *, verify: bool):
-        self._root = root
+    def __init__(self, roots: Sequence[dict[str, object]], manifests: Manifests, *, verify: bool):
+        self._roots = roots
         self._manifests = manifests
         self._verify = verify
-        self._arrays: dict[str, Any] = {}
+        self._arrays: dict[tuple[str, int], Any] = {}
 
     def check(self, requests: Iterable[tuple[StoreTensor, Box]], workers: int = 1) -> None:
         """That the manifests list every shard that meets the boxes; bytes are checked as they are read.
@@ -145,10 +151,12 @@ class RemoteReader:
         """Copies a box into `out`; with digests chunk by chunk, a few on the way at once."""
         self.check([(tensor, box)])
         if not self._verify:
-            try:
-                ts.array(out).write(self._array(tensor)[box.slices()]).result()
-            except Exception as error:
-                raise translate(error, f"reading {tensor.name!r}") from error
+            for part in self._parts(tensor, box):
+                target = ts.array(out)[part.relative_to(box.start).slices()]
+                try:
+                    target.write(self._array(tensor, part)[part.slices()]).result()
+                except Exception as error:
+                    raise translate(error, f"reading {tensor.name!r}") from error
             return
         for chunk, data, fault in self.chunks(tensor, box):
             raise_faults([fault] if fault else [])
@@ -156,15 +164,24 @@ class RemoteReader:
             assert common is not None, f"chunk {chunk} of {tensor.name!r} is not in box {box}"
             out[common.relative_to(box.start).slices()] = data[common.relative_to(chunk.start).slices()]
 
+    def _parts(self, tensor: StoreTensor, box: Box) -> Iterator[Box]:
+        """The box itself, or, where a store lies in several places, its parts by shard."""
+        if len(self._roots) == 1:
+            yield box
+        else:
+            yield from (part for _, part in tiles_of(box, tensor.grid.shard))
+
     def chunks(self, tensor: StoreTensor, box: Box) -> Iterator[tuple[Box, Array, GdistError | None]]:
         """Every inner chunk that meets a box, whole, and what is wrong with it."""
-        array = self._array(tensor)
-        grid = tensor.grid
+        return self.fetch(tensor, _chunks_of(tensor, box))
+
+    def fetch(
+        self, tensor: StoreTensor, chunks: Iterable[Box]
+    ) -> Iterator[tuple[Box, Array, GdistError | None]]:
+        """These inner chunks, in order, and what is wrong with each."""
         waiting: deque[tuple[Box, Any]] = deque()
-        for index, _ in tiles_of(box, grid.chunk):
-            start = tuple(i * c for i, c in zip(index, grid.chunk, strict=True))
-            chunk = Box(start, tuple(a + c for a, c in zip(start, grid.chunk, strict=True)))
-            waiting.append((chunk, array[chunk.slices()].read()))
+        for chunk in chunks:
+            waiting.append((chunk, self._array(tensor, chunk)[chunk.slices()].read()))
             if len(waiting) >= WINDOW:
                 yield self._arrived(tensor, *waiting.popleft())
         while waiting:
@@ -185,10 +202,14 @@ class RemoteReader:
             return chunk, data, ChunkFault(tensor, shard, within, f"{tensor.name}/{shard_key(shard)}").error()
         return chunk, data, None
 
-    def _array(self, tensor: StoreTensor) -> Any:
-        array = self._arrays.get(tensor.name)
+    def _array(self, tensor: StoreTensor, box: Box) -> Any:
+        """The array that has a box which lies in one shard, or any box where there is one place."""
+        shard = tuple(a // s for a, s in zip(box.start, tensor.grid.shard, strict=True))
+        place = self._manifests.places.get((tensor.name, shard), 0)
+        array = self._arrays.get((tensor.name, place))
         if array is None:
-            array = self._arrays.setdefault(tensor.name, open_array(self._root, tensor))
+            array = open_array(self._roots[place], tensor)
+            self._arrays[tensor.name, place] = array
         return array
 
     def close(self) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -22,9 +21,7 @@ from gdist.cli.options import (
 )
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
-
-if TYPE_CHECKING:
-    from gdist.core.store_manifest import StoreManifest
+from gdist.cli.words import kept_nbytes
 
 
 @click.command()
@@ -61,14 +58,9 @@ def fetch(source: str, dest: str | None, output: Output, **values: Any) -> None:
             "path": done.path,
             "already": done.already,
             "nbytes": done.manifest.nbytes,
-            "kept_nbytes": _kept(done.manifest),
+            "kept_nbytes": kept_nbytes(done.manifest),
             "tensors": len(done.manifest.tensors),
             "info_hash": done.manifest.source.info_hash,
             "seconds": done.seconds,
         },
     )
-
-
-def _kept(manifest: StoreManifest) -> int:
-    """Bytes of tensors in the shards of this host."""
-    return sum(len(t.shards) * prod(t.grid.shard) * t.dtype.itemsize for t in manifest.tensors)
