@@ -89,7 +89,7 @@ def move_once(role: str, directory: Path, mesh: str, memory: str) -> dict[str, f
         checkpointer, structs = ocp.StandardCheckpointer(), structs_on(store, mesh)
     elif role == "gdist":
         import gdist.run.reshard
-        import gdist.stores.local  # noqa: F401
+        import gdist.stores.local
     peak = PeakMemory()
     peak.sample()
     peak.start()
@@ -168,7 +168,9 @@ def report(move: str, nbytes: int, results: dict[str, list[dict[str, float]]], m
     most = max(run["anon"] for run in results["gdist"]) * 2**20 / 1e6
     bound = parse_bytes(memory) / 1e6 + GOAL_EXTRA_MB
     print(f"throughput x{of_cp:.2f} of cp (goal {GOAL_CP}), x{of_orbax:.1f} of Orbax (goal {GOAL_ORBAX:.0f})")
-    print(f"peak memory {most:.0f} MB (goal {bound:.0f}), Orbax {medians['orbax']['anon'] * 2**20 / 1e6:.0f} MB")
+    print(
+        f"peak memory {most:.0f} MB (goal {bound:.0f}), Orbax {medians['orbax']['anon'] * 2**20 / 1e6:.0f} MB"
+    )
     profile = {k: v for k, v in results["gdist"][-1].items() if k not in medians["gdist"]}
     print("seconds of the last gdist run, summed over threads: ", end="")
     print(", ".join(f"{name} {seconds:.2f}" for name, seconds in profile.items()))

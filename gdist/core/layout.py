@@ -76,7 +76,7 @@ class ShardLayout:
         return Extent(ordinal * self._pitch + runs[0].start * self.itemsize, runs[0].length * self.itemsize)
 
     def whole_chunk(self, box: Box) -> Extent | None:
-        """Where an inner chunk lies of which this is the box, bytes included, or None when it is not just one."""
+        """Where the inner chunk lies whose box of bytes this is; None when it is not just one chunk's."""
         chunk = self.grid.chunk
         if box.shape[:-1] != chunk or any(a % c for a, c in zip(box.start, chunk, strict=False)):
             return None

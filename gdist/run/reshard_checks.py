@@ -17,7 +17,7 @@ from gdist.stores import files_of
 MAX_WORKERS = 4
 MOST_UNIT_BYTES = 256 * 2**20  # more only keeps the workers from sharing the work evenly
 MOST_WRITE_BYTES = 16 * 2**20  # an inner chunk
-LEAST_WRITE_BYTES = 2**20
+LEAST_WRITE_BYTES = 2**16  # less only makes more of them
 COPIES = 3  # of a chunk that TensorStore decodes: as stored, decoded, and ours
 NAMED = 8  # tensors in the sentence of an error
 
@@ -31,7 +31,7 @@ def share_memory(plan: HostPlan, grains: Sequence[Grain], memory: int, *, maps: 
     Raises:
         RequestError: naming all tensors whose chunks cannot be held at all.
     """
-    workers = max(1, min(MAX_WORKERS, os.cpu_count() or 1, memory // (4 * LEAST_WRITE_BYTES)))
+    workers = max(1, min(MAX_WORKERS, os.cpu_count() or 1, memory // (4 * 2**20)))
     write = max(LEAST_WRITE_BYTES, min(MOST_WRITE_BYTES, memory // (4 * workers)))
     if maps:
         return Share(min(memory // workers, MOST_UNIT_BYTES), write, workers)

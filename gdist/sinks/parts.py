@@ -256,9 +256,9 @@ def _write(descriptor: int, layout: ShardLayout, target: Box, block: Bytes) -> d
     """Writes a box; gives the digests of the inner chunks that it holds whole, by their offsets."""
     chunk = layout.whole_chunk(target)
     if chunk is not None:
-        flat = np.ascontiguousarray(block).reshape(-1)
-        _pwrite(descriptor, flat.data, chunk.start)
-        return {chunk.start: blake3(flat.data).hexdigest()}
+        values = np.ascontiguousarray(block).reshape(-1)
+        _pwrite(descriptor, values.data, chunk.start)
+        return {chunk.start: blake3(values.data).hexdigest()}
     digests = {}
     chunk_shape = (*layout.grid.chunk, layout.itemsize)
     for part, local, offset in layout.targets(target):

@@ -18,6 +18,7 @@ SPEAKING = {"json", "quiet", "verbose"}
 NOT_LIBRARY = {
     "fetch": set(),
     "plan": set(),
+    "reshard": set(),
     "inspect": {"pattern", "files"},
     "make-torrent": {"target", "force"},
 }

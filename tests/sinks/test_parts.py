@@ -19,7 +19,7 @@ from gdist.core.extent import Extent
 from gdist.core.layout import ShardLayout
 from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.payload import Payload, PayloadFile
-from gdist.core.placer import Placer
+from gdist.core.placer import Placement, Placer
 from gdist.core.plan import HostPlan, ShardTask, plan_host
 from gdist.core.rules import Rules, parse_rules
 from gdist.core.tensor import Order, Part, StoredTensor, TensorSpec
@@ -98,6 +98,23 @@ def test_columns_land_where_they_belong(
     digest = blake3(np.ascontiguousarray(array[task.box.slices()]).tobytes()).hexdigest()
     assert files.seal(task) == (digest,)
     files.close()
+
+
+def test_a_chunk_placed_whole_is_digested_as_it_was_given(tmp_path: Path) -> None:
+    plan, array, content = one_tensor((64, 16), shard_bytes=2**20, piece_length=2**20)
+    (task,) = plan.tensors[0].shards
+    files = PartFiles(tmp_path, plan)
+    box = Box((0, 0, 0), (64, 16, array.shape[-1]))
+    whole = Placement(task, Extent(3, array.size), box.shape, box, box, Order.C)
+    files.place([whole], memoryview(content))
+    flat = files.path(task).read_bytes()
+    files.path(task).write_bytes(bytes(len(flat)))  # what a disk may do to it shows against the digest
+    assert files.seal(task) == (blake3(array.tobytes()).hexdigest(),)
+    files.close()
+    again = PartFiles(tmp_path, plan)
+    assert again.present([task]) == {task}
+    assert again.seal(task) == (blake3(bytes(array.size)).hexdigest(),), "what was there before is read"
+    again.close()
 
 
 def open_files() -> int:
@@ -243,7 +260,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_parts import one_tensor
-from gdist.core.placer import Placer
+from gdist.core.placer import Placement, Placer
 from gdist.sinks.parts import PartFiles
 plan, array, content = one_tensor((64, 64), piece_length=1000)
 files, placer = PartFiles(Path({str(tmp_path)!r}), plan), Placer(plan)

@@ -275,6 +275,24 @@ def test_hosts_parts_in_one_directory_are_one_store(tmp_path: Path) -> None:
         assert_equal(store, sample())
 
 
+def test_hosts_parts_in_several_directories_are_one_store(tmp_path: Path) -> None:
+    roots = hosts_apart(tmp_path, 4)
+    with gdist.open(roots[::-1]) as store:
+        assert store.absent_hosts == ()
+        assert_equal(store, sample())
+        with pytest.raises(RequestError, match="lies in 4 places"):
+            store["layer.0.w"].tensorstore()
+    with gdist.open([str(roots[0]), roots[2], roots[0]]) as store:
+        assert store.absent_hosts == (1, 3)
+        with pytest.raises(RequestError, match="written by host 1 of 4"):
+            store["layer.0.w"][:]
+    (roots[3] / "layer.0.w/c/3/0").unlink()
+    with gdist.open(roots) as store, pytest.raises(CorruptError, match="host3"):
+        store["layer.0.w"][:]
+    with pytest.raises(RequestError, match="no store was given"):
+        gdist.open([])
+
+
 def test_parts_of_different_jobs_are_refused(tmp_path: Path) -> None:
     write_store(tmp_path / "s", sample(), mesh="4x2", host=HostGroup(0, 2))
     write_store(tmp_path / "s", sample(), mesh="8", host=HostGroup(1, 4))
