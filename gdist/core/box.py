@@ -71,6 +71,10 @@ class Box:
         """What indexes an array to give this box."""
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
+    def slices_from(self, origin: Sequence[int]) -> tuple[slice, ...]:
+        """What indexes an array that starts at `origin` to give this box."""
+        return tuple(slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, origin, strict=True))
+
     def with_bytes(self, itemsize: int) -> Box:
         """The box in the array seen as bytes: one more, last, dimension of length `itemsize`."""
         return Box((*self.start, 0), (*self.stop, itemsize))

@@ -138,6 +138,9 @@ def writes_of(plan: HostPlan, unit: Unit, limit: int) -> Iterator[tuple[ShardTas
         common = task.box.intersect(unit.box)
         assert common is not None, f"shard {task} is not in unit {unit.box}"
         for _, part in tiles_of(common, tensor.grid.chunk):
+            if part.size * itemsize <= limit:
+                yield task, part
+                continue
             block = row_block(part.shape, itemsize, limit)
             for _, local in tiles_of(Box.whole(part.shape), block):
                 yield task, local.shift(part.start)
@@ -145,9 +148,9 @@ def writes_of(plan: HostPlan, unit: Unit, limit: int) -> Iterator[tuple[ShardTas
 
 def placement_of(task: ShardTask, box: Box, itemsize: int) -> Placement:
     """That bytes which are just this box, in C order, go where it lies in the shard."""
+    shape = (*box.shape, itemsize)
     inside = box.relative_to(task.box.start).with_bytes(itemsize)
-    whole = Box.whole(inside.shape)
-    return Placement(task, Extent(0, whole.size), whole.shape, whole, inside, Order.C)
+    return Placement(task, Extent(0, prod(shape)), shape, Box.whole(shape), inside, Order.C)
 
 
 class Ledger:

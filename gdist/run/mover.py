@@ -150,7 +150,7 @@ class Mover:
             buffer = self._buffers.buffer = np.empty(max(nbytes, self._share.write), np.uint8)
         whole = buffer[:nbytes].view(raw(itemsize)).reshape(box.shape)
         for part, values in (first, *parts):
-            whole[part.relative_to(box.start).slices()] = values
+            whole[part.slices_from(box.start)] = values
         return buffer[:nbytes]
 
     def _settle(self, unit: Unit, nbytes: int) -> None:

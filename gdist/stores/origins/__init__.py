@@ -110,4 +110,4 @@ class Chunks:
         """The parts of the box that lie in each chunk."""
         for index, part in tiles_of(box, self._chunk):
             origin = tuple(i * c for i, c in zip(index, self._chunk, strict=True))
-            yield part, self._arrays[index][part.relative_to(origin).slices()]
+            yield part, self._arrays[index][part.slices_from(origin)]

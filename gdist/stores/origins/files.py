@@ -167,7 +167,7 @@ class _Mapped:
         for whole, view in self._views:
             common = whole.intersect(box)
             if common:
-                yield common, view[common.relative_to(whole.start).slices()]
+                yield common, view[common.slices_from(whole.start)]
 
 
 def _shape(tensor: StoredTensor) -> list[object]:
