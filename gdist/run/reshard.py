@@ -121,8 +121,9 @@ def reshard(
         run = _Reshard(origin, rules, where, asked, tell, timing, stop or threading.Event())
         manifest, already = run.run()
     tell(Finished(text, manifest.nbytes, timing.elapsed, already, timing.table()))
-    cost = Cost(0, 0, 0) if already else run.cost
-    return ReshardResult(text, manifest, already, timing.elapsed, timing.table(), cost.nbytes, cost.beyond)
+    return ReshardResult(
+        text, manifest, already, timing.elapsed, timing.table(), run.cost.nbytes, run.cost.beyond
+    )
 
 
 def open_sink(dest: Destination, plan: HostPlan, codec: str, *, staged: bool) -> Sink:
@@ -171,25 +172,21 @@ class _Reshard:
 
     def run(self) -> tuple[StoreManifest, bool]:
         """The manifest of the complete store, and whether it was complete before."""
-        done = finished(self._dest, self._plan, self._options.codec, self._origin.contents.steps)
+        job = (self._dest, self._plan, self._options.codec, self._origin.contents.steps)
+        done = finished(*job)
         if done and not (lost := lost_shards(self._dest, done)):
             clean(self._dest)  # of what a run left that was killed after its last line
             return done, True
         if done:
-            self._observe(
-                Note(
-                    f"{len(lost)} shards of the complete store are missing or cut short: they are made again"
-                )
-            )
+            text = f"{len(lost)} shards of the complete store are missing or cut short: they are made again"
+            self._observe(Note(text))
         else:
             check_empty(self._dest)
-        check_neighbours(self._dest, self._plan, self._options.codec, self._origin.contents.steps)
+        check_neighbours(*job)
         self._origin.check((task.tensor, task.box) for p in self._plan.tensors for task in p.shards)
         lock = Lock(self._dest.work / "lock", self._dest.text)
         try:
-            done = finished(
-                self._dest, self._plan, self._options.codec, self._origin.contents.steps
-            )  # by the one that held the lock a moment ago
+            done = finished(*job)  # by the one that held the lock a moment ago
             if done and not lost_shards(self._dest, done):
                 clean(self._dest)
                 return done, True
