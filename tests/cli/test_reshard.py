@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gdist.cli import words
+from gdist.cli import main, words
 from gdist.cli.live import LiveView
 from gdist.cli.plain import PlainLines
 from gdist.core.mesh import HostGroup
@@ -64,27 +64,27 @@ def test_json_lines_end_with_the_result(tmp_path: Path) -> None:
     assert result["info_hash"] == "ab" * 20
 
 
-def test_errors_have_their_codes(tmp_path: Path) -> None:
+def test_errors_have_their_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_store(tmp_path / "a", sample(), rules=RULES, mesh="1x2")
-    first = gdist("reshard", tmp_path / "a", tmp_path / "b", "--mesh", "2x2")
-    assert first.returncode == 0
-    cases = {
-        ("a", "a"): 2,
-        ("none", "c"): 2,
-        ("a", "c", "--mesh", "3x5"): 2,
-        ("a",): 2,
-        ("a", "b", "--mesh", "4x2"): 15,
-    }
-    for (*paths,), code in cases.items():
-        arguments = [tmp_path / word if word.isalpha() else word for word in paths]
-        done = gdist("reshard", *arguments)
-        assert (done.returncode, done.stdout) == (code, ""), done.stderr
-        assert done.stderr.splitlines()[-1].startswith("hint: "), done.stderr
+    assert main(["reshard", f"{tmp_path}/a", f"{tmp_path}/b", "--mesh", "2x2", "-q"]) == 0
+    capsys.readouterr()
+    cases = (
+        (("a", "a"), 2),
+        (("none", "c"), 2),
+        (("a", "c", "--mesh", "3x5"), 2),
+        (("a",), 2),
+        (("a", "b", "--mesh", "4x2"), 15),
+    )
+    for words_given, code in cases:
+        paths = [f"{tmp_path}/{word}" if word.isalpha() else word for word in words_given]
+        assert main(["reshard", *paths, "-q"]) == code, words_given
+        out, err = capsys.readouterr()
+        assert out == "" and err.splitlines()[-1].startswith("hint: "), words_given
     damaged = tmp_path / "a/1.w/c/0/0"
-    damaged.write_bytes(b"\0" * damaged.stat().st_size)
-    done = gdist("reshard", tmp_path / "a", tmp_path / "c", "--mesh", "2x2", "--json")
-    error = json.loads(done.stdout.splitlines()[-1])
-    assert (done.returncode, error["event"], error["code"], error["retry"]) == (12, "error", 12, False)
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    assert main(["reshard", f"{tmp_path}/a", f"{tmp_path}/c", "--mesh", "2x2", "--json"]) == 12
+    error = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (error["event"], error["code"], error["retry"]) == ("error", 12, False)
     assert error["facts"]["tensor"] == "1.w"
 
 
