@@ -22,6 +22,9 @@ from gdist.errors import CorruptError, RequestError
 
 FORMAT = 1
 MANIFEST_NAME = "gdist.json"
+PLANNED_NAME = (
+    "planned.json"  # beside the journal of an unfinished fetch: the manifest, as yet without shards
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from gdist.core.magnet import InfoHash, parse_magnet
 from gdist.core.orbax import COMMIT_MARKER
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask, plan_host
-from gdist.core.store_manifest import StoreManifest
+from gdist.core.store_manifest import PLANNED_NAME, StoreManifest, store_manifest_to_json
 from gdist.errors import InterruptedRun, RequestError, ResumeError, translate
 from gdist.events import Finished, Note, Observer, Planned, Stage, StageStarted
 from gdist.kvstore import kvstore_spec
@@ -260,6 +260,8 @@ class _Fetch:
             )
             assets = self._assets_there(progress)
             records = _records(plan, done, progress)
+            planned = store_manifest(source, catalogue, plan, None, {}, options)
+            write_atomically(self._dest.work / PLANNED_NAME, store_manifest_to_json(planned))
             self._enter(Stage.FETCH)
             self._coordinate(plan, source, sink, placer, catalogue, journal, records, assets)
             self._enter(Stage.FINISH)

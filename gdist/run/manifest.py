@@ -19,11 +19,14 @@ def store_manifest(
     source: TorrentSource,
     catalogue: Catalogue,
     plan: HostPlan,
-    records: Mapping[ShardTask, tuple[str, ...]],
+    records: Mapping[ShardTask, tuple[str, ...]] | None,
     assets: Mapping[str, tuple[int, str]],
     options: FetchOptions,
 ) -> StoreManifest:
-    """What was written: `records` are the chunk digests of every shard, `assets` length and digest."""
+    """What was written: `records` are the chunk digests of every shard, `assets` length and digest.
+
+    Without `records` it is what will be written: all tensors and their grids, no shards.
+    """
     payload = catalogue.payload
     origin = StoreSource(
         info_hash_v1=source.info_hash.v1_hex,
@@ -47,9 +50,9 @@ def store_manifest(
     )
 
 
-def _store_tensor(plan: TensorPlan, records: Mapping[ShardTask, tuple[str, ...]]) -> StoreTensor:
+def _store_tensor(plan: TensorPlan, records: Mapping[ShardTask, tuple[str, ...]] | None) -> StoreTensor:
     spec = plan.tensor.spec
-    shards = {task.index: records[task] for task in plan.shards}
+    shards = {} if records is None else {task.index: records[task] for task in plan.shards}
     return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, plan.tensor.quantisation, shards)
 
 
