@@ -625,3 +625,12 @@ def test_the_window_moves_over_the_order_to_its_end(
         priorities.update(window.finished([gone]))
     assert dict(window.want([100], [], had)) == {100: FIRST}
     assert dict(window.want([], [], had)) == {100: UNWANTED}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "piece_length", "first"),
+    [(30, 1 << 14, 16), (1600, 1 << 14, 100), (1 << 20, 1 << 14, 1 << 14), (20_000, 1 << 24, 16)],
+)
+def test_the_window_is_a_small_part_of_what_is_wanted(pieces: int, piece_length: int, first: int) -> None:
+    priorities = Window(piece_length).want(range(pieces), (), ())
+    assert sum(value == FIRST for _, value in priorities) == first

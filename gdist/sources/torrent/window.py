@@ -2,8 +2,8 @@
 
 libtorrent has eight priorities: 7 comes before all others whatever its rarity, below that rarity counts
 too, 0 is not wanted. Giving every wanted piece its place would make all hosts of a swarm fetch the same
-pieces at the same time, so only the next `WINDOW_BYTES` of the order get 7; within them, and for all the
-rest, libtorrent picks what is rare.
+pieces at the same time, so only the next `WINDOW_BYTES` of the order get 7, of a small download the next
+sixteenth; within them, and for all the rest, libtorrent picks what is rare.
 
     had   had  |-- window: 7 --|------ rest: 1 ------|  not wanted: 0
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 WINDOW_BYTES = 256 << 20
+WINDOW_SHARE = 16  # of what is wanted, at most one in so many: small models have first layers too
 MIN_WINDOW_PIECES = 16  # so that torrents of very large pieces do not wait for one peer at a time
 
 FIRST, REST, UNWANTED = 7, 1, 0
@@ -22,7 +23,8 @@ class Window:
     """The order that is wanted and the part of it that is urgent now; methods return priorities to change."""
 
     def __init__(self, piece_length: int) -> None:
-        self._capacity = max(WINDOW_BYTES // piece_length, MIN_WINDOW_PIECES)
+        self._most = WINDOW_BYTES // piece_length
+        self._capacity = 0
         self._priorities: dict[int, int] = {}  # of wanted pieces that are not had yet
         self._waiting: Iterator[int] = iter(())
         self._inside: set[int] = set()
@@ -37,6 +39,7 @@ class Window:
     ) -> tuple[tuple[int, int], ...]:
         """Replaces what is wanted; `urgent` comes before `ordered`, what is had is left out."""
         row = tuple(dict.fromkeys(piece for piece in (*urgent, *ordered) if piece not in had))
+        self._capacity = max(min(self._most, len(row) // WINDOW_SHARE), MIN_WINDOW_PIECES)
         inside = row[: max(self._capacity, len(urgent))]
         before, self._priorities = self._priorities, dict.fromkeys(row, REST) | dict.fromkeys(inside, FIRST)
         self._inside, self._waiting = set(inside), iter(row[len(inside) :])
