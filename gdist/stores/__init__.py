@@ -18,7 +18,7 @@ from typing import Any
 from gdist.core.store_manifest import StoreTensor
 from gdist.kvstore import kvstore_spec, local_path
 from gdist.stores.local import LocalFiles, LocalReader
-from gdist.stores.manifests import Files, read_manifests
+from gdist.stores.manifests import Files, Manifests, read_manifests
 from gdist.stores.store import LazyArray, Reader, Store
 
 __all__ = ["LazyArray", "Store", "open"]
@@ -35,8 +35,11 @@ def open(store: str | os.PathLike[str], *, verify: bool = True) -> Store:
         CorruptError: when its manifest is damaged or cannot be true.
         TransferError: when a remote store does not answer.
     """
-    files = files_of(store)
-    manifests = read_manifests(files)
+    return open_as(store, read_manifests(files_of(store)), verify=verify)
+
+
+def open_as(store: str | os.PathLike[str], manifests: Manifests, *, verify: bool) -> Store:
+    """Opens a store by these manifests, whatever it says of itself."""
     spec = kvstore_spec(store)
     opener: Callable[[StoreTensor], Any] = partial(_tensorstore, spec)
     root = local_path(store)
@@ -47,7 +50,8 @@ def open(store: str | os.PathLike[str], *, verify: bool = True) -> Store:
         from gdist.stores.remote import RemoteReader  # TensorStore is imported for remote stores only
 
         reader = RemoteReader(spec, manifests, verify=verify)
-    return Store(files.where, manifests, reader, opener)
+    where = os.fspath(store).rstrip("/") if root is None else str(root)
+    return Store(where, manifests, reader, opener)
 
 
 def files_of(store: str | os.PathLike[str]) -> Files:

@@ -130,12 +130,7 @@ class RemoteReader:
         Raises:
             RequestError: when another host has some of them.
         """
-        faults: dict[tuple[str, tuple[int, ...]], GdistError] = {}
-        for tensor, box in requests:
-            for index, _ in tiles_of(box, tensor.grid.shard):
-                if index not in tensor.shards:
-                    faults[tensor.name, index] = self._manifests.unlisted(tensor, index)
-        raise_faults(list(faults.values()))
+        self._manifests.check_listed(requests)
 
     def view(self, tensor: StoreTensor, box: Box) -> Array | None:
         """Never: what is remote has to be copied."""
