@@ -17,12 +17,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fetch": "gdist.api",
+    "fetching": "gdist.api",
     "inspect": "gdist.api",
     "plan": "gdist.api",
     "make_torrent": "gdist.api",
     "verify": "gdist.run.verify",
     "open": "gdist.stores",
     "load": "gdist.loader",
+    "stream": "gdist.loader",
     "QuantizedWeight8bit": "gdist.loader",
 }
 
@@ -30,11 +32,13 @@ __all__ = [
     "QuantizedWeight8bit",
     "__version__",
     "fetch",
+    "fetching",
     "inspect",
     "load",
     "make_torrent",
     "open",
     "plan",
+    "stream",
     "verify",
 ]
 

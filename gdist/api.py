@@ -12,21 +12,24 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from gdist.core.magnet import parse_peer
 from gdist.core.mesh import HostGroup, Mesh, parse_host, parse_mesh
 from gdist.core.profiles import PROFILES
 from gdist.core.rules import Rules, parse_rules
 from gdist.core.units import parse_bytes, parse_rate, parse_seconds
-from gdist.errors import RequestError, translate
+from gdist.errors import GdistError, RequestError, translate
 from gdist.events import Observer
 
 if TYPE_CHECKING:
     from gdist.run.fetch import FetchResult
     from gdist.run.inspect import Inspection
+    from gdist.run.job import FetchJob
     from gdist.run.plan import PlanReport
     from gdist.run.survey import SurveyOptions
     from gdist.sources.torrent import TorrentOptions, Version
@@ -103,6 +106,40 @@ def fetch(
         torrent=torrent_options(**swarm),
     )
     return run(source, dest, options, observe=observe, stop=stop)
+
+
+@contextmanager
+def fetching(
+    source: str,
+    dest: str | os.PathLike[str],
+    *,
+    stop: threading.Event | None = None,
+    **options: Any,  # Any: those of `fetch`, which knows their types
+) -> Iterator[FetchJob]:
+    """Runs `fetch` on a thread while a `with` block runs, and gives the job, which `stream` follows.
+
+        with gdist.fetching("magnet:?...", "/data/model") as job:
+            for path, array in gdist.stream(job):
+                ...
+
+    The job's `result()` waits for the store, and gives what `fetch` gives or raises what it raises. A fetch
+    that is not done when the block is left is stopped, its progress on disk. `observe` gets events on the
+    fetch's thread.
+
+    Raises:
+        GdistError: on leaving the block, what ended the fetch, unless the block itself has failed.
+    """
+    from gdist.run.job import FetchJob
+
+    ended = stop or threading.Event()
+    job = FetchJob(os.fspath(dest), partial(fetch, source, dest, stop=ended, **options), ended)
+    try:
+        yield job
+    except BaseException:
+        with suppress(GdistError):  # the block's error is the one to tell
+            job.stop()
+        raise
+    job.stop()
 
 
 def inspect(
