@@ -64,7 +64,9 @@ def bits(array: Any) -> bytes:
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("gdist")]
+    """Those of streams and of fetches beside them; other tests have seeders of their own."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith(("gdist-stream", "gdist-fetch"))]
 
 
 # --- complete stores --------------------------------------------------------------------------------------
@@ -86,6 +88,14 @@ def test_a_complete_store_comes_in_order(where: str, tmp_path: Path) -> None:
         assert (arrays[name].shape, arrays[name].dtype) == (array.shape, array.dtype)
         assert bits(arrays[name]) == array.tobytes(), name
     assert threads() == []
+
+
+def test_devices_with_memory_of_their_own_are_fed_likewise(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = gdist.stream  # imports the module, whose name the function has
+    monkeypatch.setattr(sys.modules["gdist.loader.stream"], "_on_cpu", lambda array: False)
+    assert [path for path, _ in stream(root)] == PATHS
 
 
 def test_half_of_a_pair_has_its_own_name(tmp_path: Path) -> None:
