@@ -112,8 +112,6 @@ def fetch(
 def fetching(
     source: str,
     dest: str | os.PathLike[str],
-    *,
-    stop: threading.Event | None = None,
     **options: Any,  # Any: those of `fetch`, which knows their types
 ) -> Iterator[FetchJob]:
     """Runs `fetch` on a thread while a `with` block runs, and gives the job, which `stream` follows.
@@ -122,17 +120,17 @@ def fetching(
             for path, array in gdist.stream(job):
                 ...
 
-    The job's `result()` waits for the store, and gives what `fetch` gives or raises what it raises. A fetch
-    that is not done when the block is left is stopped, its progress on disk. `observe` gets events on the
-    fetch's thread.
+    `options` are the other arguments of `fetch`, but for `stop`. The job's `result()` waits for the store,
+    and gives what `fetch` gives or raises what it raises. A fetch that is not done when the block is left is
+    stopped, its progress on disk. `observe` gets events on the fetch's thread.
 
     Raises:
         GdistError: on leaving the block, what ended the fetch, unless the block itself has failed.
     """
     from gdist.run.job import FetchJob
 
-    ended = stop or threading.Event()
-    job = FetchJob(os.fspath(dest), partial(fetch, source, dest, stop=ended, **options), ended)
+    stop = threading.Event()
+    job = FetchJob(os.fspath(dest), partial(fetch, source, dest, stop=stop, **options), stop)
     try:
         yield job
     except BaseException:
