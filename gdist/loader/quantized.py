@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 @jax.tree_util.register_dataclass
@@ -25,3 +26,18 @@ class QuantizedWeight8bit:
         """Shape of the weight."""
         shape: tuple[int, ...] = self.weight.shape
         return shape
+
+
+def dequantize(weight: jax.Array, scales: jax.Array, dtype: Any) -> jax.Array:
+    """`weight * scales`, calculated in float32 (float64 for such scales) and rounded once to `dtype`.
+
+    Along any dimension the scales have as many entries as the weight, or a divisor of that many: entry g
+    belongs to the g-th of that many equal runs. Goes through `jax.jit`.
+    """
+    runs: list[int] = []  # each dimension of the weight as (groups, rows of a group)
+    for size, groups in zip(weight.shape, scales.shape, strict=True):
+        runs += [groups, size // groups if groups else 1]
+    pairs = [size for groups in scales.shape for size in (groups, 1)]
+    wide = jnp.promote_types(scales.dtype, jnp.float32)
+    value = weight.reshape(runs).astype(wide) * scales.reshape(pairs).astype(wide)
+    return value.astype(dtype).reshape(weight.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import jax
 import numpy as np
@@ -23,7 +24,8 @@ RulesLike = Rules | Mapping[str, object] | None
 def device_mesh(mesh: MeshLike, manifest: StoreManifest) -> jax.sharding.Mesh:
     """A JAX mesh: the one given, or made of the first devices in the order of `jax.devices()`.
 
-    Without one it is the store's own where there are as many devices, else one device with the store's axes.
+    Without one it is the store's own where there are as many devices, else, where there is only this process,
+    one device with the store's axes.
 
     Raises:
         RequestError: when there are fewer devices than the mesh asked for.
@@ -33,7 +35,7 @@ def device_mesh(mesh: MeshLike, manifest: StoreManifest) -> jax.sharding.Mesh:
     devices = jax.devices()
     if mesh is None:
         wanted = manifest.mesh
-        if wanted.devices > len(devices):
+        if wanted.devices > len(devices) and jax.process_count() == 1:
             devices = jax.local_devices()[:1]
             wanted = Mesh(tuple((name, 1) for name, _ in wanted.axes))
     else:
@@ -56,7 +58,7 @@ def shardings_on(
     Raises:
         RequestError: naming every tensor without a rule, and every one that the mesh does not divide.
     """
-    named = Mesh(tuple((str(name), int(size)) for name, size in mesh.shape.items()))
+    named = _named(mesh)
     tensors = tuple(tensors)
     if rules is None:
         specs = _specs_of_store(named, tensors)
@@ -91,6 +93,32 @@ def _specs_of_store(mesh: Mesh, tensors: Iterable[StoreTensor]) -> tuple[Partiti
     return tuple(specs)
 
 
+def scales_sharding(sharding: Sharding, scales: StoreTensor) -> Sharding:
+    """The sharding of the scales that go with a weight of some sharding, so that each device has its groups.
+
+    Raises:
+        RequestError: when nothing is known of how the sharding would cut another shape.
+    """
+    if not isinstance(sharding, NamedSharding):
+        if sharding.is_fully_replicated:
+            return sharding
+        raise RequestError(
+            f"scales of {scales.name!r} cannot be cut as {type(sharding).__name__} cuts the weight",
+            hint="give the leaf a jax.sharding.NamedSharding",
+        )
+    mesh = _named(sharding.mesh)
+    dims = (None if d is None else (d,) if isinstance(d, str) else d for d in sharding.spec)
+    spec = spec_for_tensor(
+        mesh, Rules((), (Rule("", PartitionSpec(tuple(d or () for d in dims))),)), _stored(scales)
+    )
+    assert spec is not None, "the empty pattern matches every name"
+    return NamedSharding(sharding.mesh, _jax_spec(spec))
+
+
+def _named(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Mesh:
+    return Mesh(tuple((str(name), int(size)) for name, size in mesh.shape.items()))
+
+
 def _stored(tensor: StoreTensor) -> StoredTensor:
     """The tensor in the terms that rules are written in; where its bytes lie is of no matter there."""
     spec = TensorSpec(tensor.name, tensor.shape, tensor.dtype)
@@ -116,5 +144,48 @@ def local_boxes(sharding: Sharding, shape: tuple[int, ...]) -> set[Box]:
     Raises:
         ValueError: JAX's own, when the sharding does not fit the shape.
     """
-    indices = sharding.addressable_devices_indices_map(shape).values()
-    return {box_of(index, shape) for index in indices}
+    return set(devices_by_box(sharding, shape, local=True))
+
+
+@lru_cache(1024)  # many tensors share shape and sharding
+def devices_by_box(
+    sharding: Sharding, shape: tuple[int, ...], *, local: bool
+) -> Mapping[Box, tuple[jax.Device, ...]]:
+    """Every box of a sharding, or every one that this process holds, and the devices that hold it.
+
+    Raises:
+        ValueError: JAX's own, when the sharding does not fit the shape.
+    """
+    indices = sharding.addressable_devices_indices_map if local else sharding.devices_indices_map
+    found: dict[Box, list[jax.Device]] = {}
+    for device, index in indices(shape).items():
+        found.setdefault(box_of(index, shape), []).append(device)
+    return {box: tuple(devices) for box, devices in found.items()}
+
+
+def devices_of(sharding: Sharding) -> tuple[jax.Device, ...]:
+    """All devices of a sharding, in the order of its mesh where it has one."""
+    if isinstance(sharding, NamedSharding):
+        return tuple(sharding.mesh.devices.flat)
+    devices: Iterable[jax.Device] = sharding.device_set
+    return tuple(sorted(devices, key=lambda device: device.id))
+
+
+def platform_of(sharding: Sharding) -> str:
+    """`cpu`, `gpu` or `tpu`."""
+    platform: str = devices_of(sharding)[0].platform
+    return platform
+
+
+def is_on_device(sharding: Sharding) -> bool:
+    """True when it means the devices' own memory, not the host's."""
+    if sharding.memory_kind is None:
+        return True
+    return bool(sharding.memory_kind == devices_of(sharding)[0].default_memory().kind)
+
+
+def on_device(sharding: Sharding) -> Sharding:
+    """The same cut, in the devices' own memory."""
+    if is_on_device(sharding):
+        return sharding
+    return sharding.with_memory_kind(devices_of(sharding)[0].default_memory().kind)

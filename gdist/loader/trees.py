@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding, Sharding
 
 from gdist.core.store_manifest import StoreTensor
 from gdist.errors import RequestError
@@ -64,6 +65,45 @@ def nested(tensors: Iterable[StoreTensor], arrays: Mapping[str, jax.Array]) -> d
             tensors=tuple(faults),
         )
     return tree
+
+
+def placed_target(target: Any, mesh: object) -> Any:
+    """The target with every sharding on devices: an abstract one, as `jax.eval_shape` gives it on a mesh with
+    Explicit axes, is put on `mesh`.
+
+    Raises:
+        RequestError: naming the leaves whose shardings are on no devices, or that are no arrays.
+    """
+    faults = []
+    struct: Callable[..., Any] = jax.ShapeDtypeStruct  # JAX leaves it untyped
+
+    def placed(path: Any, leaf: Any) -> Any:
+        where = jax.tree_util.keystr(path, simple=True, separator=".")
+        sharding = getattr(leaf, "sharding", None)
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            faults.append(f"{where!r} is a {type(leaf).__name__}, which has no shape and dtype")
+        elif isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
+            if sharding.mesh.empty:
+                return struct(leaf.shape, leaf.dtype)
+            if isinstance(mesh, jax.sharding.Mesh) and mesh.shape == sharding.mesh.shape:
+                return struct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, sharding.spec))
+            faults.append(f"{where!r} is on an abstract mesh of {_axes(sharding.mesh)}")
+        elif sharding is not None and not isinstance(sharding, Sharding):
+            faults.append(f"{where!r} has a {type(sharding).__name__} for a sharding")
+        return leaf
+
+    found = jax.tree_util.tree_map_with_path(placed, target)
+    if faults:
+        raise RequestError(
+            f"target has {len(faults)} leaves that cannot be filled: {_list(faults)}",
+            hint="leaves are jax.ShapeDtypeStruct or arrays; abstract meshes need mesh= with the same axes",
+            faults=tuple(faults),
+        )
+    return found
+
+
+def _axes(mesh: AbstractMesh) -> str:
+    return ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
 
 
 def match_target(
