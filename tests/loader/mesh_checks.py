@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import gdist
@@ -131,6 +131,117 @@ def arrays_outlive_the_store_and_maps_go_with_them(directory: Path) -> None:
     del tree
     gc.collect()  # JAX lets go of host memory when Python collects
     assert not any(str(directory) in path for *_, path in mapped_files())
+
+
+@check
+def copies_outlive_the_store_too(directory: Path) -> None:
+    odd = {"odd": np.arange(8 * 21, dtype=np.float32).reshape(8, 21), "row": np.arange(24, dtype=np.int8)}
+    write_store(directory / "s", {**sample(), **odd}, quantised=PAIR)  # one slab: most boxes start anywhere
+    rules = {"rules": [["odd|row", [["data", "model"]]], *RULES["rules"]]}
+    options: tuple[dict[str, Any], ...] = (
+        {},
+        {"staging": "ring"},
+        {"staging": "pinned"},
+        {"staging": "ring", "memory": 4096},
+        {"staging": "pinned", "memory": 5000},
+    )
+    trees = [gdist.load(directory / "s", mesh="2x4", rules=rules, **some) for some in options]
+    shutil.rmtree(directory / "s")
+    gc.collect()
+    for tree in trees:
+        found = leaves(tree)
+        for name, array in {**sample(), **odd}.items():
+            for shard in found[name].addressable_shards:
+                assert np.asarray(shard.data).tobytes() == array[shard.index].tobytes(), (name, shard.index)
+
+
+@check
+def large_slabs_pass_a_small_window_in_parts(directory: Path) -> None:
+    rng = np.random.default_rng(3)
+    kinds = (np.float32, np.bool_, ml_dtypes.int4, ml_dtypes.float8_e5m2, np.complex64, np.int16)
+    arrays: dict[str, Array] = {}
+    for number, kind in enumerate(kinds):
+        arrays[f"t{number}"] = rng.integers(0, 2, (16, 8, 10)).astype(kind)
+    nan = np.array([0x7F800001, 0xFFC12345, 0x80000000], np.uint32).view(np.float32)
+    arrays["t0"][0, 0, :3] = nan  # a signalling NaN, a payload, a negative zero
+    write_store(directory / "s", arrays, mesh="2x1", rules={"rules": [[".*", ["data"]]]})
+    for mesh in ("1x1", "2x2"):
+        tree = gdist.load(directory / "s", mesh=mesh, staging="ring", memory=100)
+        for name, array in arrays.items():
+            for shard in tree[name].addressable_shards:
+                assert np.asarray(shard.data).tobytes() == array[shard.index].tobytes(), (name, shard.index)
+
+
+@check
+def types_are_cast_and_pairs_dequantised_the_same_everywhere(directory: Path) -> None:
+    rng = np.random.default_rng(4)
+    arrays: dict[str, Array] = {
+        "norm": rng.standard_normal(64).astype(np.float32),
+        "step": np.array(3, np.int32),
+    }
+    quantised, expected = {}, {"norm": arrays["norm"].astype(ml_dtypes.bfloat16), "step": arrays["step"]}
+    for groups in (1, 2, 8, 64):
+        name = f"w{groups}"
+        arrays[f"{name}.weight"] = rng.integers(-128, 127, (2, 64, 64)).astype(np.int8)
+        arrays[f"{name}.scales"] = rng.standard_normal((2, groups, 64)).astype(np.float32)
+        for role in ("weight", "scales"):
+            quantised[f"{name}.{role}"] = Quantisation(name, role, groups, 1)
+        value = np.repeat(arrays[f"{name}.scales"], 64 // groups, axis=1) * arrays[f"{name}.weight"]
+        expected[name] = value.astype(ml_dtypes.bfloat16)
+    rules = {"rules": [["w1", [None, None, ["data", "model"]]], ["w", [None, "data", "model"]], [".*", []]]}
+    write_store(directory / "s", arrays, mesh="8x8", rules=rules, quantised=quantised)
+    for sizes in ((1, 1), (1, 8), (8, 1), (2, 4), (8, 8), (4, 16)):
+        explicit = jax.make_mesh(sizes, ("data", "model"), devices=jax.devices()[: int(np.prod(sizes))])
+        for mesh in (mesh_of(*sizes), explicit):
+            tree = gdist.load(directory / "s", mesh=mesh, dtype="bfloat16")
+            assert tree.keys() == expected.keys()
+            for name, array in expected.items():
+                assert (tree[name].dtype, tree[name].sharding.mesh) == (array.dtype, mesh), name
+                assert np.asarray(tree[name]).tobytes() == array.tobytes(), (name, sizes)
+
+    wanted = NamedSharding(mesh_of(4, 4), P(None, ("model", "data")))
+    target = {
+        "w8": jax.ShapeDtypeStruct((2, 64, 64), np.float32, sharding=wanted),
+        "w2": jax.ShapeDtypeStruct((2, 64, 64), np.float32, sharding=SingleDeviceSharding(jax.devices()[5])),
+    }
+    tree = gdist.load(directory / "s", target=target, select="w8|w2", dtype=np.float32)
+    assert tree["w8"].sharding == wanted and tree["w2"].devices() == {jax.devices()[5]}
+    for name in tree:
+        assert np.asarray(tree[name]).astype(ml_dtypes.bfloat16).tobytes() == expected[name].tobytes(), name
+
+
+@check
+def any_sharding_of_a_target_will_do(directory: Path) -> None:
+    write_store(directory / "s", sample(), mesh="8x8", rules=RULES, quantised=PAIR)
+    explicit, auto = jax.make_mesh((8, 8), ("data", "model")), mesh_of(8, 8)
+    shardings = (
+        NamedSharding(explicit, P("data", "model")),
+        NamedSharding(auto, P(("model", "data"))),
+        NamedSharding(auto, P("model"), memory_kind="pinned_host"),
+        SingleDeviceSharding(jax.devices()[63]),
+    )
+    for sharding in shardings:
+        for options in ({}, {"staging": "ring"}, {"staging": "pinned"}, {"dtype": "float32"}):
+            kind = np.float32 if options.get("dtype") else ml_dtypes.bfloat16
+            target = {"attn": {"q": jax.ShapeDtypeStruct((64, 128), kind, sharding=sharding)}}
+            q = gdist.load(directory / "s", target=target, select="attn", **options)["attn"]["q"]
+            assert q.sharding == sharding and q.dtype == kind, (sharding, options)
+            assert np.asarray(q).tobytes() == sample()["attn.q"].astype(kind).tobytes(), (sharding, options)
+    with jax.set_mesh(explicit):
+        abstract = {"norm": jax.eval_shape(lambda: jax.numpy.ones(40))}
+    assert isinstance(abstract["norm"].sharding.mesh, jax.sharding.AbstractMesh)
+    norm = gdist.load(directory / "s", target=abstract, select="norm", mesh=explicit)["norm"]
+    assert norm.sharding.mesh == explicit
+    for target, text in (
+        (abstract, "'norm' is on an abstract mesh of data=8, model=8"),
+        ({"norm": 3.0}, "'norm' is a float, which has no shape"),
+    ):
+        try:
+            gdist.load(directory / "s", target=target, select="norm")
+        except RequestError as error:
+            assert text in error.message, error
+        else:
+            raise AssertionError(text)
 
 
 @check
