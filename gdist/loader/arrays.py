@@ -18,7 +18,7 @@ import numpy as np
 
 from gdist.core.box import Box
 from gdist.core.layout import CACHE_LINE
-from gdist.loader.shardings import box_of, devices_by_box
+from gdist.loader.shardings import boxes_by_index, devices_by_box, index_key
 from gdist.stores import LazyArray
 from gdist.stores.buffers import Array, Bytes, aligned_empty
 
@@ -132,15 +132,12 @@ def row_parts(box: Box, itemsize: int, limit: int) -> Iterator[Box]:
 
 def assembled(tensor: LazyArray, sharding: jax.sharding.Sharding, slabs: Mapping[Box, Array]) -> jax.Array:
     """A `jax.Array` of which `slabs` are the boxes that this process's devices hold."""
-    asked: dict[tuple[tuple[int | None, int | None], ...], Array] = {}
+    boxes = boxes_by_index(sharding, tensor.shape)
 
     def slab(index: tuple[slice, ...] | None) -> Array:
-        if not sharding.addressable_devices:  # JAX asks once even so (0.10), and gives the answer to nobody
+        if not boxes:  # JAX asks once even so (0.10), and gives the answer to nobody
             return np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape)
-        key = tuple((piece.start, piece.stop) for piece in index or ())
-        if key not in asked:  # JAX asks once for every device, replicas included
-            asked[key] = slabs[box_of(index, tensor.shape)]
-        return asked[key]
+        return slabs[boxes[index_key(index)]]  # JAX asks for every device, replicas included
 
     # A process without a shard of the array has nothing to take the type from.
     return jax.make_array_from_callback(tensor.shape, sharding, slab, dtype=tensor.dtype)

@@ -138,6 +138,20 @@ def box_of(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Box:
     return Box(tuple(r[0] for r in ranges), tuple(r[1] for r in ranges))
 
 
+def index_key(index: tuple[slice, ...] | None) -> tuple[tuple[int | None, int | None], ...]:
+    """What JAX calls the index of a device, as a key: slices have none before Python 3.12."""
+    return tuple((piece.start, piece.stop) for piece in index or ())
+
+
+@lru_cache(1024)  # many tensors share shape and sharding
+def boxes_by_index(
+    sharding: Sharding, shape: tuple[int, ...]
+) -> Mapping[tuple[tuple[int | None, int | None], ...], Box]:
+    """The boxes that this process's devices hold, by the keys of their indexes."""
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    return {index_key(index): box_of(index, shape) for index in indices}
+
+
 def local_boxes(sharding: Sharding, shape: tuple[int, ...]) -> set[Box]:
     """The distinct boxes that this process's devices hold.
 
@@ -147,7 +161,7 @@ def local_boxes(sharding: Sharding, shape: tuple[int, ...]) -> set[Box]:
     return set(devices_by_box(sharding, shape, local=True))
 
 
-@lru_cache(1024)  # many tensors share shape and sharding
+@lru_cache(1024)
 def devices_by_box(
     sharding: Sharding, shape: tuple[int, ...], *, local: bool
 ) -> Mapping[Box, tuple[jax.Device, ...]]:
