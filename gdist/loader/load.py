@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
 import jax
-from jax.sharding import Sharding
 
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.units import parse_bytes
@@ -25,10 +24,10 @@ from gdist.loader.arrays import Mapped
 from gdist.loader.broadcast import Shared
 from gdist.loader.cast import finisher, given, parse_dtype
 from gdist.loader.pipeline import Job, Pipeline, Source
-from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, devices_of, shardings_on
+from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, devices_of, is_abstract
 from gdist.loader.staging import Staged, Staging, staging_on
 from gdist.loader.team import Team
-from gdist.loader.trees import Rename, placed_target
+from gdist.loader.trees import Rename
 from gdist.loader.wanted import Shares, Wanted, described, needed, shares_of, wanted_of
 from gdist.stores import Store
 from gdist.stores import open as open_store
@@ -91,7 +90,6 @@ def load(
         TransferError: when a remote store does not answer.
     """
     limit, as_type = parse_bytes(memory, "memory"), parse_dtype(dtype)
-    target = placed_target(target, mesh)
     team, told = (
         Team(_devices(mesh, target)),
         {"another release": "", "other tensors, shardings or options": ""},
@@ -104,10 +102,10 @@ def load(
             tensors = _selected(source.manifest.tensors, select)
             _refuse_wide(tensors)
 
-            def placed(unplaced: Iterable[StoreTensor]) -> Mapping[str, Sharding]:
-                return shardings_on(device_mesh(mesh, source.manifest), unplaced, rules)
+            def on_mesh() -> jax.sharding.Mesh:
+                return device_mesh(mesh, source.manifest)
 
-            wanted, build = wanted_of(given(tensors, as_type), placed, target, rename)
+            wanted, build = wanted_of(given(tensors, as_type), on_mesh, rules, target, rename)
             shares = shares_of(wanted) if broadcast else {}
             source.check(needed(wanted, shares))
             jobs = [_job(source, leaf, shares, staging) for leaf in wanted]
@@ -134,8 +132,9 @@ def _job(store: Store, leaf: Wanted, shares: Shares, staging: Staging) -> Job:
 def _devices(mesh: MeshLike, target: Any) -> list[jax.Device]:
     """The devices that a load is about, as far as its arguments say; they are the same on every process."""
     shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(target)]
-    devices = [device for sharding in shardings if sharding is not None for device in devices_of(sharding)]
-    if target is None or None in shardings:
+    placed = [sharding for sharding in shardings if sharding is not None and not is_abstract(sharding)]
+    devices = [device for sharding in placed for device in devices_of(sharding)]
+    if target is None or len(placed) < len(shardings):
         devices += mesh.devices.flat if isinstance(mesh, jax.sharding.Mesh) else jax.devices()
     return devices
 

@@ -26,7 +26,7 @@ from gdist.loader.bits import Run, is_movable
 from gdist.stores import LazyArray
 from gdist.stores.buffers import Array, Bytes, aligned_empty
 
-UNDERWAY = 8  # arrays without a place in the ring that are waited for: casts on the devices
+UNDERWAY = 4  # arrays without a place in the ring that are waited for: casts on the devices
 
 
 class Source(Protocol):

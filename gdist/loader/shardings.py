@@ -177,6 +177,11 @@ def devices_by_box(
     return {box: tuple(devices) for box, devices in found.items()}
 
 
+def is_abstract(sharding: Sharding) -> bool:
+    """True for a sharding on an abstract mesh, as `jax.eval_shape` gives it: one without devices."""
+    return isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.AbstractMesh)
+
+
 def devices_of(sharding: Sharding) -> tuple[jax.Device, ...]:
     """All devices of a sharding, in the order of its mesh where it has one."""
     if isinstance(sharding, NamedSharding):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, NamedSharding, Sharding
+from jax.sharding import AbstractMesh, NamedSharding
 
 from gdist.core.store_manifest import StoreTensor
 from gdist.errors import RequestError
@@ -67,45 +68,6 @@ def nested(tensors: Iterable[StoreTensor], arrays: Mapping[str, jax.Array]) -> d
     return tree
 
 
-def placed_target(target: Any, mesh: object) -> Any:
-    """The target with every sharding on devices: an abstract one, as `jax.eval_shape` gives it on a mesh with
-    Explicit axes, is put on `mesh`.
-
-    Raises:
-        RequestError: naming the leaves whose shardings are on no devices, or that are no arrays.
-    """
-    faults = []
-    struct: Callable[..., Any] = jax.ShapeDtypeStruct  # JAX leaves it untyped
-
-    def placed(path: Any, leaf: Any) -> Any:
-        where = jax.tree_util.keystr(path, simple=True, separator=".")
-        sharding = getattr(leaf, "sharding", None)
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            faults.append(f"{where!r} is a {type(leaf).__name__}, which has no shape and dtype")
-        elif isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
-            if sharding.mesh.empty:
-                return struct(leaf.shape, leaf.dtype)
-            if isinstance(mesh, jax.sharding.Mesh) and mesh.shape == sharding.mesh.shape:
-                return struct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, sharding.spec))
-            faults.append(f"{where!r} is on an abstract mesh of {_axes(sharding.mesh)}")
-        elif sharding is not None and not isinstance(sharding, Sharding):
-            faults.append(f"{where!r} has a {type(sharding).__name__} for a sharding")
-        return leaf
-
-    found = jax.tree_util.tree_map_with_path(placed, target)
-    if faults:
-        raise RequestError(
-            f"target has {len(faults)} leaves that cannot be filled: {_list(faults)}",
-            hint="leaves are jax.ShapeDtypeStruct or arrays; abstract meshes need mesh= with the same axes",
-            faults=tuple(faults),
-        )
-    return found
-
-
-def _axes(mesh: AbstractMesh) -> str:
-    return ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-
-
 def match_target(
     target: Any, tensors: Iterable[StoreTensor], rename: Rename | None
 ) -> tuple[list[Leaf], jax.tree_util.PyTreeDef]:
@@ -158,6 +120,39 @@ def _renamed(path: str, rename: Rename | None) -> str:
     if rename is None:
         return path
     return rename.get(path, path) if isinstance(rename, Mapping) else rename(path)
+
+
+def lay_on(mesh: Callable[[], jax.sharding.Mesh], leaves: Iterable[Leaf]) -> list[Leaf]:
+    """The leaves, with devices for those whose sharding is on an abstract mesh: the devices of `mesh()`.
+
+    Such shardings come from `jax.eval_shape` under `jax.set_mesh` with explicit axes, and from
+    `flax.nnx.eval_shape`. The others stay as they are.
+
+    Raises:
+        RequestError: naming all leaves whose abstract mesh has other axes than `mesh()`.
+    """
+    mesh = cache(mesh)
+    laid, faults = [], []
+    for leaf in leaves:
+        sharding = leaf.sharding
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
+            if mesh().shape == sharding.mesh.shape:
+                kind = sharding.memory_kind
+                leaf = replace(leaf, sharding=NamedSharding(mesh(), sharding.spec, memory_kind=kind))
+            else:
+                faults.append(f"{leaf.path} on {_axes(sharding.mesh)}")
+        laid.append(leaf)
+    if faults:
+        raise RequestError(
+            f"the target shards {len(faults)} leaves on another mesh than {_axes(mesh())}: {_list(faults)}",
+            hint="their mesh is abstract; mesh= gives it devices: the jax.sharding.Mesh it was taken from",
+            faults=tuple(faults),
+        )
+    return laid
+
+
+def _axes(mesh: jax.sharding.Mesh | AbstractMesh) -> str:
+    return ",".join(f"{name}={size}" for name, size in mesh.shape.items())
 
 
 def _list(names: list[str]) -> str:

@@ -16,12 +16,14 @@ from gdist.errors import RequestError
 from gdist.loader.broadcast import Readers
 from gdist.loader.cast import Given
 from gdist.loader.shardings import (
+    RulesLike,
     devices_of,
     local_boxes,
     on_device,
     scales_sharding,
+    shardings_on,
 )
-from gdist.loader.trees import Rename, match_target, nested
+from gdist.loader.trees import Rename, lay_on, match_target, nested
 from gdist.stores.buffers import numpy_dtype
 
 Shares = Mapping[tuple[str, Sharding], Mapping[Box, int]]  # tensor and sharding: who reads each box for all
@@ -42,13 +44,17 @@ class Wanted:
 
 def wanted_of(
     tensors: Sequence[Given],
-    placed: Callable[[Iterable[StoreTensor]], Mapping[str, Sharding]],
+    mesh: Callable[[], jax.sharding.Mesh],
+    rules: RulesLike,
     target: Any,
     rename: Rename | None,
 ) -> tuple[list[Wanted], Callable[[list[jax.Array]], Any]]:
     """What is to be loaded, leaf by leaf, and what makes the result of their arrays.
 
-    `placed` gives the shardings of tensors for which the target has none.
+    `mesh` and `rules` are for the tensors of which the target does not say where they go.
+
+    Raises:
+        RequestError: for a target that disagrees with the tensors, and shardings that do not fit them.
     """
     by_name = {tensor.tensor.name: tensor for tensor in tensors}
     seen = [tensor.tensor for tensor in tensors]
@@ -59,22 +65,22 @@ def wanted_of(
             return nested(seen, dict(zip(by_name, arrays, strict=True)))
     else:
         matched, treedef = match_target(target, seen, rename)
-        leaves = [(by_name[leaf.tensor.name], leaf.sharding) for leaf in matched]
+        leaves = [(by_name[leaf.tensor.name], leaf.sharding) for leaf in lay_on(mesh, matched)]
 
         def build(arrays: list[jax.Array]) -> Any:
             return jax.tree_util.tree_unflatten(treedef, arrays)
 
     unplaced = {part.name: part for tensor, sharding in leaves if sharding is None for part in tensor.stored}
-    found = placed(unplaced.values()) if unplaced else {}
+    found = shardings_on(mesh(), unplaced.values(), rules) if unplaced else {}
     wanted = []
     for tensor, sharding in leaves:
         if sharding is None:
-            shardings = tuple(found[part.name] for part in tensor.stored)
-            wanted.append(Wanted(tensor, shardings[0], shardings))
-            continue
-        first = on_device(sharding) if tensor.is_changed else sharding  # what is calculated with is there
-        shardings = (first, *(scales_sharding(first, part) for part in tensor.stored[1:]))
-        wanted.append(Wanted(tensor, sharding, shardings))
+            parts = [found[part.name] for part in tensor.stored]
+            wanted.append(Wanted(tensor, parts[0], tuple(parts)))
+        else:
+            first = on_device(sharding) if tensor.is_changed else sharding  # what is calculated with is there
+            scales = [scales_sharding(first, part) for part in tensor.stored[1:]]
+            wanted.append(Wanted(tensor, sharding, (first, *scales)))
     return wanted, build
 
 
