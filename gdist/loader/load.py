@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from gdist.loader.arrays import Mapped
 from gdist.loader.broadcast import Shared
 from gdist.loader.cast import finisher, given, parse_dtype
 from gdist.loader.pipeline import Job, Pipeline, Source
-from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, devices_of, is_abstract
+from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, devices_of, is_abstract, local_device
 from gdist.loader.staging import Staged, Staging, staging_on
 from gdist.loader.team import Team
 from gdist.loader.trees import Rename
@@ -90,15 +90,12 @@ def load(
         TransferError: when a remote store does not answer.
     """
     limit, as_type = parse_bytes(memory, "memory"), parse_dtype(dtype)
-    team, told = (
-        Team(_devices(mesh, target)),
-        {"another release": "", "other tensors, shardings or options": ""},
-    )
+    team = Team(_devices(mesh, target))
+    told = {"another release": "", "other tensors, shardings or options": ""}
     with ExitStack() as stack:
         with team.together(told):
-            source = (
-                store if isinstance(store, Store) else stack.enter_context(open_store(store, verify=verify))
-            )
+            opened = nullcontext(store) if isinstance(store, Store) else open_store(store, verify=verify)
+            source = stack.enter_context(opened)
             tensors = _selected(source.manifest.tensors, select)
             _refuse_wide(tensors)
 
@@ -121,7 +118,7 @@ def _job(store: Store, leaf: Wanted, shares: Shares, staging: Staging) -> Job:
     sources: list[Source] = []
     for part, sharding in leaf.parts():
         tensor, share = store[part.name], shares.get((part.name, sharding))
-        way = staging_on(devices_of(sharding)[0], staging)
+        way = staging_on(local_device(sharding), staging)
         if share:
             sources.append(Shared(tensor, sharding, share))
         else:

@@ -26,7 +26,7 @@ from gdist.loader.bits import Run, is_movable
 from gdist.stores import LazyArray
 from gdist.stores.buffers import Array, Bytes, aligned_empty
 
-UNDERWAY = 4  # arrays without a place in the ring that are waited for: casts on the devices
+UNDERWAY = 4  # leaves on their way to devices at once: what they take there besides themselves is not much
 
 
 class Source(Protocol):
@@ -37,7 +37,7 @@ class Source(Protocol):
     shared: bool  # landing is a collective, to which every process has to come
 
     def boxes(self) -> Sequence[Box]:
-        """What has to be read."""
+        """What has to be read; never fails where the tensor is shared."""
         ...
 
     def land(self, slabs: Mapping[Box, Array]) -> jax.Array:
@@ -61,6 +61,11 @@ class Job:
         """What it takes of the ring."""
         return sum(source.nbytes for source in self.sources)
 
+    @property
+    def is_awaited(self) -> bool:
+        """True when devices calculate for it, and hold other arrays while they do."""
+        return self.finish is not None or any(source.shared for source in self.sources)
+
 
 @dataclass(slots=True)
 class _Reading:
@@ -76,7 +81,7 @@ class Pipeline:
     """
 
     def __init__(self, memory: int, workers: int, *, patient: bool):
-        self._memory = memory
+        self._memory = max(memory, CACHE_LINE)  # which holds an element of any type
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="gdist-load")
         self._patient = patient
         self._fault: Exception | None = None
@@ -105,16 +110,18 @@ class Pipeline:
 
     def _start(self, job: Job) -> None:
         memory = None
+        while job.is_awaited and len(self._reading) >= UNDERWAY:
+            self._retire()
         while job.nbytes and (memory := self._ring.take(job.nbytes)) is None:
             self._retire()
         begun = _Reading(job, [], [])
         self._reading.append(begun)
         for source in job.sources:
-            boxes, dtype = self._attempt(source.boxes) or (), source.tensor.dtype
+            boxes = source.boxes() if source.shared else self._attempt(source.boxes) or ()
             part = None
             if source.nbytes and memory is not None:
                 part, memory = memory[: source.nbytes], memory[source.nbytes :]
-            slabs = carve(part, boxes, dtype)
+            slabs = carve(part, boxes, source.tensor.dtype)
             begun.slabs.append(slabs)
             for box, out in slabs.items():
                 begun.reads += self._submit(self._attempt(reads_of, source.tensor, box, out) or ())
@@ -156,9 +163,9 @@ class Pipeline:
     def _finish(self, job: Job, arrays: Sequence[jax.Array | None], *, of_ring: bool) -> None:
         result = self._attempt(job.finish, *arrays) if job.finish else arrays[0]
         self._results.append(result)
-        if of_ring or job.finish:
+        if of_ring or job.is_awaited:
             self._flying.append((arrays if result is None else result, of_ring))
-        while len(self._flying) > UNDERWAY and not self._flying[0][1]:
+        while len(self._flying) > UNDERWAY:
             self._retire()
 
     def _retire(self) -> None:

@@ -190,21 +190,21 @@ def devices_of(sharding: Sharding) -> tuple[jax.Device, ...]:
     return tuple(sorted(devices, key=lambda device: device.id))
 
 
-def platform_of(sharding: Sharding) -> str:
-    """`cpu`, `gpu` or `tpu`."""
-    platform: str = devices_of(sharding)[0].platform
-    return platform
+def local_device(sharding: Sharding) -> jax.Device:
+    """A device of this process, of the sharding's where it has one here: devices of a kind are alike."""
+    mine = [device for device in devices_of(sharding) if device.process_index == jax.process_index()]
+    return (mine or jax.local_devices())[0]
 
 
 def is_on_device(sharding: Sharding) -> bool:
     """True when it means the devices' own memory, not the host's."""
     if sharding.memory_kind is None:
         return True
-    return bool(sharding.memory_kind == devices_of(sharding)[0].default_memory().kind)
+    return bool(sharding.memory_kind == local_device(sharding).default_memory().kind)
 
 
 def on_device(sharding: Sharding) -> Sharding:
     """The same cut, in the devices' own memory."""
     if is_on_device(sharding):
         return sharding
-    return sharding.with_memory_kind(devices_of(sharding)[0].default_memory().kind)
+    return sharding.with_memory_kind(local_device(sharding).default_memory().kind)

@@ -12,7 +12,7 @@ from gdist.core.box import Box
 from gdist.errors import RequestError
 from gdist.loader.arrays import assembled, spanned
 from gdist.loader.bits import Run, jitted_from_words, words_in_parts
-from gdist.loader.shardings import devices_by_box, on_device, platform_of
+from gdist.loader.shardings import devices_by_box, local_device, on_device
 from gdist.stores import LazyArray
 from gdist.stores.buffers import Array, Bytes
 
@@ -38,15 +38,14 @@ class Staged:
 
     def land(self, slabs: Mapping[Box, Array]) -> jax.Array:
         """The array; the memory of `slabs` is free when it is ready."""
-        first = self._sharding.with_memory_kind(PINNED) if self._pinned else self._sharding
-        array = assembled(self.tensor, first, slabs)
-        if not self._devices:
-            return assembled(self.tensor, self._sharding, {})
-        if self._pinned:
-            array = jax.device_put(array, self._sharding)
-        return (
-            jnp.copy(array) if platform_of(self._sharding) == "cpu" else array
-        )  # CPU keeps what it is given
+        if not self._devices or not self._pinned:
+            array = assembled(self.tensor, self._sharding, slabs)
+        else:
+            pinned = assembled(self.tensor, self._sharding.with_memory_kind(PINNED), slabs)
+            array = jax.device_put(pinned, self._sharding)
+        if self._devices and local_device(self._sharding).platform == "cpu":  # which keeps what it is given
+            return jnp.copy(array)
+        return array
 
     def land_in_parts(self, memory: Bytes, run: Run) -> jax.Array:
         """The array, put together on its devices; the memory, which may be too small for it, is free then."""
