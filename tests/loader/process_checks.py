@@ -205,14 +205,15 @@ def what_is_common_is_read_once(root: Path, index: int, count: int) -> None:
             assert_bits(tree, {name: array for name, array in sample().items() if re.search(select, name)})
         return np.asarray(multihost_utils.process_allgather(np.array(counting.nbytes)))
 
-    some = "^(?!wave)" if count == 2 else "both|rows|columns|moe|norm|nibble"  # each type costs a compilation
+    some = "^(?!wave)" if count == 2 else "both|rows|columns|norm|nibble"  # each type costs a compilation
     once = sum(array.nbytes for name, array in sample().items() if re.search(some, name))
     each = read(some, broadcast=True)
     assert each.sum() == once and (each > 0).all(), (each, once)
     assert read(some).sum() > once
     assert read("wave", broadcast=True).sum() == count * sample()["wave"].nbytes  # complex: not summed
-    few = "both|columns|step"  # the second is larger than this memory
-    assert read(few, broadcast=True, memory=100).sum() == read(few, broadcast=True).sum()
+    if count == 2:
+        few = "both|columns|step"  # the second is larger than this memory
+        assert read(few, broadcast=True, memory=100).sum() == read(few, broadcast=True).sum()
 
 
 @check
@@ -232,7 +233,7 @@ def a_read_that_fails_late_stops_all(root: Path, index: int, count: int) -> None
             data[:end:8] = bytes(len(data[:end:8]))
             path.write_bytes(data)
     one = 128 * (8 // count)  # a process's share of "columns": what comes after it waits for its place
-    shared = ({"broadcast": True, "memory": memory} for memory in ("1GiB", one, 64))
+    shared = ({"broadcast": True, "memory": memory} for memory in ("1GiB", one, 64)[: 3 if count == 2 else 2])
     for options in ({}, *shared, {"staging": "ring"}):
         texts = [f"process {count - 1} cannot load", "'columns'"]
         assert_all_raise(CorruptError, texts, lambda options=options: gdist.load(where, **options))
@@ -244,8 +245,9 @@ def staged_and_cast_as_anywhere(root: Path, index: int, count: int) -> None:
     few = {name: array for name, array in sample().items() if name in ("columns", "norm", "step")}
     for staging in ("ring", "pinned"):
         assert_bits(gdist.load(own, staging=staging, select=[f"^{name}$" for name in few]), few)
-    part = gdist.load(own, staging="ring", memory=64, select="columns")  # two rows at a time
-    assert_bits(part, {"columns": sample()["columns"]})
+    if count == 2:
+        part = gdist.load(own, staging="ring", memory=64, select="columns")  # two rows at a time
+        assert_bits(part, {"columns": sample()["columns"]})
     pair = sample()["moe.weight"].astype(np.float32)
     pair *= np.repeat(sample()["moe.scales"].astype(np.float32), 16, axis=1)
     expected = {"moe": pair.astype(ml_dtypes.bfloat16), "step": sample()["step"]}

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,11 +19,12 @@ SCRIPT = Path(__file__).with_name("process_checks.py")
 CHECKS = re.findall(r"@check\ndef (\w+)", SCRIPT.read_text())
 
 
-@pytest.fixture(scope="module", params=(2, 4, 8))
-def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_a_job_of(count: int, tmp_path: Path) -> None:
+    """All checks in one test: its processes are started once, wherever tests are spread."""
     quiet = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     done = subprocess.run(
-        [sys.executable, SCRIPT, str(request.param), tmp_path_factory.mktemp("job")],
+        [sys.executable, SCRIPT, str(count), tmp_path],
         env={**quiet, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
@@ -32,11 +32,6 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
-    answer["said"] = done.stderr
-    return answer
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_in_a_job(job: Any, name: str) -> None:
-    assert name in job["found"], f"not reached; {job['ended']}: {job['said'][-4000:]}"
-    assert job["found"][name] == ""
+    failed = [said for said in answer["found"].values() if said]
+    assert not failed, "\n".join(failed)
+    assert list(answer["found"]) == CHECKS, f"{answer['ended']}: {done.stderr[-4000:]}"
