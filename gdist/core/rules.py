@@ -125,9 +125,7 @@ def spec_for_tensor(
     """The spec of one tensor on a mesh, or None when no rule matches.
 
     `shape` is that of the weight when the tensor is the scales of a quantised pair: without rules both are
-    split by it. A rule that matches the pair speaks of the weight: a dimension of the scales that its axes
-    do not divide (the groups of Grok-1 are tied to 8-way splits; size 1 is the common case) stays whole,
-    which is right on every mesh, since each device then finds all the groups its weight needs.
+    split by it. A rule that matches the pair speaks of the weight; see `spec_for_scales`.
     """
     if rules is None:
         spec = automatic_spec(mesh, shape or tensor.spec.shape)
@@ -141,13 +139,30 @@ def spec_for_tensor(
         and tensor.quantisation.role == "scales"
         and len(spec.dims) <= len(tensor.spec.shape)
     ):
-        counts = split_counts(mesh, spec, len(tensor.spec.shape))
-        fits = zip(tensor.spec.shape, counts, strict=True)
-        dims = (
-            spec.axes_of(d) if size > 1 and size % count == 0 else () for d, (size, count) in enumerate(fits)
-        )
-        spec = PartitionSpec(tuple(dims))
+        spec = spec_for_scales(mesh, spec, tensor.spec.shape)
     return spec
+
+
+def spec_for_scales(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
+    """The spec of scales of this shape whose weight has `spec`: every device gets the groups of its rows.
+
+    Each dimension is split by as many of the weight's axes, from the first, as divide it. By all: a device
+    has just the groups of its rows. By fewer, or none, where one group serves the rows of several devices:
+    they share groups, each device's own among them. So it is right on every mesh, also where the groups are
+    tied to another one, as those of Grok-1 are to 8-way splits.
+
+    Raises:
+        RequestError: when the spec names an axis the mesh lacks, or more dimensions than there are.
+    """
+    split_counts(mesh, spec, len(shape))
+    sizes = dict(mesh.axes)
+    dims = []
+    for dimension, size in enumerate(shape):
+        axes = spec.axes_of(dimension) if size > 1 else ()
+        while size % prod(sizes[name] for name in axes):
+            axes = axes[:-1]
+        dims.append(axes)
+    return PartitionSpec(tuple(dims))
 
 
 def complete_mesh(mesh: Mesh, rules: Rules | None) -> Mesh:

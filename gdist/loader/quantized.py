@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 @jax.tree_util.register_dataclass
@@ -25,3 +27,23 @@ class QuantizedWeight8bit:
         """Shape of the weight."""
         shape: tuple[int, ...] = self.weight.shape
         return shape
+
+    def dequantize(self, dtype: Any = jnp.bfloat16) -> jax.Array:  # Any: whatever JAX takes for a type
+        """The weight's value: `weight * scales` in float32, each group of rows by its scales, then `dtype`.
+
+        Rows are the second last dimension; group g of G has the g-th G-th of them. Works on whole arrays,
+        sharded or not, and under `jax.jit`; the result is sharded as the weight. Not in `jax.shard_map`, where
+        scales that are split less than their weight would pass for those of smaller groups.
+        """
+        if self.weight.shape[-2] % self.scales.shape[-2]:
+            raise ValueError(f"scales {self.scales.shape} do not fit weight {self.weight.shape}")
+        value: jax.Array = _dequantize(self.weight, self.scales, jnp.dtype(dtype))
+        return value
+
+
+@partial(jax.jit, static_argnums=2)  # one pass: what lies between has no memory of its own
+def _dequantize(weight: jax.Array, scales: jax.Array, dtype: Any) -> jax.Array:
+    scales = scales.astype(jnp.float32)
+    if scales.shape[-2] > 1:
+        scales = jnp.repeat(scales, weight.shape[-2] // scales.shape[-2], axis=-2)
+    return (weight.astype(jnp.float32) * scales).astype(dtype)

@@ -71,10 +71,13 @@ def shardings_on(
 def _specs_of_store(mesh: Mesh, tensors: Iterable[StoreTensor]) -> tuple[PartitionSpec, ...]:
     specs: list[PartitionSpec] = []
     faults: list[str] = []
+    tensors = tuple(tensors)
+    pairs = {t.name: t.spec for t in tensors if t.quantisation and t.quantisation.role == "weight"}
     for tensor in tensors:
+        # Scales go by their weight, as in a fetch: on the store's own mesh they may be split less.
+        asked = pairs.get(f"{tensor.quantisation.pair}.weight") if tensor.quantisation else None
         try:
-            # As a rule, so that scales a wider mesh does not divide stay whole, as they do in a fetch.
-            spec = spec_for_tensor(mesh, Rules((), (Rule("", tensor.spec),)), _stored(tensor))
+            spec = spec_for_tensor(mesh, Rules((), (Rule("", asked or tensor.spec),)), _stored(tensor))
             assert spec is not None, "the empty pattern matches every name"
             specs.append(spec)
             fault = misfit(mesh, spec, tensor.name, tensor.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from math import prod
+from math import lcm, prod
 
 import pytest
 from hypothesis import given
@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from gdist.core.box import Box
 from gdist.core.dtypes import BY_NAME
 from gdist.core.extent import Extent
-from gdist.core.mesh import Mesh, PartitionSpec, misfit, split_counts
+from gdist.core.mesh import Mesh, PartitionSpec, misfit, slab_of, split_counts
 from gdist.core.rules import (
     Rules,
     automatic_spec,
     parse_rules,
     parse_spec,
     resolve_specs,
+    spec_for_scales,
     spec_for_tensor,
 )
 from gdist.core.tensor import Part, Quantisation, StoredTensor, TensorSpec
@@ -146,6 +147,39 @@ def test_the_rule_of_a_pair_speaks_of_the_weight(mesh: Mesh, shape: tuple[int, .
     weight = tensor("a.w.weight", 64, 32, quantisation=Quantisation("a.w", "weight", shape[0], 0))
     assert str(spec_for_tensor(mesh, table, scales)) == spec
     assert str(spec_for_tensor(mesh, table, weight)) == "P(data, model)"
+
+
+@given(st.data())
+def test_every_device_has_the_groups_of_its_rows(data: st.DataObject) -> None:
+    """Just those, where the groups divide as the rows do; else more, at places that its box tells."""
+    names = "abc"[: data.draw(st.integers(0, 3))]
+    mesh = Mesh(tuple((name, data.draw(st.sampled_from([1, 2, 3, 4, 16]))) for name in names))
+    dims: list[tuple[str, ...]] = [(), (), ()]
+    for axis in names:
+        dims[data.draw(st.integers(0, 2))] += (axis,)
+    spec = PartitionSpec(tuple(dims))
+    counts = split_counts(mesh, spec, 3)
+    groups = data.draw(st.sampled_from([1, 2, 3, 8, 12, 64]))
+    weight = (2 * counts[0], lcm(groups, counts[1]) * data.draw(st.integers(1, 2)), 5 * counts[2])
+    scales = (weight[0], groups, weight[2])
+    found = spec_for_scales(mesh, spec, scales)
+    assert misfit(mesh, found, "scales", scales) is None
+    for device in range(mesh.devices):
+        mine, theirs = slab_of(mesh, spec, weight, device), slab_of(mesh, found, scales, device)
+        assert (mine.start[0], mine.stop[0]) == (theirs.start[0], theirs.stop[0])
+        assert (mine.start[2], mine.stop[2]) == (theirs.start[2], theirs.stop[2])
+        rows = weight[1] // groups
+        first, stop = mine.start[1] // rows, -(-mine.stop[1] // rows)
+        assert theirs.start[1] <= first and stop <= theirs.stop[1]
+        if groups % counts[1] == 0:
+            assert (theirs.start[1], theirs.stop[1]) == (first, stop)
+
+
+def test_scales_are_split_by_the_first_of_several_axes() -> None:
+    mesh, spec = Mesh((("data", 8), ("model", 8))), PartitionSpec((("data", "model"),))
+    assert str(spec_for_scales(mesh, spec, (8, 32))) == "P(data, None)"
+    assert str(spec_for_scales(mesh, spec, (64, 32))) == "P((data, model), None)"
+    assert str(spec_for_scales(mesh, spec, (4, 32))) == "P(None, None)"
 
 
 def test_all_tensors_that_cannot_be_split_are_named_at_once() -> None:
