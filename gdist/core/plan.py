@@ -50,6 +50,10 @@ class TensorPlan:
         """Bytes of the tensor that this host keeps."""
         return sum(self.tensor.spec.nbytes_of(shard.box) for shard in self.shards)
 
+    def nbytes_wanted(self, shard: ShardTask) -> int:
+        """Bytes of the payload that a shard is made of."""
+        return sum(f.tensor.spec.nbytes_of(f.box_for(shard.box)) for f in self.tensor.sources)
+
 
 @dataclass(frozen=True)
 class HostPlan:
@@ -72,8 +76,8 @@ class HostPlan:
 
     @cached_property
     def bytes_wanted(self) -> int:
-        """Bytes this host keeps."""
-        return sum(plan.nbytes for plan in self.tensors)
+        """Bytes of the payload that this host's shards are made of."""
+        return sum(plan.nbytes_wanted(shard) for plan in self.tensors for shard in plan.shards)
 
     @cached_property
     def bytes_touched(self) -> int:
@@ -111,7 +115,8 @@ class HostPlan:
             [
                 [part.extent.start, part.extent.length, part.box.start, part.box.stop, part.order.value]
                 for p in self.tensors
-                for part in p.tensor.parts
+                for factor in p.tensor.sources
+                for part in factor.tensor.parts
             ],
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -119,18 +124,19 @@ class HostPlan:
 
 def touched(plan: TensorPlan, gap: int) -> Iterator[Extent]:
     """Extents of the payload that cover this host's bytes of a tensor, joined where at most `gap` apart."""
-    itemsize = plan.tensor.spec.dtype.itemsize
     extents: list[Extent] = []
-    for part, shard in itertools.product(plan.tensor.parts, plan.shards):
-        common = part.box.intersect(shard.box)
-        if common is None:
-            continue
-        inside = common.relative_to(part.box.start)
-        shape = part.box.shape
-        if part.order is Order.F:
-            inside, shape = inside.reversed(), shape[::-1]
-        for run in runs_of_box((*shape, itemsize), inside.with_bytes(itemsize), gap):
-            extents.append(run.shift(part.extent.start))
+    for factor in plan.tensor.sources:
+        itemsize = factor.tensor.spec.dtype.itemsize
+        for part, shard in itertools.product(factor.tensor.parts, plan.shards):
+            common = part.box.intersect(factor.box_for(shard.box))
+            if common is None:
+                continue
+            inside = common.relative_to(part.box.start)
+            shape = part.box.shape
+            if part.order is Order.F:
+                inside, shape = inside.reversed(), shape[::-1]
+            for run in runs_of_box((*shape, itemsize), inside.with_bytes(itemsize), gap):
+                extents.append(run.shift(part.extent.start))
     yield from coalesce(extents, gap)
 
 

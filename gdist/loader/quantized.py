@@ -32,8 +32,8 @@ class QuantizedWeight8bit:
         """The weight's value: `weight * scales` in float32, each group of rows by its scales, then `dtype`.
 
         Rows are the second last dimension; group g of G has the g-th G-th of them. Works on whole arrays,
-        sharded or not, and under `jax.jit`; the result is sharded as the weight. Not in `jax.shard_map`, where
-        scales that are split less than their weight would pass for those of smaller groups.
+        sharded or not, and under `jax.jit`; the result is sharded as the weight. Not in `jax.shard_map`:
+        there scales that are split less than their weight would pass for those of smaller groups.
         """
         if self.weight.shape[-2] % self.scales.shape[-2]:
             raise ValueError(f"scales {self.scales.shape} do not fit weight {self.weight.shape}")
