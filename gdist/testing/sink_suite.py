@@ -137,9 +137,11 @@ def _converted(arrays: Mapping[str, Array], dtype: str) -> dict[str, Array]:
         if name.endswith(".weight"):
             scales = arrays[name.replace(".weight", ".scales")].astype(np.float32)
             value = array.astype(np.float32) * np.repeat(scales, _ROWS, axis=1)
-            made[name.removesuffix(".weight")] = value.astype(np.dtype(dtype))
+            with np.errstate(over="ignore"):
+                made[name.removesuffix(".weight")] = value.astype(np.dtype(dtype))
         elif not name.endswith(".scales"):
-            made[name] = array.astype(np.dtype(dtype)) if "float" in array.dtype.name else array
+            with np.errstate(over="ignore"):
+                made[name] = array.astype(np.dtype(dtype)) if "float" in array.dtype.name else array
     return made
 
 
