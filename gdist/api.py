@@ -66,6 +66,8 @@ def fetch(
     payload: str = "discard",
     memory: int | str = "1GiB",
     codec: str = "none",
+    dtype: str | None = None,
+    select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
     work_dir: str | os.PathLike[str] | None = None,
@@ -78,7 +80,9 @@ def fetch(
     `source` is a release's name, a magnet, an info-hash, a .torrent file or URL; `dest` a directory or a URL
     (default: the source's name, here). `mesh` is `8x8` or `data=8,model=8`; `rules` a profile's name, a
     JSON file or its content; `host` is `3/8`. `payload` "keep" leaves the torrent's files in
-    `dest/payload`. `memory` bounds what is held while converting. See `Swarm` for the rest.
+    `dest/payload`. `memory` bounds what is held while converting. `dtype` ("bfloat16", "float16", "float32")
+    dequantises pairs and casts floating tensors on the way; `select` takes only the tensors in whose name one
+    of the regular expressions is found. See `Swarm` for the rest.
 
     Raises:
         GdistError: of the family that says whose fault it is; what is done is kept for the next call.
@@ -97,6 +101,8 @@ def fetch(
         payload=payload,
         memory=parse_bytes(memory, "memory"),
         codec=codec,
+        dtype=dtype,
+        select=_patterns(select),
         profile=profile,
         ignore=tuple(ignore),
         work=Path(work_dir) if work_dir is not None else None,
@@ -110,6 +116,7 @@ def inspect(
     *,
     mesh: MeshLike = None,
     rules: RulesLike = None,
+    select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
     observe: Observer | None = None,
@@ -124,7 +131,8 @@ def inspect(
     from gdist.run.inspect import InspectOptions
     from gdist.run.inspect import inspect as run
 
-    options = InspectOptions(read_mesh(mesh), read_rules(rules), _survey(profile, ignore, swarm))
+    survey = _survey(profile, ignore, select, swarm)
+    options = InspectOptions(read_mesh(mesh), read_rules(rules), survey)
     return run(source, options, observe=observe, stop=stop)
 
 
@@ -140,6 +148,8 @@ def plan(
     piece_length: int | str | None = None,
     wan: float | str | None = None,
     lan: float | str | None = None,
+    dtype: str | None = None,
+    select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
     observe: Observer | None = None,
@@ -170,7 +180,8 @@ def plan(
         piece_length=_piece_length(piece_length),
         wan=_positive_rate(wan, "wan"),
         lan=_positive_rate(lan, "lan"),
-        survey=_survey(profile, ignore, swarm),
+        dtype=dtype,
+        survey=_survey(profile, ignore, select, swarm),
     )
     return run(source, options, observe=observe, stop=stop)
 
@@ -285,12 +296,19 @@ def read_rules(value: RulesLike) -> Rules | None:
         raise RequestError(f"the rules {os.fspath(value)!r} are not JSON: {error}") from error
 
 
-def _survey(profile: str | None, ignore: Iterable[str], swarm: Swarm) -> SurveyOptions:
+def _patterns(select: str | Iterable[str]) -> tuple[str, ...]:
+    return (select,) if isinstance(select, str) else tuple(select)
+
+
+def _survey(
+    profile: str | None, ignore: Iterable[str], select: str | Iterable[str], swarm: Swarm
+) -> SurveyOptions:
     from gdist.run.survey import SurveyOptions
 
     _check_profile(profile)
     # options that are all unset must not bring libtorrent in: a known release needs none of it
-    return SurveyOptions(profile, tuple(ignore), torrent_options(**swarm) if swarm else None)
+    asked = torrent_options(**swarm) if swarm else None
+    return SurveyOptions(profile, tuple(ignore), _patterns(select), asked)
 
 
 def _check_profile(name: str | None) -> None:

@@ -20,6 +20,7 @@ from gdist.errors import NoPeersError
 F = TypeVar("F", bound=Callable[..., Any])  # Any: click passes a command's options by name
 
 CODECS = ("none", "zstd")
+DTYPES = ("bfloat16", "float16", "float32")
 PAYLOADS = ("discard", "keep")
 SWARM = (
     "trackers",
@@ -134,7 +135,9 @@ def mesh_options(*, host: bool = True) -> Callable[[F], F]:
 
 
 def reading_options(function: F) -> F:
-    """How files become tensors."""
+    """How files become tensors, and which of them."""
+    text = "Only tensors in whose name this is found; may be repeated."
+    function = option("--select", multiple=True, metavar="REGEX", help=text)(function)
     function = option(
         "--ignore", multiple=True, metavar="GLOB", help="Files to leave out, by pattern; may be repeated."
     )(function)
@@ -145,6 +148,8 @@ def reading_options(function: F) -> F:
 
 def fetch_options(function: F) -> F:
     """What a fetch and its plan have in common."""
+    text = "Dequantise pairs and cast floating tensors on the way.  [default: as they are stored]"
+    function = option("--dtype", type=click.Choice(DTYPES), help=text)(function)
     text = "Bound of what is held while converting."
     function = option("--memory", default="1GiB", show_default=True, metavar="SIZE", help=text)(function)
     text = "What becomes of the torrent's own files: keep them in DEST/payload, or not."

@@ -10,6 +10,7 @@ from gdist import releases
 from gdist.core.grid import GridMaker
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.rules import Rules, resolve_specs
+from gdist.core.select import chosen_names
 from gdist.core.tensor import Quantisation, StoredTensor
 from gdist.errors import RequestError
 from gdist.events import Observer
@@ -90,7 +91,7 @@ def inspect(
     text = os.fspath(source)
     if releases.known_release(text) is None:
         if _is_store(text):
-            return _of_store(text)
+            return _of_store(text, asked.survey.select)
         path = local_path(text)
         if path is not None and is_checkpoint(path):
             return _of_survey(survey_files(path, asked.survey), asked)
@@ -121,12 +122,14 @@ def _has_manifest(text: str) -> bool:
     return bool(files.manifests())
 
 
-def _of_store(text: str) -> Inspection:
+def _of_store(text: str, select: tuple[str, ...]) -> Inspection:
     from gdist.stores import files_of
     from gdist.stores.manifests import read_manifests
 
     found = read_manifests(files_of(text))
     manifest = found.joined
+    names = {t.name: t.quantisation.pair if t.quantisation else t.name for t in manifest.tensors}
+    chosen = chosen_names(names.values(), select)
     sizes = {tensor.name: tensor.dtype.itemsize for tensor in manifest.tensors}
     for tensor in manifest.tensors:
         for length in tensor.shape:
@@ -142,6 +145,7 @@ def _of_store(text: str) -> Inspection:
         tensors=tuple(
             TensorInfo(t.name, t.shape, t.dtype.name, sizes[t.name], t.spec, t.grid.slab, t.quantisation)
             for t in manifest.tensors
+            if names[t.name] in chosen
         ),
         files=tuple(FileInfo(asset.path, asset.nbytes, 0) for asset in manifest.assets),
         codec=manifest.codec,
@@ -155,7 +159,7 @@ def _of_survey(found: Survey, options: InspectOptions) -> Inspection:
         parts = (s.file for part in tensor.parts for s in found.payload.segments(part.extent))
         for number in set(parts):
             holds[number] += 1
-    ignored = set(found.ignored)
+    assets = set(found.assets)
     return Inspection(
         kind=found.kind,
         name=found.name,
@@ -166,7 +170,7 @@ def _of_survey(found: Survey, options: InspectOptions) -> Inspection:
         profile=found.profile or "",
         tensors=_tensors(found, options.mesh, options.rules or found.rules),
         files=tuple(
-            FileInfo(file.path, file.length, holds[number], number not in ignored)
+            FileInfo(file.path, file.length, holds[number], bool(holds[number]) or number in assets)
             for number, file in enumerate(found.payload.files)
         ),
         notes=found.notes,

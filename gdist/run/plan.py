@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gdist.core.bound import Bound, lower_bound, wan_shares
+from gdist.core.convert import converted, parse_dtype
 from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.plan import HostPlan, plan_host
 from gdist.core.rules import Rules
@@ -26,8 +27,8 @@ PAYLOADS = ("discard", "keep")  # as of a fetch, whose module would bring libtor
 class PlanOptions:
     """What to plan for: `hosts` of one cluster, or just some of them.
 
-    `payload` and `memory` are those of the fetch. `wan` and `lan` are rates in bytes a second, into the
-    cluster and of each host; `piece_length` stands in where a release's own is not known.
+    `payload`, `memory` and `dtype` are those of the fetch. `wan` and `lan` are rates in bytes a second, into
+    the cluster and of each host; `piece_length` stands in where a release's own is not known.
     """
 
     mesh: Mesh = field(default_factory=Mesh)
@@ -35,6 +36,7 @@ class PlanOptions:
     hosts: tuple[HostGroup, ...] = (HostGroup(),)
     payload: str = "discard"
     memory: int = 2**30
+    dtype: str | None = None
     piece_length: int | None = None
     wan: float | None = None
     lan: float | None = None
@@ -43,7 +45,10 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True)
 class HostCost:
-    """What one host will do, in bytes; `wan_share` is what it brings in when no byte comes in twice."""
+    """What one host will do, in bytes; `wan_share` is what it brings in when no byte comes in twice.
+
+    `bytes_wanted` are those it keeps; where they are converted, `amplification` is of those they are made of.
+    """
 
     host: HostGroup
     shards: int
@@ -94,10 +99,11 @@ def plan(
     asked = options or PlanOptions()
     if asked.payload not in PAYLOADS:
         raise RequestError(f"payload {asked.payload!r} is none of {', '.join(PAYLOADS)}")
+    dtype = parse_dtype(asked.dtype) if asked.dtype is not None else None
     found = survey(source, asked.survey, piece_length=asked.piece_length, observe=observe, stop=stop)
+    tensors = converted(found.tensors, dtype) if dtype else found.tensors
     plans = [
-        plan_host(found.payload, found.tensors, asked.mesh, asked.rules or found.rules, h)
-        for h in asked.hosts
+        plan_host(found.payload, tensors, asked.mesh, asked.rules or found.rules, h) for h in asked.hosts
     ]
     pieces = [plan.pieces for plan in plans]
 
@@ -116,7 +122,7 @@ def plan(
         info_hash=found.info_hash,
         nbytes=found.nbytes,
         files=len(found.payload.files),
-        tensors=len(found.tensors),
+        tensors=len(tensors),
         piece_length=found.payload.piece_length,
         piece_length_assumed=found.piece_length_assumed,
         mesh=asked.mesh,
@@ -136,10 +142,12 @@ def _costs(
             host=plan.host,
             shards=sum(len(tensor.shards) for tensor in plan.tensors),
             pieces=len(plan.pieces),
-            bytes_wanted=plan.bytes_wanted,
+            bytes_wanted=sum(tensor.nbytes for tensor in plan.tensors),
             bytes_touched=plan.bytes_touched,
             amplification=plan.amplification,
-            disk=disk_needed(plan, options.payload, found.nbytes),
+            disk=disk_needed(
+                plan, options.payload, plan.bytes_touched if options.survey.select else found.nbytes
+            ),
             memory=options.memory,
             wan_share=share,
         )

@@ -68,6 +68,17 @@ def test_every_field_survives() -> None:
     assert manifest.nbytes == 32 + 2
 
 
+def test_what_was_chosen_and_converted_survives_and_is_absent_otherwise() -> None:
+    plain = sample()
+    made = replace(plain.tensors[1], stored=(BY_NAME["int8"], BY_NAME["float16"]))
+    manifest = replace(plain, tensors=(plain.tensors[0], made), select=("^w", "größe"), converted="bfloat16")
+    assert parse_store_manifest(store_manifest_to_json(manifest), "here") == manifest
+    document = json.loads(store_manifest_to_json(manifest))
+    assert document["select"] == ["^w", "größe"] and document["converted"] == {"dtype": "bfloat16"}
+    assert [row.get("stored") for row in document["tensors"]] == [None, ["int8", "float16"]]
+    assert not {"select", "converted"} & DOCUMENT.keys()
+
+
 def test_a_tensor_is_one_line() -> None:
     lines = store_manifest_to_json(sample()).decode().splitlines()
     assert sum('"name": "w.weight"' in line for line in lines) == 1
