@@ -42,7 +42,11 @@ def read(store: Path, *ways: str) -> dict[str, Any]:
     return answer
 
 
-@pytest.fixture(scope="module", params=[("none", None), ("zstd", None), ("none", "bfloat16")], ids=["none", "zstd", "bfloat16"])
+@pytest.fixture(
+    scope="module",
+    params=[("none", None), ("zstd", None), ("none", "bfloat16")],
+    ids=["none", "zstd", "bfloat16"],
+)
 def fetched(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Expected]:

@@ -202,6 +202,8 @@ def test_parts_of_one_job_are_one_store() -> None:
         lambda m: replace(m, source=replace(m.source, info_hash_v1="ef" * 20)),
         lambda m: replace(m, mesh=Mesh((("data", 4),))),
         lambda m: replace(m, codec="none"),
+        lambda m: replace(m, select=("w",)),
+        lambda m: replace(m, converted="bfloat16"),
         lambda m: replace(m, tensors=m.tensors[:2]),
         lambda m: replace(m, tensors=m.tensors[::-1]),
         lambda m: replace(m, tensors=(replace(m.tensors[0], name="v.weight"), *m.tensors[1:])),
@@ -210,7 +212,7 @@ def test_parts_of_one_job_are_one_store() -> None:
             m, tensors=(replace(m.tensors[0], grid=ShardGrid((4, 8), (2, 8), (2, 4), (2, 4))), *m.tensors[1:])
         ),
     ],
-    ids=["source", "mesh", "codec", "fewer", "order", "name", "dtype", "grid"],
+    ids=["source", "mesh", "codec", "select", "converted", "fewer", "order", "name", "dtype", "grid"],
 )
 def test_parts_of_two_jobs_do_not_join(change: Callable[[StoreManifest], StoreManifest]) -> None:
     with pytest.raises(RequestError, match="host 1's part is of another job than host 0's"):
