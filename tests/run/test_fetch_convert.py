@@ -199,6 +199,29 @@ def test_the_plan_counts_what_is_kept_and_what_waits(seeded: Seeded) -> None:
     assert made.disk - stored.disk > made.bytes_wanted - stored.bytes_wanted
 
 
+def test_a_shard_that_is_lost_is_made_again(seeded: Seeded, tmp_path: Path) -> None:
+    magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
+    fetch(magnet, dest, fetch_options("2x4", dtype="bfloat16"))
+    whole = tree_of(dest)
+    shards = sorted(path for path in dest.rglob("c/*") if path.is_file())
+    for shard in shards[::9]:
+        shard.unlink()
+    recorder = Recorder()
+    fetch(magnet, dest, fetch_options("2x4", dtype="bfloat16"), observe=recorder)
+    assert tree_of(dest) == whole
+    (planned,) = recorder.of(Planned)
+    assert planned.bytes_resumed > planned.bytes_wanted / 2
+
+
+def test_a_kept_payload_stays_as_it_is(
+    seeded: Seeded, grok: tuple[Path, dict[str, Array]], tmp_path: Path
+) -> None:
+    options = fetch_options("2x4", dtype="bfloat16", payload="keep")
+    fetch(format_magnet(seeded.magnet), tmp_path / "s", options)
+    assert_holds(tmp_path / "s", dequantised(grok[1], "bfloat16"))
+    assert tree_of(tmp_path / "s/payload/grok") == tree_of(grok[0])
+
+
 # --- killed -----------------------------------------------------------------------------------------------
 
 # A fetch of its own process that is killed at its n-th write, rename or removal; 0: never.
