@@ -85,9 +85,7 @@ class StoreManifest:
     ignored: tuple[str, ...] = ()  # glob patterns of files that were left out on request
     codec: str = "none"
     tool: str = ""
-    select: tuple[
-        str, ...
-    ] = ()  # regular expressions: tensors of other names were left out; none: all are in
+    select: tuple[str, ...] = ()  # regular expressions: only tensors in whose name one is found; none: all
     converted: str | None = None  # the type of what was quantised or floating; None: all as in the source
 
     @property

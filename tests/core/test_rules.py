@@ -6,7 +6,7 @@ import itertools
 from math import lcm, prod
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdist.core.box import Box
@@ -149,11 +149,12 @@ def test_the_rule_of_a_pair_speaks_of_the_weight(mesh: Mesh, shape: tuple[int, .
     assert str(spec_for_tensor(mesh, table, weight)) == "P(data, model)"
 
 
+@settings(deadline=None)  # up to 256 devices
 @given(st.data())
 def test_every_device_has_the_groups_of_its_rows(data: st.DataObject) -> None:
     """Just those, where the groups divide as the rows do; else more, at places that its box tells."""
-    names = "abc"[: data.draw(st.integers(0, 3))]
-    mesh = Mesh(tuple((name, data.draw(st.sampled_from([1, 2, 3, 4, 16]))) for name in names))
+    names = "ab"[: data.draw(st.integers(0, 2))]
+    mesh = Mesh(tuple((name, data.draw(st.sampled_from([1, 2, 3, 4, 8, 16]))) for name in names))
     dims: list[tuple[str, ...]] = [(), (), ()]
     for axis in names:
         dims[data.draw(st.integers(0, 2))] += (axis,)
