@@ -165,6 +165,7 @@ class _Fetch:
             self._enter(Stage.METADATA)
             with self._timing.measure("metadata"):
                 source.open(payload, kept, look=True)
+            _check_memory(self._options.memory, source.payload.piece_length)
             write_atomically(cached, source.torrent_file)
             self._enter(Stage.HEADERS)
             with self._timing.measure("headers"):
@@ -385,6 +386,15 @@ def _make_empty_files(source: TorrentSource) -> None:
                 path.touch()
             except OSError as error:
                 raise translate(error, f"making {path}") from error
+
+
+def _check_memory(memory: int, piece_length: int) -> None:
+    """That one piece, and its parts while a column is cut out, are within what may be held."""
+    if memory < 2 * piece_length:
+        raise RequestError(
+            f"memory of {memory:,} bytes is too little for pieces of {piece_length:,}",
+            hint=f"give --memory {2 * piece_length // 2**20 + 1}MiB or more",
+        )
 
 
 def _workers(memory: int, piece_length: int) -> int:
