@@ -93,7 +93,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_page_is_in_the_index() -> None:
     index = ROOT / "docs" / "README.md"
     linked = {(index.parent / link).resolve() for link in _LINK.findall(index.read_text())}
-    missing = [page_id(page) for page in DOCS if page not in {*linked, index}]
+    pages = [page for page in DOCS if page.parent.name != "changes"]  # fragments come and go
+    missing = [page_id(page) for page in pages if page not in {*linked, index}]
     assert not missing
 
 
