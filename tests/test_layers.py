@@ -4,7 +4,8 @@
     api
     run, loader
     formats, sources, sinks, stores, views, clusters     (never one another)
-    kvstore, releases, zarr_dtypes     (one file each, never one another)
+    reading
+    kvstore, releases, rule_files, zarr_dtypes     (one file each, never one another)
     events
     core
     errors
@@ -31,7 +32,8 @@ LEVELS = (
     ("errors",),
     ("core",),
     ("events",),
-    ("kvstore", "releases", "zarr_dtypes"),
+    ("kvstore", "releases", "rule_files", "zarr_dtypes"),
+    ("reading",),
     ("formats", "sources", "sinks", "stores", "views", "clusters"),
     ("run", "loader"),
     ("api",),
@@ -48,10 +50,11 @@ HOMES = {
     "jaxlib": ("gdist.loader",),
     "click": ("gdist.cli",),
     "rich": ("gdist.cli",),
+    "yaml": ("gdist.rule_files",),
     "tensorstore": ("gdist.kvstore", "gdist.sinks.tensorstore", "gdist.stores"),
 }
 
-HEAVY = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "click", "rich")
+HEAVY = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "click", "rich", "yaml")
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -19,7 +19,7 @@ from gdist.core.grid import GridMaker, ShardGrid
 from gdist.core.layout import ShardLayout
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_indices
 from gdist.core.payload import Payload
-from gdist.core.rules import Rules, complete_mesh, resolve_specs
+from gdist.core.rules import Rules, check_used, complete_mesh, resolve_specs
 from gdist.core.tensor import Order, StoredTensor
 
 
@@ -113,6 +113,7 @@ class HostPlan:
                 for p in self.tensors
                 for part in p.tensor.parts
             ],
+            *([self.mesh.order] if self.mesh.order else []),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -151,30 +152,31 @@ def plan_host(
     `shard_bytes` bounds a shard file, for targets that take it whole.
 
     Raises:
-        RequestError: for every tensor without a rule or that the mesh does not divide, and when the hosts
-            do not divide the mesh.
+        RequestError: for every tensor without a rule or that the mesh does not divide, for rules of another
+            model, and when the hosts do not divide the mesh.
     """
     group = host or HostGroup()
     mesh = complete_mesh(mesh, rules)
-    devices = group.devices(mesh)
+    places = group.devices(mesh)
     specs = resolve_specs(mesh, rules, tensors)
+    check_used(rules, tensors)
     maker = GridMaker(mesh, group.count, shard_bytes=shard_bytes)
     plans = []
     for number, (tensor, spec) in enumerate(zip(tensors, specs, strict=True)):
         grid = maker.grid(tensor.spec.shape, tensor.spec.dtype.itemsize, spec)
-        plans.append(TensorPlan(tensor, spec, grid, _shards(number, grid, mesh, spec, devices)))
+        plans.append(TensorPlan(tensor, spec, grid, _shards(number, grid, mesh, spec, places)))
     return HostPlan(payload, mesh, group, tuple(plans), identity)
 
 
 def _shards(
-    number: int, grid: ShardGrid, mesh: Mesh, spec: PartitionSpec, devices: range
+    number: int, grid: ShardGrid, mesh: Mesh, spec: PartitionSpec, places: Sequence[int]
 ) -> tuple[ShardTask, ...]:
-    """The shards that hold the slabs of some devices."""
+    """The shards that hold the slabs of the devices at some places."""
     if 0 in grid.shape:
         return ()
     ndim = len(grid.shape)
     found: set[tuple[int, ...]] = set()
-    for slab in slab_indices(mesh, spec, ndim, devices):
+    for slab in slab_indices(mesh, spec, ndim, places):
         ranges = (
             range(i * size // cut, max((i + 1) * size // cut, i * size // cut + 1))
             for i, size, cut in zip(slab, grid.slab, grid.shard, strict=True)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gdist import releases
 from gdist.core.grid import GridMaker
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
-from gdist.core.rules import Rules, resolve_specs
+from gdist.core.rules import Rules, complete_mesh, resolve_specs
 from gdist.core.tensor import Quantisation, StoredTensor
 from gdist.errors import RequestError
 from gdist.events import Observer
 from gdist.kvstore import is_url, local_path
 from gdist.run.survey import Survey, SurveyOptions, is_checkpoint, survey, survey_files
+
+if TYPE_CHECKING:
+    from gdist.stores.manifests import Manifests
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +91,34 @@ def inspect(
         GdistError: when metadata or headers do not come, or cannot be read.
     """
     asked = options or InspectOptions()
+    found = look(source, asked.survey, observe=observe, stop=stop)
+    return _of_survey(found, asked) if isinstance(found, Survey) else _of_store(found)
+
+
+def look(
+    source: str | os.PathLike[str],
+    options: SurveyOptions,
+    *,
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> Survey | Manifests:
+    """What there is: a store's manifests, or what a local checkpoint or a torrent holds.
+
+    Raises:
+        RequestError: when it is none of these.
+        GdistError: when metadata or headers do not come, or cannot be read.
+    """
     text = os.fspath(source)
     if releases.known_release(text) is None:
         if _is_store(text):
-            return _of_store(text)
+            from gdist.stores import files_of
+            from gdist.stores.manifests import read_manifests
+
+            return read_manifests(files_of(text))
         path = local_path(text)
         if path is not None and is_checkpoint(path):
-            return _of_survey(survey_files(path, asked.survey), asked)
-    return _of_survey(survey(text, asked.survey, observe=observe, stop=stop), asked)
+            return survey_files(path, options)
+    return survey(text, options, observe=observe, stop=stop)
 
 
 def _is_store(text: str) -> bool:
@@ -121,11 +145,7 @@ def _has_manifest(text: str) -> bool:
     return bool(files.manifests())
 
 
-def _of_store(text: str) -> Inspection:
-    from gdist.stores import files_of
-    from gdist.stores.manifests import read_manifests
-
-    found = read_manifests(files_of(text))
+def _of_store(found: Manifests) -> Inspection:
     manifest = found.joined
     sizes = {tensor.name: tensor.dtype.itemsize for tensor in manifest.tensors}
     for tensor in manifest.tensors:
@@ -177,6 +197,7 @@ def _tensors(found: Survey, mesh: Mesh | None, rules: Rules | None) -> tuple[Ten
     """With a mesh, how each tensor would be split on it; without one, what the rules say of it."""
     if mesh is None:
         return tuple(_tensor(t, _rule(t, rules), None) for t in found.tensors)
+    mesh = complete_mesh(mesh, rules)
     maker, infos = GridMaker(mesh, HostGroup().count), []
     for tensor, spec in zip(found.tensors, resolve_specs(mesh, rules, found.tensors), strict=True):
         grid = maker.grid(tensor.spec.shape, tensor.spec.dtype.itemsize, spec)

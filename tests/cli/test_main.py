@@ -38,7 +38,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (["fetch", "grok-1", "--peer", "nobody"], "not a peer's address"),
         (["fetch", "grok-1", "--stall-timeout", "soon"], "stall-timeout 'soon'"),
         (["fetch", "grok-1", "--max-download", "10G"], "max-download '10G'"),
-        (["fetch", "grok-1", "--rules", "nothing.json"], "neither a file nor a profile's name"),
+        (["fetch", "grok-1", "--rules", "nothing.json"], "neither a file nor a name that gdist knows"),
         (["fetch", "grok-1", "--payload", "burn"], "'burn' is not one of"),
         (["plan", "grok-1", "--mesh", "7x7"], "does not divide 513 tensors"),
         (["plan", "grok-1", "--mesh", "8x8", "--hosts", "3"], "3 hosts do not divide"),
