@@ -51,7 +51,7 @@ def read_mesh(
         )
     if devices is not None and mesh is not None and devices != mesh.devices:
         raise RequestError(
-            f"mesh {mesh} has {mesh.devices} devices, and there are {devices}",
+            f"mesh {mesh} has {mesh.devices} device{'s' * (mesh.devices > 1)}, not {devices}",
             hint="choose sizes whose product is the number of devices; one size may be -1: --mesh -1x8",
         )
     if device_order is None:
