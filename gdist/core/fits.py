@@ -13,9 +13,8 @@ from gdist.core.mesh import MOST_DEVICES, Mesh, PartitionSpec
 from gdist.core.tensor import StoredTensor
 from gdist.errors import RequestError
 
-NAMED = 20  # tensors without a rule in the error's own sentence; all are in its `tensors`
-TOLD = 4  # tensors named for one cause; all are in `faults`
-ALIKE = 4  # names that differ in a number only and are told as one
+NAMED = 20  # names told for one cause; all are in the error's `tensors` and `faults`
+ALIKE = 4  # so many names that differ in a number only are told as one
 CAUSES = 12  # causes in the error's own sentence
 NEAREST = 3  # meshes suggested
 TRIED = 4096  # meshes looked at for them
@@ -85,7 +84,7 @@ class Fit:
         for fault in self.faults:
             if kind in (None, fault.kind):
                 alike.setdefault((fault.before, fault.after), []).append(fault.tensor)
-        found = [f"{before} of {_listed(names, TOLD)}{after}" for (before, after), names in alike.items()]
+        found = [f"{before} of {_listed(names)}{after}" for (before, after), names in alike.items()]
         if most and len(found) > most:
             found[most:] = [f"and {len(found) - most} more causes"]
         return found
@@ -94,7 +93,7 @@ class Fit:
         """Everything that does not fit, as one error."""
         sentences, hints = [], []
         if self.unmatched:
-            sentences.append(f"no rule matches {_tensors(self.unmatched)}: {_listed(self.unmatched, NAMED)}")
+            sentences.append(f"no rule matches {_tensors(self.unmatched)}: {_listed(self.unmatched)}")
             hints.append('end the rules with [".*", []] to replicate what is left')
         says = {
             Kind.SIZE: (f"mesh {self.mesh} does not divide", self._nearest()),
@@ -190,8 +189,8 @@ def _divisors(size: int) -> Iterator[int]:
             yield from {low, size // low}
 
 
-def _listed(names: Iterable[str], most: int) -> str:
-    """Names for a message: those that differ in a number only are one, `'layer.*.w' (64)`."""
+def _listed(names: Iterable[str]) -> str:
+    """Names for a message; many that differ in a number only are one, `'layer.*.w' (64)`."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(re.sub(r"\d+", "*", name), []).append(name)
@@ -199,8 +198,8 @@ def _listed(names: Iterable[str], most: int) -> str:
     for form, group in alike.items():
         many = len(group) >= ALIKE
         shown += [(f"{form!r} ({len(group)})", len(group))] if many else [(f"{n!r}", 1) for n in group]
-    left = sum(count for _, count in shown[most:])
-    return ", ".join(text for text, _ in shown[:most]) + (f" and {left} more" if left else "")
+    left = sum(count for _, count in shown[NAMED:])
+    return ", ".join(text for text, _ in shown[:NAMED]) + (f" and {left} more" if left else "")
 
 
 def _tensors(names: Iterable[str]) -> str:

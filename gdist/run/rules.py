@@ -19,6 +19,8 @@ from gdist.events import Observer
 from gdist.run.inspect import look
 from gdist.run.survey import Survey, SurveyOptions
 
+NAMED = 3  # rules that match nothing, by pattern; more go by number
+
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
@@ -189,13 +191,13 @@ def _uses(rules: Rules | None, tensors: Sequence[StoredTensor]) -> tuple[RuleUse
 
 def _doubts(uses: Sequence[RuleUse]) -> list[str]:
     """What is odd about rules: those that no tensor goes by."""
-    notes = []
-    for number, use in enumerate(uses):
-        if use.names:
-            continue
-        if use.shadowed:
-            earlier = f"earlier rules take all it matches ({use.shadowed})"
-            notes.append(f"rule {number} ({use.pattern}) is never reached: {earlier}")
-        else:
-            notes.append(f"rule {number} ({use.pattern}) matches nothing")
-    return notes
+    idle = [(number, use) for number, use in enumerate(uses) if not use.names]
+    notes = [
+        f"rule {number} ({use.pattern}) is never reached: earlier rules take all it matches ({use.shadowed})"
+        for number, use in idle
+        if use.shadowed
+    ]
+    unmatched = [(number, use) for number, use in idle if not use.shadowed]
+    if len(unmatched) > NAMED:  # as in a table for a family of models
+        return [*notes, f"rules {', '.join(str(number) for number, _ in unmatched)} match nothing"]
+    return notes + [f"rule {number} ({use.pattern}) matches nothing" for number, use in unmatched]
