@@ -63,7 +63,7 @@ def read_mesh(
 
 def _read_order(value: Iterable[int] | str | os.PathLike[str], mesh: Mesh) -> tuple[int, ...]:
     if not isinstance(value, str | os.PathLike):
-        return tuple(value)
+        return tuple(map(int, value))  # NumPy's integers too
     if isinstance(value, str) and is_device_order(value, mesh):
         return parse_device_order(value, mesh)
     where = os.fspath(value)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from gdist.core.mesh import Mesh
@@ -59,15 +61,16 @@ def test_hosts_times_their_devices_are_all() -> None:
     [
         lambda path: "1,0,2-7",
         lambda path: SWAPPED,
-        lambda path: iter(SWAPPED),
+        lambda path: np.array(SWAPPED),
         lambda path: path,
         lambda path: str(path),
     ],
-    ids=["text", "tuple", "iterator", "path", "path as text"],
+    ids=["text", "tuple", "array", "path", "path as text"],
 )
-def test_a_device_order_is_a_text_numbers_or_a_file(order: Callable[[Path], str], tmp_path: Path) -> None:
+def test_a_device_order_is_a_text_numbers_or_a_file(order: Callable[[Path], Any], tmp_path: Path) -> None:
     (tmp_path / "order").write_text("[1, 0,\n 2, 3, 4, 5, 6, 7]\n")
-    assert read_mesh("2x4", device_order=order(tmp_path / "order")) == Mesh(MESH.axes, SWAPPED)
+    found = read_mesh("2x4", device_order=order(tmp_path / "order"))
+    assert found == Mesh(MESH.axes, SWAPPED) and all(type(number) is int for number in found.order)
 
 
 def test_an_order_that_cannot_be_is_refused(tmp_path: Path) -> None:

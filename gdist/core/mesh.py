@@ -25,6 +25,7 @@ from gdist.errors import RequestError
 MOST_DEVICES = 2**20  # a hundred times the largest cluster; what is more is a slip of the keyboard
 DEFAULT_AXES = {1: ("model",), 2: ("data", "model"), 3: ("replica", "data", "model")}
 AXIS = r"[A-Za-z_]\w*"  # a name that can be written in a mesh
+SHOWN = 16  # numbers of a device order in messages
 FREE = -1  # the size of the axis that takes what the others leave of the devices
 
 
@@ -83,9 +84,6 @@ class Mesh:
             return axes
         more = ",..." if len(self.order) > SHOWN else ""
         return f"{axes} (devices {','.join(map(str, self.order[:SHOWN]))}{more})"
-
-
-SHOWN = 16  # numbers of an order in messages
 
 
 def _check_order(order: tuple[int, ...], mesh: Mesh) -> None:

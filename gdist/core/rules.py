@@ -18,7 +18,7 @@ from gdist.core.mesh import AXIS, Mesh, PartitionSpec, split_counts
 from gdist.core.tensor import StoredTensor
 from gdist.errors import RequestError
 
-KEYS = ("title", "axes", "rules")
+KEYS = ("axes", "rules")
 SHOWN = 200  # characters of what is no rule in messages
 NOBODYS_NAME = "\x01"  # only a pattern that matches everything is found in it
 
@@ -94,7 +94,7 @@ def parse_spec(value: object) -> PartitionSpec:
 
 
 def parse_rules(value: object) -> Rules:
-    """Reads `{"axes": ["data", "model"], "rules": [[REGEX, SPEC], ...]}`; a `title` says what they are for.
+    """Reads `{"axes": ["data", "model"], "rules": [[REGEX, SPEC], ...]}`.
 
     Raises:
         RequestError: naming every rule that is not one.
@@ -220,7 +220,7 @@ def check_used(rules: Rules | None, tensors: Iterable[StoredTensor]) -> None:
         shown = ", ".join(list(names)[:3])
         raise RequestError(
             f"the rules match none of the {len(names)} names ({shown}, ...), but for the rule for everything",
-            hint="choose this model's rules: gdist inspect shows the names, gdist rules check what matches",
+            hint="choose this model's rules; gdist inspect shows its names",
             patterns=tuple(rule.pattern for rule in own),
         )
 

@@ -12,7 +12,7 @@ from gdist.core.box import Box
 from gdist.core.extent import Extent
 from gdist.core.fits import Fit, fit
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_indices, split_counts
-from gdist.core.rules import Rules, complete_mesh, specs_of
+from gdist.core.rules import Rules, check_used, complete_mesh, specs_of
 from gdist.core.store_manifest import StoreManifest
 from gdist.core.tensor import Part, StoredTensor, TensorSpec
 from gdist.events import Observer
@@ -98,7 +98,8 @@ def check(
     """How each tensor of a source, a store or a local checkpoint is split; of a torrent, headers are fetched.
 
     Raises:
-        RequestError: when the mesh has other axes than the rules, or the hosts do not divide it.
+        RequestError: when the mesh has other axes than the rules, the hosts do not divide it, or the rules
+            are another model's.
         GdistError: when the source cannot be found or read.
     """
     asked = options or CheckOptions()
@@ -123,6 +124,8 @@ def check(
                 "no rules: split automatically, each tensor along its largest dimension that divides"
             )
     fits = fit(mesh, tensors, specs)
+    if fits.ok:
+        check_used(rules, tensors)
     uses = _uses(rules, tensors)
     notes += _doubts(uses)
     unfit = {fault.tensor for fault in fits.faults}

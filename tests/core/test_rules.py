@@ -78,7 +78,7 @@ def test_what_is_no_spec_is_refused(value: object) -> None:
         ({"rules": [[1, []]]}, "is not .REGEX, SPEC."),
         ({"rules": [["(", []]]}, "rule 0: '.' is not a regular expression"),
         ({"rules": [["w", "model"]]}, "rule 0: partition spec 'model' is not a list"),
-        ({"rules": [], "axis": ["data"]}, "'axis' is none of title, axes, rules"),
+        ({"rules": [], "axis": ["data"]}, "'axis' is none of axes, rules"),
         ({"rules": [], "axes": ["data", "data"]}, "name one twice"),
         ({"rules": [], "axes": ["da ta"]}, "axis 'da ta' is no name"),
         ({"rules": [["w", ["\ud800"]]]}, "rule 0: axis '.ud800' is no name"),

@@ -107,6 +107,13 @@ def test_rules_that_nothing_goes_by_are_noted(tmp_path: Path) -> None:
     )
 
 
+def test_rules_of_another_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="the rules match none of the 3 names"):
+        gdist.check_rules(store(tmp_path / "s"), mesh="2x4", rules={"rules": [["wq", []], [".*", []]]})
+    with pytest.raises(RequestError, match="the rules match none of the 770 names"):
+        gdist.plan("grok-1", mesh="8x8", rules={"rules": [["wq", []], [".*", []]]})
+
+
 def test_without_rules_a_release_is_split_automatically(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model")
     report = check(tmp_path / "model", CheckOptions(parse_mesh("2x2")))
