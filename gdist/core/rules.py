@@ -188,6 +188,13 @@ def spec_for_tensor(
     return spec
 
 
+def kept_spec(mesh: Mesh, tensor: StoredTensor, spec: PartitionSpec) -> PartitionSpec:
+    """A store's own spec of a tensor, on any mesh: scales that the mesh does not divide stay whole."""
+    found = spec_for_tensor(mesh, Rules((), (Rule("", spec),)), tensor)
+    assert found is not None, "the empty pattern matches every name"
+    return found
+
+
 def complete_mesh(mesh: Mesh, rules: Rules | None) -> Mesh:
     """The mesh with the axes that the rules speak of and it lacks, each of size 1.
 

@@ -12,7 +12,7 @@ from gdist.core.box import Box
 from gdist.core.extent import Extent
 from gdist.core.fits import fit
 from gdist.core.mesh import Mesh, PartitionSpec, parse_mesh
-from gdist.core.rules import Rule, Rules, resolve_specs, spec_for_tensor
+from gdist.core.rules import kept_spec, resolve_specs
 from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.core.tensor import Part, StoredTensor, TensorSpec
 from gdist.errors import RequestError
@@ -70,18 +70,13 @@ def shardings_on(
 
 
 def _specs_of_store(mesh: Mesh, tensors: Iterable[StoreTensor]) -> tuple[PartitionSpec, ...]:
-    specs: list[PartitionSpec] = []
-    stored = []
-    for tensor in tensors:
-        # As a rule, so that scales a wider mesh does not divide stay whole, as they do in a fetch.
-        stored.append(_stored(tensor))
-        spec = spec_for_tensor(mesh, Rules((), (Rule("", tensor.spec),)), stored[-1])
-        assert spec is not None, "the empty pattern matches every name"
-        specs.append(spec)
+    tensors = tuple(tensors)
+    stored = tuple(map(_stored, tensors))
+    specs = tuple(kept_spec(mesh, s, t.spec) for s, t in zip(stored, tensors, strict=True))
     found = fit(mesh, stored, specs)
     if not found.ok:
         raise found.error()
-    return tuple(specs)
+    return specs
 
 
 def _stored(tensor: StoreTensor) -> StoredTensor:

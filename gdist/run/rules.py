@@ -12,7 +12,7 @@ from gdist.core.box import Box
 from gdist.core.extent import Extent
 from gdist.core.fits import Fit, fit
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_indices, split_counts
-from gdist.core.rules import Rules, check_used, complete_mesh, specs_of
+from gdist.core.rules import Rules, check_used, complete_mesh, kept_spec, specs_of
 from gdist.core.store_manifest import StoreManifest
 from gdist.core.tensor import Part, StoredTensor, TensorSpec
 from gdist.events import Observer
@@ -115,7 +115,8 @@ def check(
     mesh = complete_mesh(mesh, rules)
     places = asked.host.devices(mesh)
     if rules is None and not isinstance(found, Survey):
-        specs: Sequence[PartitionSpec | None] = [tensor.spec for tensor in found.joined.tensors]
+        stored = zip(tensors, found.joined.tensors, strict=True)
+        specs: Sequence[PartitionSpec | None] = [kept_spec(mesh, own, kept.spec) for own, kept in stored]
         notes.append("no rules: split as the store is")
     else:
         specs = specs_of(mesh, rules, tensors)

@@ -14,6 +14,7 @@ from gdist.core.magnet import format_magnet
 from gdist.core.mesh import HostGroup, Mesh, parse_mesh
 from gdist.core.plan import plan_host
 from gdist.core.rules import parse_rules
+from gdist.core.tensor import Quantisation
 from gdist.errors import RequestError
 from gdist.releases import known_release
 from gdist.run.rules import CheckOptions, RulesReport, check
@@ -75,6 +76,14 @@ def test_a_store_is_checked_as_it_was_cut_and_by_other_rules(tmp_path: Path) -> 
     other = gdist.check_rules(path, mesh="4x2", rules=WITH_REST)
     assert summary(other)["embed"] == (2, "P(data)", (3, 6), 72, 288)
     assert other.host_nbytes == sum(tensor.nbytes for tensor in other.tensors)
+
+
+def test_the_scales_of_a_store_follow_the_mesh(tmp_path: Path) -> None:
+    arrays = {"m.weight": np.zeros((16, 8), np.int8), "m.scales": np.zeros((2, 8), np.float32)}
+    pairs = {name: Quantisation("m", name[2:], 2, 0) for name in arrays}
+    write_store(tmp_path / "s", arrays, mesh="2x1", rules={"rules": [["m", ["data"]]]}, quantised=pairs)
+    assert [t.slab for t in gdist.check_rules(tmp_path / "s").tensors] == [(8, 8), (1, 8)]
+    assert [t.slab for t in gdist.check_rules(tmp_path / "s", mesh="4x1").tensors] == [(4, 8), (2, 8)]
 
 
 def test_everything_that_does_not_fit_is_in_the_report(tmp_path: Path) -> None:
