@@ -267,7 +267,8 @@ class _Fetch:
             if self._keep:
                 _make_empty_files(source)
                 # So that `gdist seed` needs nothing but this directory.
-                write_atomically(self._dest.payload / f"{source.name}.torrent", source.torrent_file)
+                target = self._dest.payload / f"{source.name}.torrent"
+                write_atomically(target, source.torrent_file, aside=self._dest.work)
             with self._timing.measure("manifest"):
                 manifest = store_manifest(source, catalogue, plan, records, assets, options)
                 documents = root_documents(plan, manifest)
