@@ -122,6 +122,8 @@ def inspect(
     axes: Axes = None,
     devices: int | None = None,
     rules: RulesLike = None,
+    hosts: int = 1,
+    tensor: str | None = None,
     profile: str | None = None,
     ignore: Iterable[str] = (),
     observe: Observer | None = None,
@@ -130,15 +132,26 @@ def inspect(
 ) -> Inspection:
     """What a source, a store (directory or URL) or a local checkpoint holds; fetches headers at most.
 
+    `tensor` is a name, or a regular expression searched in names; where it means one tensor or one quantised
+    pair, the result's `pictures` say which devices of how many `hosts` hold what of it, and what feeds them.
+
     Raises:
+        RequestError: also when no tensor has that name; the hint has names that are near.
         GdistError: when it cannot be found or read.
     """
+    if hosts < 1:
+        raise RequestError(f"{hosts} hosts hold nothing", hint="give 1 or more")
+    if tensor is not None:
+        try:
+            re.compile(tensor)
+        except re.error as error:
+            raise RequestError(f"tensor {tensor!r} is not a regular expression: {error}") from error
     from gdist.run.inspect import InspectOptions
     from gdist.run.inspect import inspect as run
 
     table = read_rules(rules)
     cut = read_mesh(mesh, axes=axes, devices=devices, rules=table)
-    options = InspectOptions(cut, table, _survey(profile, ignore, swarm))
+    options = InspectOptions(cut, table, hosts, tensor, _survey(profile, ignore, swarm))
     return run(source, options, observe=observe, stop=stop)
 
 

@@ -62,12 +62,17 @@ class HostPlan:
     identity: str = field(default="")
 
     @cached_property
+    def runs(self) -> tuple[tuple[range, ...], ...]:
+        """For each tensor the runs of pieces that hold a byte of this host's shards of it."""
+        return tuple(tuple(piece_runs(plan, self.payload)) for plan in self.tensors)
+
+    @cached_property
     def pieces(self) -> tuple[int, ...]:
         """Pieces that hold a byte of this host's shards, in the order their tensors are loaded."""
         ordered: dict[int, None] = {}
-        for plan in self.tensors:
-            for extent in touched(plan, self.payload.piece_length - 1):
-                ordered.update(dict.fromkeys(self.payload.pieces_of(extent)))
+        for runs in self.runs:
+            for run in runs:
+                ordered.update(dict.fromkeys(run))
         return tuple(ordered)
 
     @cached_property
@@ -133,6 +138,11 @@ def touched(plan: TensorPlan, gap: int) -> Iterator[Extent]:
         for run in runs_of_box((*shape, itemsize), inside.with_bytes(itemsize), gap):
             extents.append(run.shift(part.extent.start))
     yield from coalesce(extents, gap)
+
+
+def piece_runs(plan: TensorPlan, payload: Payload) -> Iterator[range]:
+    """Runs of the pieces that hold a byte of the plan's shards, in order, no piece twice."""
+    return (payload.pieces_of(extent) for extent in touched(plan, payload.piece_length - 1))
 
 
 def plan_host(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,10 @@ from gdist.cli.options import (
     swarm_options,
 )
 from gdist.cli.output import Output
+from gdist.cli.sharding import draw
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import count, shape, table
+from gdist.core.text import printable
 from gdist.core.units import format_bytes
 
 if TYPE_CHECKING:
@@ -32,32 +33,28 @@ if TYPE_CHECKING:
 @click.command()
 @source_argument
 @mesh_options(host=False)
-@option("--tensor", "pattern", metavar="REGEX", help="Only tensors in whose name this is found.")
+@option(
+    "--hosts", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="That share the mesh."
+)
+@option("--tensor", metavar="NAME|REGEX", help="One tensor or pair, drawn; or all that are found.")
+@option("--plot", metavar="FILE.svg", help="Draw the one tensor or pair as SVG, too.")
 @option("--files", is_flag=True, help="List the files too.")
 @reading_options
 @swarm_options
 @output_options
-def inspect(source: str, output: Output, pattern: str | None, files: bool, **values: Any) -> None:
+def inspect(source: str, output: Output, files: bool, plot: str | None, **values: Any) -> None:
     """Show what SOURCE holds: tensors, shapes, types, bytes, sharding.
 
     SOURCE is what fetch takes, a store (directory or URL), or a checkpoint on disk. Of a torrent only the
     headers are fetched, and nothing is kept; a known release needs no network at all.
     """
-    chosen = _compile(pattern)
     with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
         found = api.inspect(source, observe=observe, stop=stop, **given(values))
-    tensors = [tensor for tensor in found.tensors if chosen.search(tensor.name)]
-    lines = [*_tensors(tensors), *(["", *_files(found)] if files else []), "", *_totals(found, tensors)]
-    output.result("\n".join(lines), _values(found, tensors, files))
-
-
-def _compile(pattern: str | None) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern or "")
-    except re.error as error:
-        raise click.BadParameter(
-            f"{pattern!r} is not a regular expression: {error}", param_hint="--tensor"
-        ) from error
+    drawn = [draw(picture) for picture in found.pictures]
+    listed = [] if drawn else _tensors(found.chosen)
+    lines = [*listed, *(["", *_files(found)] if files else []), "", *_totals(found)]
+    values = _values(found, files)
+    output.result("\n\n".join([*drawn, "\n".join(map(printable, lines)).lstrip("\n")]), values)
 
 
 def _tensors(tensors: Sequence[TensorInfo]) -> list[str]:
@@ -84,8 +81,8 @@ def _files(found: Inspection) -> list[str]:
     return table(("file", "bytes", "holds"), rows, right=(1,))
 
 
-def _totals(found: Inspection, tensors: Sequence[TensorInfo]) -> Iterator[str]:
-    chosen = f" ({len(tensors)} shown)" if len(tensors) < len(found.tensors) else ""
+def _totals(found: Inspection) -> Iterator[str]:
+    chosen = f" ({len(found.chosen)} shown)" if len(found.chosen) < len(found.tensors) else ""
     total = format_bytes(sum(tensor.nbytes for tensor in found.tensors))
     yield f"{found.name}: {count(len(found.tensors), 'tensor')}{chosen}, {total}"
     assets = [file for file in found.files if not file.tensors and file.kept]
@@ -106,10 +103,12 @@ def _totals(found: Inspection, tensors: Sequence[TensorInfo]) -> Iterator[str]:
     yield from (f"note: {note}" for note in found.notes)
 
 
-def _values(found: Inspection, tensors: Sequence[TensorInfo], files: bool) -> dict[str, object]:
+def _values(found: Inspection, files: bool) -> dict[str, object]:
     values = plain(found)
     assert isinstance(values, dict)
-    values["tensors"] = plain(tuple(tensors))
+    values["tensors"] = values.pop("chosen")
     if not files:
         del values["files"]
+    if not found.pictures:
+        del values["pictures"]
     return values

@@ -1,0 +1,38 @@
+"""The templates of this package, with escaping on: what a torrent names is text and nothing else."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from gdist.core.text import numbers, printable
+from gdist.core.units import format_bytes, format_seconds
+from gdist.pictures.marks import px
+
+
+def render(name: str, **values: object) -> str:
+    """A template filled in; every value is escaped, and shows what it holds instead of acting."""
+    return _environment().get_template(name).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("gdist.pictures", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, "numbers": numbers, "px": px}
+    return environment
+
+
+def _finalize(value: object) -> object:
+    """Text without control characters, marks that turn lines around, and what XML has no place for."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return "\n".join(map(printable, value.split("\n")))
+    return value
