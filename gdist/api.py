@@ -203,6 +203,7 @@ def plan(
     piece_length: int | str | None = None,
     wan: float | str | None = None,
     lan: float | str | None = None,
+    details: bool = False,
     profile: str | None = None,
     ignore: Iterable[str] = (),
     observe: Observer | None = None,
@@ -211,7 +212,8 @@ def plan(
 ) -> PlanReport:
     """What a fetch would cost each of `hosts` hosts, or the one `host`, and the least time it can take.
 
-    `wan` is the rate into the cluster, `lan` that of each host (`10Gb/s`).
+    `wan` is the rate into the cluster, `lan` that of each host (`10Gb/s`). With `details` the report says
+    what every tensor costs and when it arrives.
 
     Raises:
         RequestError: for every tensor without a rule or that the mesh does not divide, all at once.
@@ -236,6 +238,7 @@ def plan(
         piece_length=_piece_length(piece_length),
         wan=_positive_rate(wan, "wan"),
         lan=_positive_rate(lan, "lan"),
+        details=details,
         survey=_survey(profile, ignore, swarm),
     )
     return run(source, options, observe=observe, stop=stop)

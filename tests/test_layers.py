@@ -2,6 +2,7 @@
 
     cli
     api
+    pictures
     run, loader
     formats, sources, sinks, stores, views, clusters     (never one another)
     reading
@@ -36,6 +37,7 @@ LEVELS = (
     ("reading",),
     ("formats", "sources", "sinks", "stores", "views", "clusters"),
     ("run", "loader"),
+    ("pictures",),
     ("api",),
     ("cli",),
     ("__main__",),
@@ -51,10 +53,12 @@ HOMES = {
     "click": ("gdist.cli",),
     "rich": ("gdist.cli",),
     "yaml": ("gdist.rule_files",),
+    "jinja2": ("gdist.pictures",),
+    "markupsafe": ("gdist.pictures",),
     "tensorstore": ("gdist.kvstore", "gdist.sinks.tensorstore", "gdist.stores"),
 }
 
-HEAVY = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "click", "rich", "yaml")
+HEAVY = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "click", "rich", "yaml", "jinja2")
 
 
 def modules() -> Iterator[tuple[str, Path]]:

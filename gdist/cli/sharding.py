@@ -17,18 +17,21 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from gdist.cli.words import table
-from gdist.core.picture import TensorPicture, axis_keys, block_factor, feeds_of
+from gdist.core.picture import TensorPicture, axis_keys, block_factor, blocks_of, feeds_of
 from gdist.core.text import numbers, printable
 from gdist.core.units import format_bytes
 from gdist.pictures import words
-from gdist.pictures.colours import PALETTE, SEVERAL
+from gdist.pictures.colours import colour
 
 WIDTH = 80  # where the terminal does not say
 MOST_ROWS = 16  # of cells, and of a table
 MOST_PANELS = 4
 LABEL_WIDTH = 12  # of a cell; a device set that is longer is cut to its first, last and number
 
-Line = list[tuple[str, int | None]]  # text, and the key of its colour
+NO_COLOUR = -1
+ASCII = str.maketrans("┌┬┐├┼┤└┴┘─│…", "+++++++++-|~")  # where the output takes no more
+
+Line = list[tuple[str, int | None]]  # text, and the key of its colour as of `axis_keys`, or `NO_COLOUR`
 
 
 def draw(picture: TensorPicture) -> str:
@@ -37,7 +40,12 @@ def draw(picture: TensorPicture) -> str:
     lines = list(picture_lines(picture, max(width, 40)))
     if sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):
         return _coloured(lines)
-    return plain_text(lines)
+    text = plain_text(lines)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return text.translate(ASCII)
+    return text
 
 
 def plain_text(lines: Sequence[Line]) -> str:
@@ -52,13 +60,9 @@ def _coloured(lines: Sequence[Line]) -> str:
     console = Console(highlight=False, soft_wrap=True)
     with console.capture() as captured:
         for line in lines:
-            parts = [(text, "" if key is None else f"black on {_colour(key)}") for text, key in line]
+            parts = [(text, "" if key == NO_COLOUR else f"black on {colour(key)}") for text, key in line]
             console.print(Text.assemble(*parts))
     return captured.get().removesuffix("\n")
-
-
-def _colour(key: int) -> str:
-    return SEVERAL if key < 0 else PALETTE[key % len(PALETTE)]
 
 
 def picture_lines(picture: TensorPicture, width: int = WIDTH) -> Iterator[Line]:
@@ -82,7 +86,7 @@ def _wrapped(texts: Iterable[str], width: int) -> Iterator[Line]:
 
 
 def _plain(text: str) -> Line:
-    return [(text, None)]
+    return [(text, NO_COLOUR)]
 
 
 def _axes(picture: TensorPicture) -> Iterator[str]:
@@ -106,69 +110,57 @@ def _grids(picture: TensorPicture, width: int) -> Iterator[Line]:
 
 def _grid(picture: TensorPicture, panel: tuple[int, ...], width: int) -> Iterator[Line]:
     """One panel; neighbours are drawn as one cell where there is no room for each."""
-    view, counts, slab = picture.view, picture.counts, picture.slab
-    rows = counts[view.rows] if view.rows is not None else 1
-    columns = counts[view.columns] if view.columns is not None else 1
+    rows, columns = _span(picture, picture.view.rows), _span(picture, picture.view.columns)
     tall = block_factor(rows, MOST_ROWS)
-    margin = len(str(picture.tensor.shape[view.rows])) + 1 if view.rows is not None and rows > 1 else 0
-    longest = 0
-    cells: dict[tuple[int, int], tuple[str, int | None]] = {}
+    downward = _starts(picture, picture.view.rows, tall) if rows > 1 else [""]
+    margin = max(map(len, downward)) + 1 if rows > 1 else 0
     for wide in (f for f in range(1, columns + 1) if columns % f == 0):
-        cells = _cells(picture, panel, tall, wide)
+        cells, across = _cells(picture, panel, tall, wide), columns // wide
         longest = max(len(label) for label, _ in cells.values())
-        if margin + 1 + (longest + 1) * (columns // wide) <= width:
+        if margin + 1 + (longest + 1) * across <= width:
             break
-    room = (width - margin - 1) // (columns // wide) - 1
-    inner = max(longest, min(room, max(longest + 2, 9)))
-    if columns > 1 and view.columns is not None:
-        starts = [str(c * wide * slab[view.columns]) for c in range(columns // wide)]
-        if max(map(len, starts)) <= inner:
-            yield _plain(" " * (margin + 1) + "".join(start.ljust(inner + 1) for start in starts))
+    inner = max(longest, min((width - margin - 1) // across - 1, max(longest + 2, 9)))
 
     def rule(left: str, middle: str, right: str) -> Line:
-        return _plain(" " * margin + left + middle.join(["─" * inner] * (columns // wide)) + right)
+        return _plain(" " * margin + left + middle.join(["─" * inner] * across) + right)
 
+    heads = _starts(picture, picture.view.columns, wide) if columns > 1 else []
+    if heads and max(map(len, heads)) <= inner:
+        yield _plain(" " * (margin + 1) + "".join(head.ljust(inner + 1) for head in heads))
     for row in range(rows // tall):
         yield rule("├", "┼", "┤") if row else rule("┌", "┬", "┐")
-        line: Line = [
-            (
-                str(row * tall * slab[view.rows]).rjust(margin - 1) + " "
-                if view.rows is not None and margin
-                else "",
-                None,
-            )
-        ]
-        for column in range(columns // wide):
+        line = _plain(downward[row].rjust(margin - 1).ljust(margin))
+        for column in range(across):
             label, key = cells[row, column]
-            line += [("│", None), (label.center(inner), key)]
-        yield [*line, ("│", None)]
+            line += [("│", NO_COLOUR), (label.center(inner), key)]
+        yield [*line, ("│", NO_COLOUR)]
     yield rule("└", "┴", "┘")
     if tall * wide > 1:
         yield _plain(f"a cell stands for {tall} x {wide} slabs")
+
+
+def _span(picture: TensorPicture, dimension: int | None) -> int:
+    return 1 if dimension is None else picture.counts[dimension]
+
+
+def _starts(picture: TensorPicture, dimension: int | None, factor: int) -> list[str]:
+    """Where each cell starts in a dimension that is cut."""
+    assert dimension is not None, "a dimension that is cut is there"
+    return [str(n * picture.slab[dimension]) for n in range(0, picture.counts[dimension], factor)]
 
 
 def _cells(
     picture: TensorPicture, panel: tuple[int, ...], tall: int, wide: int
 ) -> dict[tuple[int, int], tuple[str, int | None]]:
     """Label and colour of every cell of a panel, where `tall` x `wide` slabs are one."""
-    view = picture.view
-    _, keys = axis_keys(picture)
-    devices: dict[tuple[int, int], list[int]] = {}
-    colours: dict[tuple[int, int], set[int | None]] = {}
-    for region, key in zip(picture.regions, keys, strict=True):
-        if tuple(region.index[d] for d in view.panels) != panel:
-            continue
-        row = region.index[view.rows] // tall if view.rows is not None else 0
-        column = region.index[view.columns] // wide if view.columns is not None else 0
-        devices.setdefault((row, column), []).extend(region.devices)
-        colours.setdefault((row, column), set()).add(key)
-    return {
-        place: (
-            numbers(held, LABEL_WIDTH),
-            next(iter(c)) if len(c := colours[place]) == 1 and None not in c else -1,
-        )
-        for place, held in devices.items()
-    }
+    blocks = blocks_of(picture, panel, tall, wide)
+    keys = axis_keys(picture)[1]
+    cells: dict[tuple[int, int], tuple[str, int | None]] = {}
+    for place, members in blocks.items():
+        devices = (device for n in members for device in picture.regions[n].devices)
+        distinct = {keys[n] for n in members}
+        cells[place] = numbers(devices, LABEL_WIDTH), distinct.pop() if len(distinct) == 1 else None
+    return cells
 
 
 def _feeds(picture: TensorPicture, width: int) -> Iterator[Line]:

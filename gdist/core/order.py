@@ -36,6 +36,15 @@ def stage_of(name: str) -> str:
     return f"layer {number}" if group == _LAYERS else _STAGES[group]
 
 
+def layer_of(name: str) -> tuple[str, int | None]:
+    """A name without its layer's number, `*` in its place, and the number; None where it has none.
+
+    So the same tensor of all layers is one name: `layers.*.w` for `layers.3.w`.
+    """
+    found = _LAYER.search(name)
+    return (f"{name[: found.start()]}*{name[found.end() :]}", int(found[1])) if found else (name, None)
+
+
 def _stage(name: str) -> tuple[int, int]:
     layer = _LAYER.search(name)
     if layer:

@@ -239,3 +239,20 @@ def axis_keys(picture: TensorPicture) -> tuple[str, tuple[int | None, ...]]:
 def block_factor(count: int, most: int) -> int:
     """How many neighbours to draw as one, so that at most `most` are left: a divisor of `count`."""
     return next(f for f in range(1, count + 1) if count % f == 0 and (count // f <= most or f == count))
+
+
+def blocks_of(
+    picture: TensorPicture, panel: tuple[int, ...], tall: int, wide: int
+) -> dict[tuple[int, int], list[int]]:
+    """The regions of a panel, by their place in `TensorPicture.regions`, in blocks of `tall` x `wide`.
+
+    The keys are the row and the column of each block.
+    """
+    view = picture.view
+    blocks: dict[tuple[int, int], list[int]] = {}
+    for number, region in enumerate(picture.regions):
+        if tuple(region.index[d] for d in view.panels) == panel:
+            row = region.index[view.rows] // tall if view.rows is not None else 0
+            column = region.index[view.columns] // wide if view.columns is not None else 0
+            blocks.setdefault((row, column), []).append(number)
+    return blocks

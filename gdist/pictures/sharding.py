@@ -21,7 +21,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gdist.core.picture import Region, TensorPicture, axis_keys, block_factor
+from gdist.core.picture import TensorPicture, axis_keys, block_factor, blocks_of
 from gdist.core.text import numbers, printable, shorten
 from gdist.pictures import words
 from gdist.pictures.colours import PALETTE, colour
@@ -63,13 +63,9 @@ def _figure(picture: TensorPicture, top: float) -> tuple[list[Mark], float]:
     marks, bottom = _heading(picture, top)
     panels = _panels(picture, bottom)
     marks += _axis_names(picture, panels[0], bottom)
-    keys = dict(zip((r.index for r in picture.regions), axis_keys(picture)[1], strict=True))
     for panel in panels:
-        regions = [r for r in picture.regions if _place(r, picture.view.panels) == panel.place]
-        marks += _slabs(picture, panel, regions, keys)
-        marks += _ticks(picture, panel)
-        marks += _shard_lines(picture, panel)
-        marks += _labels(picture, panel, regions)
+        for part in (_slabs, _ticks, _shard_lines, _labels):
+            marks += part(picture, panel)
     drawn, bottom = _legend(picture, panels[-1].y + panels[-1].height + 10)
     marks += drawn
     drawn, bottom = feeding(picture, PAD, INNER, bottom)
@@ -108,10 +104,6 @@ class _Panel:
     place: tuple[int, ...]
 
 
-def _place(region: Region, dimensions: Sequence[int]) -> tuple[int, ...]:
-    return tuple(region.index[d] for d in dimensions)
-
-
 def _panels(picture: TensorPicture, top: float) -> list[_Panel]:
     """One panel for each place on a split dimension that is not drawn, in lines of a few."""
     view, counts, shape = picture.view, picture.counts, picture.tensor.shape
@@ -123,7 +115,7 @@ def _panels(picture: TensorPicture, top: float) -> list[_Panel]:
     height = 64.0
     if rows > 1 and view.rows is not None and view.columns is not None:
         tall = shape[view.rows] / max(shape[view.columns], 1)
-        height = min(max(each * min(max(tall, 0.28), 0.56), rows * 18.0), 560.0)
+        height = min(max(each * min(max(tall, 0.28), 0.56), rows * 18.0), min(rows * 72.0, 560.0))
     above = 20.0 if view.panels else 0.0
     pitch = height + above + PANEL_GAP
     return [
@@ -150,54 +142,44 @@ def _axis_names(picture: TensorPicture, first: _Panel, top: float) -> Iterator[M
         yield Text(first.x - TICKS_WIDE + 12, first.y, f"← {name}", "axis", "end", 12, turned=True)
 
 
-def _slabs(
-    picture: TensorPicture, panel: _Panel, regions: Sequence[Region], keys: dict[tuple[int, ...], int | None]
-) -> Iterator[Mark]:
-    view = picture.view
+def _slabs(picture: TensorPicture, panel: _Panel) -> Iterator[Mark]:
     width, height = panel.width / panel.columns, panel.height / panel.rows
     gap = 1.0 if min(width, height) >= 5 else 0.0
-    if view.panels:
-        yield Text(panel.x, panel.y - 7, words.panel(picture, panel.place), "soft", size=11)
-    for region in regions:
-        row = region.index[view.rows] if view.rows is not None else 0
-        column = region.index[view.columns] if view.columns is not None else 0
+    if panel.place:
+        yield Text(panel.x, panel.y - 7, words.panel(picture, panel.place), "soft")
+    keys = axis_keys(picture)[1]
+    for (row, column), (number,) in blocks_of(picture, panel.place, 1, 1).items():
+        region = picture.regions[number]
         x, y = panel.x + column * width, panel.y + row * height
         index = ",".join(map(str, region.index))
         title = words.region(picture, region)
-        yield Rect(x, y, width - gap, height - gap, "slab", colour(keys[region.index]), title, index)
+        yield Rect(x, y, width - gap, height - gap, "slab", colour(keys[number]), title, index)
         if not region.here:
             yield Rect(x, y, width - gap, height - gap, "away")
 
 
-def _labels(picture: TensorPicture, panel: _Panel, regions: Sequence[Region]) -> Iterator[Mark]:
+def _labels(picture: TensorPicture, panel: _Panel) -> Iterator[Mark]:
     """The devices of each slab, or of each block of neighbours where slabs are too small."""
-    best: list[Mark] = []
+    labels: list[Mark] = []
     for size in LABEL_SIZES:
         tall = block_factor(panel.rows, int(panel.height / (size + 3)))
         for wide in (f for f in range(1, panel.columns + 1) if panel.columns % f == 0):
-            best = list(_block_labels(picture, panel, regions, tall, wide, size))
+            labels = list(_block_labels(picture, panel, tall, wide, size))
             fits = panel.width * wide / panel.columns - 4
-            if all(room(mark.text, size) <= fits for mark in best if isinstance(mark, Text)):
+            if all(room(mark.text, size) <= fits for mark in labels if isinstance(mark, Text)):
                 break
         if tall == wide == 1:
             break
-    yield from best
+    yield from labels
 
 
-def _block_labels(
-    picture: TensorPicture, panel: _Panel, regions: Sequence[Region], tall: int, wide: int, size: int
-) -> Iterator[Mark]:
-    view = picture.view
-    blocks: dict[tuple[int, int], list[int]] = {}
-    for region in regions:
-        row = region.index[view.rows] // tall if view.rows is not None else 0
-        column = region.index[view.columns] // wide if view.columns is not None else 0
-        blocks.setdefault((row, column), []).extend(region.devices)
+def _block_labels(picture: TensorPicture, panel: _Panel, tall: int, wide: int, size: int) -> Iterator[Mark]:
     width, height = panel.width * wide / panel.columns, panel.height * tall / panel.rows
-    for (row, column), devices in blocks.items():
+    for (row, column), members in blocks_of(picture, panel.place, tall, wide).items():
         x, y = panel.x + column * width, panel.y + row * height
         if tall * wide > 1:
             yield Rect(x, y, width, height, "block")
+        devices = (device for number in members for device in picture.regions[number].devices)
         label = numbers(devices, max(int(width / (size * GLYPH)), 12))
         kind = "on over" if tall * wide > 1 else "on"
         yield Text(x + width / 2, y + height / 2 + size * 0.36, label, kind, "middle", size)
@@ -251,12 +233,12 @@ def _legend(picture: TensorPicture, top: float) -> tuple[list[Mark], float]:
         said.append("hatched is not all here")
     if len(distinct) > 1:
         said.append(
-            f"colours are {'hosts' if name == 'host' else f'places on {shorten(printable(name), 20)}'}:"
+            f"colours are {'hosts' if name == 'host' else f'places on axis {shorten(printable(name), 20)}'}:"
         )
     line = ", ".join(said)
     marks: list[Mark] = [Text(PAD + TICKS_WIDE, top + 12, line, "soft")]
     if len(distinct) > 1:
-        at = PAD + TICKS_WIDE + len(line) * 5.9 + 8
+        at = PAD + TICKS_WIDE + len(line) * 5.4 + 8
         shown = distinct if len(distinct) <= MOST_SWATCHES else distinct[: len(PALETTE)]
         for key in shown:
             marks.append(Rect(at, top + 2, 12, 12, "swatch", colour(key)))

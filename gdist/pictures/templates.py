@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from gdist.core.text import numbers, printable
+from gdist.core.text import printable
 from gdist.core.units import format_bytes, format_seconds
 from gdist.pictures.marks import px
 
@@ -27,8 +28,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, "numbers": numbers, "px": px}
+    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, "px": px, "breaks": breaks}
     return environment
+
+
+def breaks(name: str) -> Markup:
+    """A name, escaped, that may be broken into lines after a dot, a slash or an underscore."""
+    return Markup("<wbr>").join(re.split(r"(?<=[._/])(?=[A-Za-z])", printable(name)))
 
 
 def _finalize(value: object) -> object:

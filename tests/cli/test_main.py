@@ -194,7 +194,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "grok-1", "--mesh", "8x8"]])
 def test_it_starts_without_the_heavy_libraries(arguments: list[str]) -> None:
-    heavy = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "rich", "fsspec")
+    heavy = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "rich", "fsspec", "jinja2")
     script = (
         "import re, sys; from gdist.cli import main; code = main(sys.argv[1:]); "
         # not ru_maxrss: it is handed down over fork and exec, so it would tell the size of this process

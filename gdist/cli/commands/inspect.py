@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gdist import api
+from gdist.cli.files import check_target, write_whole
 from gdist.cli.jsonlines import plain
 from gdist.cli.options import (
     given,
@@ -25,16 +26,25 @@ from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import count, shape, table
 from gdist.core.text import printable
 from gdist.core.units import format_bytes
+from gdist.errors import RequestError
 
 if TYPE_CHECKING:
+    from gdist.core.picture import TensorPicture
     from gdist.run.inspect import Inspection, TensorInfo
+
+NAMED = 5  # of several tensors, in a hint
 
 
 @click.command()
 @source_argument
 @mesh_options(host=False)
 @option(
-    "--hosts", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="That share the mesh."
+    "--hosts",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Hosts that share the mesh.",
 )
 @option("--tensor", metavar="NAME|REGEX", help="One tensor or pair, drawn; or all that are found.")
 @option("--plot", metavar="FILE.svg", help="Draw the one tensor or pair as SVG, too.")
@@ -48,13 +58,34 @@ def inspect(source: str, output: Output, files: bool, plot: str | None, **values
     SOURCE is what fetch takes, a store (directory or URL), or a checkpoint on disk. Of a torrent only the
     headers are fetched, and nothing is kept; a known release needs no network at all.
     """
+    target = check_target("--plot", plot, (".svg",))
+    if target and not values.get("tensor"):
+        raise RequestError("--plot draws one tensor", hint="name it: --tensor NAME")
     with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
         found = api.inspect(source, observe=observe, stop=stop, **given(values))
-    drawn = [draw(picture) for picture in found.pictures]
-    listed = [] if drawn else _tensors(found.chosen)
+    result = _values(found, files)
+    if target:
+        if not found.pictures:
+            raise _several(found, str(values["tensor"]))
+        from gdist.pictures.sharding import sharding_svg
+
+        write_whole(target, sharding_svg(found.pictures), output)
+        result["plot"] = str(target)
+    listed = [] if found.pictures else _tensors(found.chosen)
     lines = [*listed, *(["", *_files(found)] if files else []), "", *_totals(found)]
-    values = _values(found, files)
-    output.result("\n\n".join([*drawn, "\n".join(map(printable, lines)).lstrip("\n")]), values)
+    text = "\n".join(map(printable, lines)).lstrip("\n")
+    output.result("\n\n".join([*map(draw, found.pictures), text]), result)
+
+
+def _several(found: Inspection, pattern: str) -> RequestError:
+    names = [tensor.quantisation.pair if tensor.quantisation else tensor.name for tensor in found.chosen]
+    distinct = list(dict.fromkeys(names))
+    more = f" and {len(distinct) - NAMED} more" if len(distinct) > NAMED else ""
+    return RequestError(
+        f"--plot draws one tensor or pair, and {pattern!r} is found in {len(distinct)}",
+        hint=f"name one of {', '.join(distinct[:NAMED])}{more}",
+        tensors=tuple(distinct),
+    )
 
 
 def _tensors(tensors: Sequence[TensorInfo]) -> list[str]:
@@ -109,6 +140,13 @@ def _values(found: Inspection, files: bool) -> dict[str, object]:
     values["tensors"] = values.pop("chosen")
     if not files:
         del values["files"]
+    values["pictures"] = [_drawn(picture) for picture in found.pictures]
     if not found.pictures:
         del values["pictures"]
     return values
+
+
+def _drawn(picture: TensorPicture) -> dict[str, object]:
+    values = plain(picture)
+    assert isinstance(values, dict)
+    return {**values, "tensor": picture.tensor.name}  # its shape and type are among the tensors
