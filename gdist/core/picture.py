@@ -15,7 +15,7 @@ from math import prod
 
 from gdist.core.box import Box
 from gdist.core.grid import ShardGrid
-from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_index, slab_of, split_counts
+from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_index, split_counts
 from gdist.core.payload import Payload
 from gdist.core.plan import ShardTask, TensorPlan, piece_runs
 from gdist.core.tensor import Quantisation, StoredTensor, TensorSpec
@@ -122,7 +122,9 @@ def regions_of(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...], hosts: i
         RequestError: when there are more than a picture can show, or the hosts do not divide the mesh.
     """
     ndim = len(shape)
-    cut = prod(split_counts(mesh, spec, ndim))
+    counts = split_counts(mesh, spec, ndim)
+    slab = tuple(size // count for size, count in zip(shape, counts, strict=True))
+    cut = prod(counts)
     if cut > MOST_REGIONS or mesh.devices > MOST_DEVICES:
         raise RequestError(
             f"mesh {mesh} has {mesh.devices} devices and cuts the tensor into {cut} slabs; a picture shows "
@@ -131,12 +133,14 @@ def regions_of(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...], hosts: i
         )
     held: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for host in range(hosts):
-        for device in HostGroup(host, hosts).devices(mesh):
-            held.setdefault(slab_index(mesh, spec, ndim, device), []).append((device, host))
+        for place in HostGroup(host, hosts).devices(mesh):
+            number = mesh.order[place] if mesh.order else place
+            held.setdefault(slab_index(mesh, spec, ndim, place), []).append((number, host))
     regions = []
     for index, holders in sorted(held.items()):
         devices = tuple(sorted(device for device, _ in holders))
-        box = slab_of(mesh, spec, shape, devices[0])
+        start = tuple(i * length for i, length in zip(index, slab, strict=True))
+        box = Box.whole(slab).shift(start)
         regions.append(Region(index, box, devices, tuple(sorted({host for _, host in holders}))))
     return tuple(regions)
 

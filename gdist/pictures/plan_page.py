@@ -18,7 +18,7 @@ from gdist.core.text import numbers
 from gdist.core.units import format_bytes
 from gdist.pictures import charts
 from gdist.pictures.charts import Ready
-from gdist.pictures.templates import render
+from gdist.pictures.rendering import render
 from gdist.pictures.words import count
 from gdist.run.plan import HostCost, PlanDetails, PlanReport, TensorCost
 

@@ -27,7 +27,7 @@ from gdist.pictures import words
 from gdist.pictures.colours import PALETTE, colour
 from gdist.pictures.feeding import feeding
 from gdist.pictures.marks import GLYPH, Chart, Mark, Path, Rect, Text, px, room
-from gdist.pictures.templates import render
+from gdist.pictures.rendering import render
 
 WIDTH, PAD = 960.0, 24.0
 INNER = WIDTH - 2 * PAD

@@ -17,12 +17,12 @@ PAGE = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text()
 SPEAKING = {"json", "quiet", "verbose"}
 NOT_LIBRARY = {
     "fetch": set(),
-    "plan": set(),
-    "inspect": {"pattern", "files"},
+    "plan": {"report"},
+    "inspect": {"files", "plot"},
     "make-torrent": {"target", "force"},
     "rules check": set(),
 }
-NOT_COMMAND = {"observe", "stop", "progress"}
+NOT_COMMAND = {"observe", "stop", "progress", "details"}
 FUNCTIONS = {"rules check": "check_rules"}
 
 

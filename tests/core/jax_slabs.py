@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_of, split_counts
+from gdist.core.picture import regions_of
 
 NAMES = ("replica", "data", "model")
 
@@ -71,6 +72,13 @@ def compare(rng: random.Random) -> tuple[int, int, list[str]]:
     for place, number in enumerate(mesh.order or range(mesh.devices)):
         if ours[place] != held[number]:
             wrong.append(f"{mesh} {spec} {shape} place {place}: {ours[place]}, JAX {held[number]}")
+    for region in regions_of(mesh, spec, shape):
+        box = tuple(zip(region.box.start, region.box.stop, strict=True))
+        if strays := [number for number in region.devices if held[number] != box]:
+            wrong.append(f"{mesh} {spec} {shape} devices {strays}: drawn at {box}")
+    drawn = sorted(number for region in regions_of(mesh, spec, shape) for number in region.devices)
+    if drawn != sorted(held):
+        wrong.append(f"{mesh} {spec} {shape}: drawn are {drawn}")
     counts = [count for count in range(1, mesh.devices + 1) if mesh.devices % count == 0]
     count = rng.choice(counts)
     each = mesh.devices // count

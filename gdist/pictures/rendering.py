@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from gdist.core.text import printable
@@ -38,7 +38,7 @@ def breaks(name: str) -> Markup:
 
 
 def _finalize(value: object) -> object:
-    """Text without control characters, marks that turn lines around, and what XML has no place for."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return "\n".join(map(printable, value.split("\n")))
-    return value
+    """What a template shows, without control characters, marks that turn lines around, and the like."""
+    if isinstance(value, Markup | Undefined):
+        return value
+    return "\n".join(map(printable, str(value).split("\n")))
