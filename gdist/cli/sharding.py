@@ -26,7 +26,7 @@ from gdist.pictures.colours import colour
 WIDTH = 80  # where the terminal does not say
 MOST_ROWS = 16  # of cells, and of a table
 MOST_PANELS = 4
-LABEL_WIDTH = 12  # of a cell; a device set that is longer is cut to its first, last and number
+LABEL_WIDTH = 12  # of a cell; a longer set of devices is cut to its first and last
 
 NO_COLOUR = -1
 ASCII = str.maketrans("┌┬┐├┼┤└┴┘─│…", "+++++++++-|~")  # where the output takes no more

@@ -18,7 +18,7 @@ from gdist.core.grid import ShardGrid
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_index, split_counts
 from gdist.core.payload import Payload
 from gdist.core.plan import ShardTask, TensorPlan, piece_runs
-from gdist.core.tensor import Quantisation, StoredTensor, TensorSpec
+from gdist.core.tensor import Order, Quantisation, StoredTensor, TensorSpec
 from gdist.errors import RequestError
 
 MOST_REGIONS = 4096  # cells of a screen's size; a mesh of more devices is drawn where it cuts a tensor less
@@ -88,6 +88,7 @@ class TensorPicture:
     pieces_assumed: bool = False
     places: tuple[Place, ...] = ()
     parts: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -194,6 +195,16 @@ def pieces_of_box(payload: Payload, tensor: StoredTensor, box: Box) -> tuple[tup
         else:
             runs.append((run.start, run.stop))
     return tuple(runs)
+
+
+def most_runs(payload: Payload, tensor: StoredTensor, regions: Sequence[Region]) -> int:
+    """How many runs `pieces_of_box` may find for all regions, at most."""
+    most = 0
+    for part in tensor.parts:
+        pieces, inner = len(payload.pieces_of(part.extent)), -1 if part.order is Order.C else 0
+        rows = (prod(r.box.shape) // max(r.box.shape[inner], 1) if r.box.ndim else 1 for r in regions)
+        most += sum(min(pieces, row) for row in rows)
+    return most
 
 
 def shards_of_box(grid: ShardGrid, box: Box) -> Box:

@@ -1,9 +1,9 @@
-"""Numbers and names as people read them: ranges of devices, names cut to a width, text that cannot act."""
+"""Numbers and names as people read them: ranges, counts, names cut to a width, text that cannot act."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def printable(text: str) -> str:
@@ -32,22 +32,37 @@ def numbers(values: Iterable[int], width: int | None = None) -> str:
 
     `a,b..c` goes on from `b` in equal steps. What is longer than `width` is its beginning, `…`, and the last.
     """
-    runs: list[list[int]] = []
+    runs: list[tuple[int, int]] = []
     for value in sorted(set(values)):
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
+        if runs and value == runs[-1][1]:
+            runs[-1] = (runs[-1][0], value + 1)
         else:
-            runs.append([value, value])
-    texts = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
+            runs.append((value, value + 1))
+    return ranges(runs, width)
+
+
+def ranges(runs: Sequence[tuple[int, int]], width: int | None = None) -> str:
+    """Half-open runs of numbers, ascending and apart, as `numbers` writes them."""
+    texts = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in runs]
     steps = {b[0] - a[0] for a, b in itertools.pairwise(runs)}
     even = len(runs) > 2 and len(steps) == 1 and len({b - a for a, b in runs}) == 1
     text = f"{texts[0]},{texts[1]}..{texts[-1]}" if even else ",".join(texts)
     if width is None or len(text) <= width:
         return text
-    start, last = str(runs[0][0]), str(runs[-1][1])
+    start, last = str(runs[0][0]), str(runs[-1][1] - 1)
     for n in range(1, len(texts)):
         longer = ",".join(texts[:n])
         if len(longer) + 1 + len(last) > width:
             break
         start = longer
     return f"{start}…{last}"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def shape(dims: Sequence[int]) -> str:
+    """`8x6144x32768`; a scalar is `scalar`."""
+    return "x".join(map(str, dims)) or "scalar"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gdist.core.picture import Feed, TensorPicture, axis_keys, feeds_of
-from gdist.core.text import numbers
+from gdist.core.text import count, numbers
 from gdist.core.units import format_bytes
 from gdist.pictures import words
 from gdist.pictures.colours import NEUTRAL, colour
@@ -107,7 +107,7 @@ def _shards(
         assert feed.first.shards is not None, "a store's picture has shards"
         top += 15
         away = "" if feed.first.here else ", not all here"
-        files = words.count(feed.first.shards.size, "file")
+        files = count(feed.first.shards.size, "file")
         marks.append(Text(x, top, numbers(feed.devices, 14), "num"))
         marks.append(Text(x + LABEL_WIDE, top, f"{words.shards(feed.first.shards)}: {files}{away}", "num"))
     if len(feeds) > MOST_SHARD_ROWS:

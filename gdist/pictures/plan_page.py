@@ -14,12 +14,11 @@ from gdist import __version__
 from gdist.core.bound import Limit
 from gdist.core.mesh import HostGroup
 from gdist.core.order import layer_of
-from gdist.core.text import numbers
+from gdist.core.text import count, numbers, shape
 from gdist.core.units import format_bytes
 from gdist.pictures import charts
 from gdist.pictures.charts import Ready
 from gdist.pictures.rendering import render
-from gdist.pictures.words import count
 from gdist.run.plan import HostCost, PlanDetails, PlanReport, TensorCost
 
 MOST_HOSTS = 512
@@ -68,6 +67,7 @@ def plan_page(report: PlanReport) -> str:
         seconds=seconds,
         timeline_chart=charts.timeline_chart(ready, seconds=seconds) if ready else None,
         moment=charts.moment,
+        shape=shape,
         bound_chart=charts.bound_chart([(limit.value, value) for limit, value in terms]) if terms else None,
         terms=[(limit, value, *_term(report, details, limit)) for limit, value in terms],
         rows=rows[:MOST_TENSORS],

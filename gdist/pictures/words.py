@@ -6,18 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from gdist.core.box import Box
 from gdist.core.picture import Feed, Region, TensorPicture
-from gdist.core.text import numbers
+from gdist.core.text import count, numbers, ranges, shape
 from gdist.core.units import format_bytes
-
-
-def shape(dims: Sequence[int]) -> str:
-    """`8x6144x32768`; a scalar is `scalar`."""
-    return "x".join(map(str, dims)) or "scalar"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def summary(picture: TensorPicture) -> tuple[str, str]:
@@ -77,7 +67,7 @@ def region(picture: TensorPicture, one: Region) -> str:
 
 def pieces(one: Region, width: int) -> str:
     """The numbers of a slab's pieces."""
-    return numbers((piece for run in one.pieces for piece in range(*run)), width)
+    return ranges(one.pieces, width)
 
 
 def slabs_nbytes(picture: TensorPicture, feed: Feed) -> int:
@@ -99,3 +89,4 @@ def notes(picture: TensorPicture) -> Iterator[str]:
         yield f"stored in {place.path}, {format_bytes(place.nbytes)} from byte {place.start}"
     if picture.parts > len(picture.places) > 0:
         yield f"and in {picture.parts - len(picture.places)} more places"
+    yield from picture.notes

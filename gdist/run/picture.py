@@ -19,6 +19,7 @@ from gdist.core.picture import (
     TensorPicture,
     choose_view,
     indices_of,
+    most_runs,
     pieces_of_box,
     regions_of,
     shards_of_box,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 PLACES = 4  # stored runs that a picture names; a tensor saved in slices has one in each of many files
 LEAST_PIECE = 2**14  # of BEP 52, and of every torrent that is known
+MOST_RUNS = 2**20  # of pieces, for all slabs: some hundred megabytes, some seconds
 NEAR = 5
 COMPARED = 20_000  # names that are held against a misspelt one
 
@@ -57,7 +59,7 @@ def choose(
         if re.search(pattern, name) or (pair and re.search(pattern, pair.pair))
     ]
     if not found:
-        known = {pair.pair if pair else name for name, pair in names[:COMPARED]}
+        known = list(dict.fromkeys(pair.pair if pair else name for name, pair in names[:COMPARED]))
         near = difflib.get_close_matches(pattern, known, NEAR, 0.5)
         near = near or [name for name in known if pattern.casefold() in name.casefold()][:NEAR]
         hint = f"near: {', '.join(near)}" if near else "gdist inspect without --tensor lists them all"
@@ -87,7 +89,7 @@ def pictures_of_survey(
 
 
 def pictures_of_store(
-    store: Manifests, numbers: Iterable[int], mesh: Mesh | None, rules: Rules | None, hosts: int
+    store: Manifests, numbers: Sequence[int], mesh: Mesh | None, rules: Rules | None, hosts: int
 ) -> tuple[TensorPicture, ...]:
     """Pictures of some tensors of a store: on its own mesh, or as a load onto another would read it.
 
@@ -96,9 +98,8 @@ def pictures_of_store(
     Raises:
         RequestError: when the mesh does not divide them, no rule speaks of them, or the hosts do not fit.
     """
-    manifest = store.joined
-    layout = _layout_of(manifest)
-    pictures = []
+    manifest, pictures = store.joined, []
+    layout = _layout_of(manifest) if numbers else None
     for number in numbers:
         tensor = manifest.tensors[number]
         own = TensorSpec(tensor.name, tensor.shape, tensor.dtype)
@@ -106,7 +107,7 @@ def pictures_of_store(
             on, spec, shared_by = manifest.mesh, tensor.spec, store.count
         else:
             on = complete_mesh(mesh or manifest.mesh, rules)
-            spec, shared_by = _spec_of(manifest, tensor, on, rules), hosts
+            spec, shared_by = _spec_of(manifest, tensor, on, rules), hosts if mesh else store.count
         picture = _picture(own, on, spec, shared_by, tensor.quantisation)
         regions = tuple(_from_shards(region, tensor) for region in picture.regions)
         picture = replace(picture, grid=tensor.grid, regions=regions)
@@ -141,6 +142,9 @@ def _from_payload(
     picture = replace(picture, places=places, parts=len(tensor.parts))
     if not pieces:
         return picture
+    if most_runs(payload, tensor, picture.regions) > MOST_RUNS:
+        fine = f"pieces of {payload.piece_length} bytes are too many to list for every slab"
+        return replace(picture, notes=(fine,))
     regions = []
     for region in picture.regions:
         runs = pieces_of_box(payload, tensor, region.box)
@@ -169,8 +173,8 @@ def _layout_of(manifest: StoreManifest) -> Survey | None:
 
     The order of its files is then its manifest's, which may not be the torrent's.
     """
-    known, length = releases.find_by_info_hash(manifest.source.info_hash), manifest.source.piece_length
-    if known is None or length < LEAST_PIECE:
+    known, length = releases.find_by_info_hash(str(manifest.source.info_hash)), manifest.source.piece_length
+    if known is None or not isinstance(length, int) or length < LEAST_PIECE:  # it may claim anything
         return None
     return survey(known.name, piece_length=length)
 

@@ -27,6 +27,7 @@ from gdist.core.picture import (
     choose_view,
     feeds_of,
     indices_of,
+    most_runs,
     pieces_of_box,
     regions_of,
     shards_of_box,
@@ -140,6 +141,7 @@ def test_pieces_are_those_that_hold_a_byte_of_the_region(case: Case, data: st.Da
         runs = pieces_of_box(payload, tensor, region.box)
         assert all(a < b for a, b in runs)
         assert all(before[1] < after[0] for before, after in itertools.pairwise(runs))  # joined, and in order
+        assert len(runs) <= most_runs(payload, tensor, [region])
         pieces = {piece for a, b in runs for piece in range(a, b)}
         assert pieces == set((where[region.box.slices()] // payload.piece_length).ravel().tolist())
 

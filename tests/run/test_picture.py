@@ -105,13 +105,32 @@ def test_a_store_of_a_known_release_knows_its_pieces() -> None:
     (picture,) = pictures_of_store(Manifests(manifest, (0,), 1), [0], None, None, 1)
     assert (picture.piece_length, picture.pieces_assumed) == (2**22, True)
     assert picture.regions[0].pieces and not picture.regions[0].here
-    for other in (replace(source, piece_length=1), replace(source, info_hash_v1="00" * 20)):
+    for other in (
+        replace(source, piece_length=1),
+        replace(source, piece_length="4M"),
+        replace(source, info_hash_v1="00" * 20),
+    ):
         strange = Manifests(replace(manifest, source=other), (0,), 1)
         assert pictures_of_store(strange, [0], None, None, 1)[0].piece_length is None
     lies = replace(tensor, spec=PartitionSpec((("data",),)))
     cut = Manifests(replace(manifest, mesh=Mesh((("data", 3),)), tensors=(lies,)), (0,), 1)
     with pytest.raises(RequestError, match="does not divide"):  # sealed, and not true
         pictures_of_store(cut, [0], None, None, 1)
+
+
+def test_pieces_that_are_too_many_to_list_are_not_listed_and_that_is_said() -> None:
+    embedding = "params.language_model.in_out_embed.embeddings"
+    assert one("grok-1", embedding, mesh="8x8").piece_length == 2**24
+    release = known_release("grok-1")
+    assert release is not None
+    source = StoreSource(release.info_hash_v1, "", "grok-1", 2**14, release.nbytes)
+    mesh, spec = Mesh((("model", 64),)), PartitionSpec(((), ("model",)))
+    grid = GridMaker(mesh).grid((131072, 6144), 4, spec)
+    tensor = StoreTensor(embedding, BY_NAME["float32"], grid, spec, None, {})
+    manifest = StoreManifest(source, "", mesh, HostGroup(), (tensor,))
+    (picture,) = pictures_of_store(Manifests(manifest, (0,), 1), [0], None, None, 1)
+    assert (picture.piece_length, picture.regions[0].pieces) == (None, ())
+    assert picture.notes == ("pieces of 16384 bytes are too many to list for every slab",)
 
 
 def test_a_pair_is_drawn_together_and_a_half_alone() -> None:

@@ -23,8 +23,8 @@ from gdist.cli.options import (
 from gdist.cli.output import Output
 from gdist.cli.sharding import draw
 from gdist.cli.signals import stop_on_signals
-from gdist.cli.words import count, shape, table
-from gdist.core.text import printable
+from gdist.cli.words import table
+from gdist.core.text import count, printable, shape
 from gdist.core.units import format_bytes
 from gdist.errors import RequestError
 
@@ -56,7 +56,8 @@ def inspect(source: str, output: Output, files: bool, plot: str | None, **values
     """Show what SOURCE holds: tensors, shapes, types, bytes, sharding.
 
     SOURCE is what fetch takes, a store (directory or URL), or a checkpoint on disk. Of a torrent only the
-    headers are fetched, and nothing is kept; a known release needs no network at all.
+    headers are fetched, and nothing is kept; a known release needs no network at all. One tensor, or a
+    quantised pair, is drawn: which devices hold what of it, and which pieces and shards feed them.
     """
     target = check_target("--plot", plot, (".svg",))
     if target and not values.get("tensor"):
