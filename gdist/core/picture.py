@@ -246,9 +246,11 @@ def axis_keys(picture: TensorPicture) -> tuple[str, tuple[int | None, ...]]:
     if picture.hosts > 1 and any(len(several) == 1 for several in hosts):
         return "host", tuple(several[0] if len(several) == 1 else None for several in hosts)
     used = {name for dim in picture.spec.dims for name in dim}
-    axis = next((name for name, _ in picture.mesh.splitting if name in used), "")
-    places = [picture.mesh.coordinates(region.devices[0]) for region in picture.regions]
-    return axis, tuple(place.get(axis, 0) for place in places)
+    axis = next((name for name, size in picture.mesh.axes if size > 1 and name in used), "")
+    order = picture.mesh.order or range(picture.mesh.devices)
+    places = {number: place for place, number in enumerate(order)}
+    found = [picture.mesh.coordinates(places[region.devices[0]]) for region in picture.regions]
+    return axis, tuple(place.get(axis, 0) for place in found)
 
 
 def block_factor(count: int, most: int) -> int:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from gdist import releases
 from gdist.core.box import Box
 from gdist.core.extent import Extent
-from gdist.core.mesh import Mesh, PartitionSpec, misfit, split_counts
+from gdist.core.fits import faults_of
+from gdist.core.mesh import Mesh, PartitionSpec, split_counts
 from gdist.core.picture import (
     Place,
     Region,
@@ -121,9 +122,9 @@ def pictures_of_store(
 def _picture(
     tensor: TensorSpec, mesh: Mesh, spec: PartitionSpec, hosts: int, quantisation: Quantisation | None
 ) -> TensorPicture:
-    fault = misfit(mesh, spec, tensor.name, tensor.shape)
-    if fault:  # a store's manifest may claim anything
-        raise RequestError(fault, hint="choose a mesh whose axes divide the tensor")
+    faults = faults_of(mesh, spec, tensor.name, tensor.shape)
+    if faults:  # a store's manifest may claim anything
+        raise RequestError("; ".join(map(str, faults)), hint="choose a mesh whose axes divide the tensor")
     regions = regions_of(mesh, spec, tensor.shape, hosts)
     view = choose_view(tensor.shape, split_counts(mesh, spec, len(tensor.shape)))
     return TensorPicture(tensor, mesh, spec, hosts, view, regions, quantisation)
@@ -173,8 +174,9 @@ def _layout_of(manifest: StoreManifest) -> Survey | None:
 
     The order of its files is then its manifest's, which may not be the torrent's.
     """
-    known, length = releases.find_by_info_hash(str(manifest.source.info_hash)), manifest.source.piece_length
-    if known is None or not isinstance(length, int) or length < LEAST_PIECE:  # it may claim anything
+    known = releases.find_by_info_hash(str(manifest.source.info_hash))
+    length: object = manifest.source.piece_length  # as the manifest has it, which may be anything
+    if known is None or not isinstance(length, int) or length < LEAST_PIECE:
         return None
     return survey(known.name, piece_length=length)
 

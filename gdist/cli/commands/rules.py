@@ -21,8 +21,9 @@ from gdist.cli.options import (
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.streams import put
-from gdist.cli.words import count, shape, table
+from gdist.cli.words import count, table
 from gdist.core.device_order import format_device_order
+from gdist.core.text import shape
 from gdist.core.units import format_bytes
 from gdist.errors import RequestError
 from gdist.rule_files import named_rules, rule_names, rules_text
