@@ -147,6 +147,7 @@ def _body(manifest: StoreManifest) -> dict[str, object]:
         },
         "plan": manifest.plan,
         "mesh": [list(axis) for axis in manifest.mesh.axes],
+        **({"device_order": list(manifest.mesh.order)} if manifest.mesh.order else {}),
         "host": [manifest.host.index, manifest.host.count],
         "codec": manifest.codec,
         "digests": "blake3",
@@ -209,7 +210,10 @@ def _parse_body(body: Any) -> StoreManifest:
     return StoreManifest(
         source=source,
         plan=str(body["plan"]),
-        mesh=Mesh(tuple((str(name), int(size)) for name, size in body["mesh"])),
+        mesh=Mesh(
+            tuple((str(name), int(size)) for name, size in body["mesh"]),
+            tuple(map(int, body.get("device_order", ()))),
+        ),
         host=HostGroup(*body["host"]),
         tensors=tuple(_parse_tensor(row) for row in body["tensors"]),
         assets=tuple(StoreAsset(**row) for row in body["assets"]),

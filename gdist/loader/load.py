@@ -19,8 +19,9 @@ from gdist.core.box import Box
 from gdist.core.store_manifest import StoreTensor
 from gdist.errors import RequestError
 from gdist.loader.arrays import array_of
+from gdist.loader.names import Rename
 from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, local_boxes, shardings_on
-from gdist.loader.trees import Rename, match_target, nested
+from gdist.loader.trees import lay_on, match_target, nested
 from gdist.stores import Store
 from gdist.stores import open as open_store
 from gdist.stores.buffers import numpy_dtype
@@ -47,10 +48,12 @@ def load(
         rules: partition rules, as in a fetch; default: as the store was cut. An `8x8` store loads on a
             `1x8` mesh as it does on its own.
         target: a tree of `jax.ShapeDtypeStruct` (or arrays) whose leaves' paths, joined by `.`, are tensor
-            names. A leaf's `sharding` is used where it has one. The same kind of tree is returned.
+            names. A leaf's `sharding` is used where it has one; on an abstract mesh, with the devices of
+            `mesh`. The same kind of tree is returned.
         select: regular expressions searched in tensor names (both halves of a quantised pair go by the
             pair's name), or a function that says yes; default: everything.
-        rename: from the path of a target's leaf to the tensor's name, a mapping or a function.
+        rename: from the path of a target's leaf to the tensor's name: a mapping, a function, or pairs of a
+            regular expression and its replacement, each substituted in turn.
         verify: compare digests, of everything that is needed here, before any array is built. (A `Store`
             was opened with or without.)
 
@@ -74,6 +77,7 @@ def load(
             arrays = _build(source, [(tensor, shardings[tensor.name]) for tensor in tensors])
             return nested(tensors, {tensor.name: a for tensor, a in zip(tensors, arrays, strict=True)})
         leaves, treedef = match_target(target, tensors, rename)
+        leaves = lay_on(lambda: device_mesh(mesh, source.manifest), leaves)
         open_leaves = {leaf.tensor.name: leaf.tensor for leaf in leaves if leaf.sharding is None}
         shardings = {}
         if open_leaves:

@@ -171,6 +171,7 @@ class _Fetch:
             self._enter(Stage.METADATA)
             with self._timing.measure("metadata"):
                 source.open(payload, kept, look=True)
+            _check_memory(self._options.memory, source.payload.piece_length)
             write_atomically(cached, source.torrent_file)
             self._enter(Stage.HEADERS)
             with self._timing.measure("headers"):
@@ -249,6 +250,7 @@ class _Fetch:
             options.host,
             identity=source.info_hash.hex,
             shard_bytes=max(options.memory // 8, LEAST_SHARD_BYTES) if staged else None,
+            some=bool(options.select),
         )
         check_cut(self._neighbours, plan)
         journal = JournalFile(self._journal_path, job_of(options, plan.mesh, plan.digest))
@@ -277,7 +279,8 @@ class _Fetch:
             if self._keep:
                 _make_empty_files(source)
                 # So that `gdist seed` needs nothing but this directory.
-                write_atomically(self._dest.payload / f"{source.name}.torrent", source.torrent_file)
+                target = self._dest.payload / f"{source.name}.torrent"
+                write_atomically(target, source.torrent_file, aside=self._dest.work)
             with self._timing.measure("manifest"):
                 manifest = store_manifest(source, catalogue, plan, records, assets, options)
                 documents = root_documents(plan, manifest)
@@ -405,6 +408,15 @@ def _make_empty_files(source: TorrentSource) -> None:
                 path.touch()
             except OSError as error:
                 raise translate(error, f"making {path}") from error
+
+
+def _check_memory(memory: int, piece_length: int) -> None:
+    """That one piece, and its parts while a column is cut out, are within what may be held."""
+    if memory < 2 * piece_length:
+        raise RequestError(
+            f"memory of {memory:,} bytes is too little for pieces of {piece_length:,}",
+            hint=f"give --memory {2 * piece_length // 2**20 + 1}MiB or more",
+        )
 
 
 def _workers(memory: int, piece_length: int) -> int:
