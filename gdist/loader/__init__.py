@@ -5,7 +5,8 @@ tree = gdist.load("/data/model", mesh=mesh, rules=rules)          # on another
 params = gdist.load("/data/model", target=jax.eval_shape(init))   # into a model's own tree
 """
 
+from gdist.loader.devices import device_order
 from gdist.loader.load import load
 from gdist.loader.quantized import QuantizedWeight8bit
 
-__all__ = ["QuantizedWeight8bit", "load"]
+__all__ = ["QuantizedWeight8bit", "device_order", "load"]

@@ -152,9 +152,10 @@ def _on_mesh(dtype: np.dtype[Any], sharding: NamedSharding, scales_spec: Partiti
 
     def local(weight: jax.Array, scales: jax.Array) -> jax.Array:
         for dimension in range(weight.ndim):
-            axes = _axes(sharding.spec, dimension)
-            if axes and not _axes(scales_spec, dimension) and scales.shape[dimension] > 1:
-                scales = _own_groups(weight, scales, dimension, axes, mesh)
+            # Scales are split by the first of their weight's axes, as many as divide them.
+            further = _axes(sharding.spec, dimension)[len(_axes(scales_spec, dimension)) :]
+            if further and scales.shape[dimension] > 1:
+                scales = _own_groups(weight, scales, dimension, further, mesh)
         return dequantize(weight, scales, dtype)
 
     program = jax.shard_map(
@@ -167,7 +168,7 @@ def _on_mesh(dtype: np.dtype[Any], sharding: NamedSharding, scales_spec: Partiti
 def _own_groups(
     weight: jax.Array, scales: jax.Array, dimension: int, axes: tuple[str, ...], mesh: Mesh
 ) -> jax.Array:
-    """Of whole scales, the row that belongs to each row of a device's slab."""
+    """Of scales that are not split by `axes`, as their weight is, the row for each row of a device's slab."""
     rows = weight.shape[dimension]
     run = rows * prod(mesh.shape[axis] for axis in axes) // scales.shape[dimension]
     group = (lax.axis_index(axes) * rows + jnp.arange(rows)) // run

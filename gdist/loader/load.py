@@ -23,11 +23,11 @@ from gdist.errors import RequestError
 from gdist.loader.arrays import Mapped
 from gdist.loader.broadcast import Shared
 from gdist.loader.cast import finisher, given, parse_dtype
+from gdist.loader.names import Rename
 from gdist.loader.pipeline import Job, Pipeline, Source
 from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, devices_of, is_abstract, local_device
 from gdist.loader.staging import Staged, Staging, staging_on
 from gdist.loader.team import Team
-from gdist.loader.trees import Rename
 from gdist.loader.wanted import Shares, Wanted, described, needed, shares_of, wanted_of
 from gdist.stores import Store
 from gdist.stores import open as open_store
@@ -61,10 +61,12 @@ def load(
         rules: partition rules, as in a fetch; default: as the store was cut. An `8x8` store loads on a
             `1x8` mesh as it does on its own.
         target: a tree of `jax.ShapeDtypeStruct` (or arrays) whose leaves' paths, joined by `.`, are tensor
-            names. A leaf's `sharding` is used where it has one. The same kind of tree is returned.
+            names. A leaf's `sharding` is used where it has one; on an abstract mesh, with the devices of
+            `mesh`. The same kind of tree is returned.
         select: regular expressions searched in tensor names (both halves of a quantised pair go by the
             pair's name), or a function that says yes; default: everything.
-        rename: from the path of a target's leaf to the tensor's name, a mapping or a function.
+        rename: from the path of a target's leaf to the tensor's name: a mapping, a function, or pairs of a
+            regular expression and its replacement, each substituted in turn.
         verify: compare digests, of everything that is needed here, before any array is built. (A `Store`
             was opened with or without.)
         dtype: a floating type; floating tensors are cast to it on the devices, and a quantised pair becomes

@@ -11,21 +11,24 @@ from jax.sharding import NamedSharding, Sharding
 
 from gdist.core.box import Box
 from gdist.core.extent import Extent
-from gdist.core.mesh import Mesh, PartitionSpec, misfit, parse_mesh
-from gdist.core.rules import Rule, Rules, parse_rules, resolve_specs, spec_for_tensor
+from gdist.core.fits import fit
+from gdist.core.mesh import Mesh, PartitionSpec, parse_mesh
+from gdist.core.rules import kept_specs, resolve_specs
 from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.core.tensor import Part, StoredTensor, TensorSpec
 from gdist.errors import RequestError
+from gdist.loader.devices import laid_out
+from gdist.reading import RulesLike as RulesLike
+from gdist.reading import read_rules
 
 MeshLike = jax.sharding.Mesh | Mesh | str | None
-RulesLike = Rules | Mapping[str, object] | None
 
 
 def device_mesh(mesh: MeshLike, manifest: StoreManifest) -> jax.sharding.Mesh:
-    """A JAX mesh: the one given, or made of the first devices in the order of `jax.devices()`.
+    """A JAX mesh: the one given, or made of the first devices, process after process.
 
-    Without one it is the store's own where there are as many devices, else, where there is only this process,
-    one device with the store's axes.
+    A -1 in a text is worked out from the number of devices. Without a mesh it is the store's own, its device
+    order included, where there are as many devices, else, where there is only this process, one device.
 
     Raises:
         RequestError: when there are fewer devices than the mesh asked for.
@@ -39,14 +42,14 @@ def device_mesh(mesh: MeshLike, manifest: StoreManifest) -> jax.sharding.Mesh:
             devices = jax.local_devices()[:1]
             wanted = Mesh(tuple((name, 1) for name, _ in wanted.axes))
     else:
-        wanted = parse_mesh(mesh) if isinstance(mesh, str) else mesh
+        wanted = parse_mesh(mesh, devices=len(devices)) if isinstance(mesh, str) else mesh
     if wanted.devices > len(devices):
         raise RequestError(
             f"mesh {wanted} needs {wanted.devices} devices, there are {len(devices)}",
             hint="give a smaller mesh; on CPU, jax.config.update('jax_num_cpu_devices', n) makes n devices",
         )
     # Not jax.make_mesh: its axes are Explicit, and ordinary `x @ x.T` fails on such arrays (JAX 0.10).
-    grid = np.array(devices[: wanted.devices], dtype=object).reshape(wanted.sizes)
+    grid = np.array(laid_out(wanted, devices), dtype=object).reshape(wanted.sizes)
     return jax.sharding.Mesh(grid, wanted.names)
 
 
@@ -60,37 +63,21 @@ def shardings_on(
     """
     named = _named(mesh)
     tensors = tuple(tensors)
-    if rules is None:
-        specs = _specs_of_store(named, tensors)
-    else:
-        parsed = rules if isinstance(rules, Rules) else parse_rules(dict(rules))
-        specs = resolve_specs(named, parsed, map(_stored, tensors))
+    table = read_rules(rules)
+    specs = resolve_specs(named, table, map(_stored, tensors)) if table else _specs_of_store(named, tensors)
     return {
         tensor.name: NamedSharding(mesh, _jax_spec(spec)) for tensor, spec in zip(tensors, specs, strict=True)
     }
 
 
 def _specs_of_store(mesh: Mesh, tensors: Iterable[StoreTensor]) -> tuple[PartitionSpec, ...]:
-    specs: list[PartitionSpec] = []
-    faults: list[str] = []
-    for tensor in tensors:
-        try:
-            # As a rule, so that scales a wider mesh does not divide stay whole, as they do in a fetch.
-            spec = spec_for_tensor(mesh, Rules((), (Rule("", tensor.spec),)), _stored(tensor))
-            assert spec is not None, "the empty pattern matches every name"
-            specs.append(spec)
-            fault = misfit(mesh, spec, tensor.name, tensor.shape)
-        except RequestError as error:
-            fault = f"{tensor.name!r}: {error.message}"
-        if fault:
-            faults.append(fault)
-    if faults:
-        raise RequestError(
-            f"mesh {mesh} does not fit {len(faults)} tensors of the store: {'; '.join(faults)}",
-            hint="name the mesh's axes as the store does, choose other sizes, or give rules=",
-            faults=tuple(faults),
-        )
-    return tuple(specs)
+    tensors = tuple(tensors)
+    stored = tuple(map(_stored, tensors))
+    specs = kept_specs(mesh, [(s, t.spec) for s, t in zip(stored, tensors, strict=True)])
+    found = fit(mesh, stored, specs)
+    if not found.ok:
+        raise found.error()
+    return specs
 
 
 def scales_sharding(sharding: Sharding, scales: StoreTensor) -> Sharding:
@@ -108,10 +95,7 @@ def scales_sharding(sharding: Sharding, scales: StoreTensor) -> Sharding:
         )
     mesh = _named(sharding.mesh)
     dims = (None if d is None else (d,) if isinstance(d, str) else d for d in sharding.spec)
-    spec = spec_for_tensor(
-        mesh, Rules((), (Rule("", PartitionSpec(tuple(d or () for d in dims))),)), _stored(scales)
-    )
-    assert spec is not None, "the empty pattern matches every name"
+    (spec,) = kept_specs(mesh, [(_stored(scales), PartitionSpec(tuple(d or () for d in dims)))])
     return NamedSharding(sharding.mesh, _jax_spec(spec))
 
 

@@ -15,6 +15,7 @@ from gdist.core.store_manifest import StoreTensor
 from gdist.errors import RequestError
 from gdist.loader.broadcast import Readers
 from gdist.loader.cast import Given
+from gdist.loader.names import Rename
 from gdist.loader.shardings import (
     RulesLike,
     devices_of,
@@ -23,7 +24,7 @@ from gdist.loader.shardings import (
     scales_sharding,
     shardings_on,
 )
-from gdist.loader.trees import Rename, lay_on, match_target, nested
+from gdist.loader.trees import lay_on, match_target, nested
 from gdist.stores.buffers import numpy_dtype
 
 Shares = Mapping[tuple[str, Sharding], Mapping[Box, int]]  # tensor and sharding: who reads each box for all

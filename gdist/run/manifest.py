@@ -43,6 +43,8 @@ def store_manifest(
         assets=tuple(StoreAsset(path, *assets[path]) for path in sorted(assets)),
         ignored=tuple(sorted(options.ignore)),
         codec=options.codec,
+        select=tuple(sorted(set(options.select))),
+        converted=options.dtype,
         tool=f"gdist {__version__}",
     )
 
@@ -50,7 +52,8 @@ def store_manifest(
 def _store_tensor(plan: TensorPlan, records: Mapping[ShardTask, tuple[str, ...]]) -> StoreTensor:
     spec = plan.tensor.spec
     shards = {task.index: records[task] for task in plan.shards}
-    return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, plan.tensor.quantisation, shards)
+    stored = tuple(factor.tensor.spec.dtype for factor in plan.tensor.factors)
+    return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, plan.tensor.quantisation, shards, stored)
 
 
 def root_documents(plan: HostPlan, manifest: StoreManifest) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import shutil
@@ -34,6 +35,7 @@ RULES = {
     ],
 }
 PAIR = {f"moe.up.{role}": Quantisation("moe.up", role, 1, 1) for role in ("weight", "scales")}
+MESHES = ((1, 1), (1, 8), (8, 1), (2, 4), (8, 8), (4, 16))
 CHECKS: list[Callable[[Path], None]] = []
 
 
@@ -308,6 +310,73 @@ def hosts_parts_load_together_and_not_alone(directory: Path) -> None:
             assert "attn.q/c/5" in error.message
         else:
             raise AssertionError("a missing shard was made up")
+
+
+PAIRS: tuple[tuple[str, tuple[int, ...], int, list[Any]], ...] = (  # name, weight's shape, groups, its rule
+    ("moe.linear.w", (8, 64, 128), 1, [None, "data", "model"]),  # these four as Grok-1 has them
+    ("moe.linear_1.w", (8, 128, 64), 8, [None, "model", "data"]),
+    ("attention.linear.w", (64, 64), 8, ["model", "data"]),
+    ("attention.query.w", (64, 64), 1, ["data", "model"]),
+    ("fine.w", (128, 64), 128, ["model", "data"]),  # a scale for each row
+    ("coarse.w", (128, 64), 4, ["model", "data"]),  # fewer groups than devices
+    ("both.w", (128, 64), 8, [["data", "model"], None]),  # split by one of two axes only
+)
+
+
+def pairs() -> tuple[dict[str, Array], dict[str, Quantisation], dict[str, Array]]:
+    """Halves of pairs, what belongs together, and the values that they stand for."""
+    rng, arrays, quantised, values = np.random.default_rng(3), {}, {}, {}
+    for name, shape, groups, _ in PAIRS:
+        weight = rng.integers(-128, 128, shape).astype(np.int8)
+        scales = rng.standard_normal((*shape[:-2], groups, shape[-1])).astype(ml_dtypes.bfloat16)
+        arrays |= {f"{name}.weight": weight, f"{name}.scales": scales}
+        for role in ("weight", "scales"):
+            quantised[f"{name}.{role}"] = Quantisation(name, role, groups, len(shape) - 2)
+        repeated = np.repeat(scales.astype(np.float32), shape[-2] // groups, axis=-2)
+        values[name] = weight.astype(np.float32) * repeated
+    return arrays, quantised, values
+
+
+@check
+def pairs_stand_for_the_same_values_on_every_mesh(directory: Path) -> None:
+    arrays, quantised, values = pairs()
+    rules = {"rules": [[f"^{name}$", spec] for name, _, _, spec in PAIRS]}
+    for sizes in MESHES:
+        cut = "x".join(map(str, sizes))
+        write_store(directory / cut, arrays, mesh=cut, rules=rules, quantised=quantised)
+    cuts = [(cut, cut) for cut in MESHES] + [((1, 1), (8, 8)), ((4, 16), (8, 8)), ((8, 8), (4, 16))]
+    for cut, sizes in cuts:
+        tree = gdist.load(directory / "x".join(map(str, cut)), mesh=mesh_of(*sizes))
+        found: dict[str, gdist.QuantizedWeight8bit] = {}
+        for name, _, groups, spec in PAIRS:
+            found[name] = functools.reduce(lambda node, part: node[part], name.split("."), tree)
+            axes = spec[-2] if isinstance(spec[-2], list) else [spec[-2]]
+            count = np.prod([{"data": sizes[0], "model": sizes[1]}[axis] for axis in axes])
+            assert_device_slabs(found[name], values[name], exact=groups % count == 0)
+        inside = jax.jit(lambda tree: {name: -pair.dequantize("float32") for name, pair in tree.items()})
+        for name, negative in inside(found).items():
+            assert np.asarray(negative).tobytes() == (-values[name]).tobytes(), (sizes, name)
+            assert negative.sharding.is_equivalent_to(found[name].weight.sharding, negative.ndim), name
+        whole = found["moe.linear_1.w"].dequantize()
+        expected = values["moe.linear_1.w"].astype(ml_dtypes.bfloat16)
+        assert whole.dtype == expected.dtype and np.asarray(whole).tobytes() == expected.tobytes(), sizes
+
+
+def assert_device_slabs(pair: gdist.QuantizedWeight8bit, value: Array, *, exact: bool) -> None:
+    """That what each device holds stands for its slab of the value; `exact`: with no group more."""
+    scales = {shard.device: shard for shard in pair.scales.addressable_shards}
+    rows_of_a_group = pair.weight.shape[-2] // pair.scales.shape[-2]
+    for mine in pair.weight.addressable_shards:
+        theirs = scales[mine.device]
+        first, stop, _ = mine.index[-2].indices(pair.weight.shape[-2])
+        offset, _, _ = theirs.index[-2].indices(pair.scales.shape[-2])
+        groups = np.arange(first, stop) // rows_of_a_group - offset
+        assert groups.min() >= 0 and groups.max() < theirs.data.shape[-2], (mine.index, theirs.index)
+        taken = np.take(np.asarray(theirs.data, np.float32), groups, axis=-2)
+        got = np.asarray(mine.data, np.float32) * taken
+        assert got.tobytes() == np.ascontiguousarray(value[mine.index]).tobytes(), mine.index
+        if exact:
+            assert theirs.data.shape[-2] == groups.max() + 1, (mine.index, theirs.index)
 
 
 def main() -> None:
