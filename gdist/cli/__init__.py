@@ -1,4 +1,4 @@
-"""The command line: `gdist fetch`, `inspect`, `verify`, `plan`, `seed`, `make-torrent`, and helpers.
+"""The command line: `gdist fetch`, `inspect`, `verify`, `plan`, `seed`, `make-torrent`, `rules`, and helpers.
 
 Commands read options, call `gdist.api`, and say what came of it. What is said, and with which exit code, is
 decided here and in `gdist.cli.exits` alone: an error of ours never shows a traceback.
@@ -21,13 +21,14 @@ from gdist.cli.commands.inspect import inspect
 from gdist.cli.commands.make_torrent import make_torrent
 from gdist.cli.commands.plan import plan
 from gdist.cli.commands.releases import releases
+from gdist.cli.commands.rules import rules
 from gdist.cli.commands.seed import seed
 from gdist.cli.commands.verify import verify
 from gdist.cli.output import Output
 from gdist.cli.streams import ReaderGone, drop, open_streams
 from gdist.errors import GdistError
 
-COMMANDS = (fetch, inspect, verify, plan, seed, make_torrent, releases, completion)
+COMMANDS = (fetch, inspect, verify, plan, seed, make_torrent, rules, releases, completion)
 ISSUES = "run it again with --verbose and report what it shows"
 
 

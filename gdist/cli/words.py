@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from gdist.core.text import count as count
 from gdist.core.units import format_bytes, format_rate, format_seconds
 from gdist.events import Binds, Finished, Planned, Progress, Stage
 
@@ -70,11 +71,6 @@ def finished(event: Finished, plan: Planned | None = None) -> str:
     return f"complete: {format_bytes(kept)}{part} in {format_seconds(event.seconds)}, {rate}"
 
 
-def count(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def timing(event: Finished) -> str:
     """Where the time went, the longest first; threads add up to more than the wall's time."""
     worth = [(name, seconds) for name, seconds in event.timing if seconds >= 0.05][:4]
@@ -93,8 +89,3 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[in
         ).rstrip()
         for row in all_rows
     ]
-
-
-def shape(dims: Sequence[int]) -> str:
-    """`8x6144x32768`; a scalar is `scalar`."""
-    return "x".join(map(str, dims)) or "scalar"

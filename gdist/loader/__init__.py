@@ -6,8 +6,9 @@ params = gdist.load("/data/model", target=jax.eval_shape(init))   # into a model
 for path, array in gdist.stream("/data/model"): ...                # one by one, while it downloads
 """
 
+from gdist.loader.devices import device_order
 from gdist.loader.load import load
 from gdist.loader.quantized import QuantizedWeight8bit
 from gdist.loader.stream import stream
 
-__all__ = ["QuantizedWeight8bit", "load", "stream"]
+__all__ = ["QuantizedWeight8bit", "device_order", "load", "stream"]

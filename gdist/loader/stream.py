@@ -31,9 +31,10 @@ from gdist.errors import RequestError
 from gdist.kvstore import local_path
 from gdist.loader.arrays import array_of
 from gdist.loader.load import Select, _refuse_wide, _selected
+from gdist.loader.names import Rename
 from gdist.loader.quantized import QuantizedWeight8bit
 from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, local_boxes, shardings_on
-from gdist.loader.trees import Rename, match_target
+from gdist.loader.trees import lay_on, match_target
 from gdist.stores import LazyArray, Store
 from gdist.stores import open as open_store
 from gdist.stores.buffers import Array
@@ -209,6 +210,7 @@ def _steps(
                 steps.append((half.pair, pairs[half.pair]))
     else:
         leaves, _ = match_target(target, tensors, rename)
+        leaves = lay_on(lambda: device_mesh(mesh, manifest), leaves)
         places = {tensor.name: place for place, tensor in enumerate(tensors)}
         leaves.sort(key=lambda leaf: places[leaf.tensor.name])
         rest = {leaf.tensor.name: leaf.tensor for leaf in leaves if leaf.sharding is None}

@@ -44,7 +44,7 @@ class JournalFile:
                 raise ResumeError(
                     f"the destination holds an unfinished fetch of another plan: {progress.plan}; "
                     f"this is {job}",
-                    hint="use the same source, mesh, rules, host, codec and payload as before, "
+                    hint="use the same source, mesh, rules, host, codec, payload, select and dtype, "
                     "or another destination",
                 )
             self._file.truncate(whole)  # a torn last line says nothing

@@ -46,6 +46,8 @@ def store_manifest(
         assets=tuple(StoreAsset(path, *assets[path]) for path in sorted(assets)),
         ignored=tuple(sorted(options.ignore)),
         codec=options.codec,
+        select=tuple(sorted(set(options.select))),
+        converted=options.dtype,
         tool=f"gdist {__version__}",
     )
 
@@ -53,7 +55,8 @@ def store_manifest(
 def _store_tensor(plan: TensorPlan, records: Mapping[ShardTask, tuple[str, ...]] | None) -> StoreTensor:
     spec = plan.tensor.spec
     shards = {} if records is None else {task.index: records[task] for task in plan.shards}
-    return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, plan.tensor.quantisation, shards)
+    stored = tuple(factor.tensor.spec.dtype for factor in plan.tensor.factors)
+    return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, plan.tensor.quantisation, shards, stored)
 
 
 def root_documents(plan: HostPlan, manifest: StoreManifest) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ SHORT_RUN = 32 * 1024  # bytes; below it a system call costs more than copying t
 FEW_RUNS = 8
 
 Bytes = NDArray[np.uint8]
+Regions = Callable[[ShardTask], Sequence[tuple[int, ShardLayout]]]
 
 
 @dataclass(slots=True)
@@ -46,11 +47,15 @@ class _OpenFile:
 
 
 class PartFiles:
-    """The unfinished shards of a plan, below one directory; thread-safe."""
+    """The unfinished shards of a plan, below one directory; thread-safe.
 
-    def __init__(self, directory: Path, plan: HostPlan):
+    `regions` says where in its file a shard's factors lie, and how, for tensors that are made of others.
+    """
+
+    def __init__(self, directory: Path, plan: HostPlan, regions: Regions | None = None):
         self._directory = directory
         self._layouts = [tensor.layout() for tensor in plan.tensors]
+        self._regions = regions or (lambda task: ((0, self._layouts[task.tensor]),))
         self._lock = threading.Lock()
         self._open: OrderedDict[ShardTask, _OpenFile] = OrderedDict()  # least recently used first
         self._dirty: set[ShardTask] = set()
@@ -60,6 +65,10 @@ class PartFiles:
     def layout(self, task: ShardTask) -> ShardLayout:
         """Where bytes lie in the shard's file."""
         return self._layouts[task.tensor]
+
+    def _nbytes(self, task: ShardTask) -> int:
+        start, layout = self._regions(task)[-1]
+        return start + layout.file_nbytes
 
     def path(self, task: ShardTask) -> Path:
         """The part's file."""
@@ -74,7 +83,7 @@ class PartFiles:
             return set()
         except OSError as error:
             raise translate(error, f"reading {self._directory}") from error
-        found = {task for task in tasks if sizes.get(self.path(task).name) == self.layout(task).file_nbytes}
+        found = {task for task in tasks if sizes.get(self.path(task).name) == self._nbytes(task)}
         with self._lock:
             self._made |= found
         return found
@@ -145,7 +154,7 @@ class PartFiles:
         return descriptor
 
     def _create(self, task: ShardTask) -> int:
-        path, size = self.path(task), self.layout(task).file_nbytes
+        path, size = self.path(task), self._nbytes(task)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -166,13 +175,13 @@ class PartFiles:
         """Writes bytes of a piece where they belong."""
         data = np.frombuffer(piece, np.uint8)
         for placement in placements:
-            layout = self.layout(placement.shard)
+            start, layout = self._regions(placement.shard)[placement.factor]
             block = take(placement, data)
             with self.descriptor(placement.shard) as descriptor:
                 with self._lock:
                     self._dirty.add(placement.shard)
                 try:
-                    _write(descriptor, layout, placement.target, block)
+                    _write(descriptor, start, layout, placement.target, block)
                 except OSError as error:
                     raise translate(error, f"writing {self.path(placement.shard)}") from error
 
@@ -228,6 +237,16 @@ class PartFiles:
             self._dirty.discard(task)
             self._forget(task)
 
+    def map(self, task: ShardTask) -> Bytes:
+        """All of a part, read-only; it is unmapped when the last array over it is gone."""
+        with self.descriptor(task) as descriptor:
+            return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.uint8)
+
+    def remove(self, task: ShardTask) -> None:
+        """Removes a part that has done its work."""
+        self.forget(task)
+        self.path(task).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Closes all files."""
         with self._lock:
@@ -244,9 +263,10 @@ def take(placement: Placement, data: Bytes) -> Bytes:
     return block
 
 
-def _write(descriptor: int, layout: ShardLayout, target: Box, block: Bytes) -> None:
+def _write(descriptor: int, start: int, layout: ShardLayout, target: Box, block: Bytes) -> None:
     chunk_shape = (*layout.grid.chunk, layout.itemsize)
-    for part, local, offset in layout.targets(target):
+    for part, local, within in layout.targets(target):
+        offset = start + within
         values = block[part.relative_to(target.start).slices()]
         runs = runs_of_box(chunk_shape, local)
         first = next(runs)

@@ -31,6 +31,11 @@ WINDOW = 8  # chunks asked for at once: hides latency, holds at most 8 x 16 MiB
 
 def translate(error: Exception, doing: str) -> GdistError:
     """TensorStore's error as ours, by the status code its message starts with."""
+    if "was ignored by server" in str(error):  # TensorStore's words for it; the status says corrupt
+        return TransferError(
+            f"{doing}: the server does not give parts of files (HTTP range requests): {error}",
+            hint="serve the store with a server that does, or read a copy of it on disk",
+        )
     status = re.match(r"[A-Z_]+", str(error))
     match status[0] if status else "":
         case "NOT_FOUND":
