@@ -13,6 +13,7 @@ COMMANDS = (
     ("fetch.py", "--mesh", "1x1"),
     ("fetch.py", "--mesh", "8x8"),
     ("footprint.py",),
+    ("stream.py",),
 )
 
 

@@ -17,26 +17,34 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fetch": "gdist.api",
+    "fetching": "gdist.api",
     "inspect": "gdist.api",
+    "check_rules": "gdist.api",
     "plan": "gdist.api",
     "reshard": "gdist.api",
     "make_torrent": "gdist.api",
     "verify": "gdist.run.verify",
     "open": "gdist.stores",
     "load": "gdist.loader",
+    "stream": "gdist.loader",
+    "device_order": "gdist.loader",
     "QuantizedWeight8bit": "gdist.loader",
 }
 
 __all__ = [
     "QuantizedWeight8bit",
     "__version__",
+    "check_rules",
+    "device_order",
     "fetch",
+    "fetching",
     "inspect",
     "load",
     "make_torrent",
     "open",
     "plan",
     "reshard",
+    "stream",
     "verify",
 ]
 

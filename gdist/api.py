@@ -8,33 +8,38 @@ Nothing heavy is imported before a function that needs it is called.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from gdist.core.magnet import parse_peer
-from gdist.core.mesh import HostGroup, Mesh, parse_host, parse_mesh
+from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.profiles import PROFILES
-from gdist.core.rules import Rules, parse_rules
 from gdist.core.units import parse_bytes, parse_rate, parse_seconds
-from gdist.errors import RequestError, translate
+from gdist.errors import GdistError, RequestError
 from gdist.events import Observer
+from gdist.reading import HostLike, MeshLike, OrderLike, RulesLike, all_devices
+from gdist.reading import read_host as read_host
+from gdist.reading import read_mesh as read_mesh
+from gdist.reading import read_rules as read_rules
 
 if TYPE_CHECKING:
+    from gdist.core.rules import Rules
     from gdist.run.fetch import FetchResult
     from gdist.run.inspect import Inspection
+    from gdist.run.job import FetchJob
     from gdist.run.plan import PlanReport
     from gdist.run.reshard import ReshardResult
+    from gdist.run.rules import RulesReport
     from gdist.run.survey import SurveyOptions
     from gdist.sources.torrent import TorrentOptions, Version
 
-MeshLike = Mesh | str | None
-RulesLike = Rules | Mapping[str, object] | str | os.PathLike[str] | None
-HostLike = HostGroup | str | None
+Axes = Iterable[str] | str | None
 
 
 class Swarm(TypedDict, total=False):
@@ -62,11 +67,17 @@ def fetch(
     dest: str | os.PathLike[str] | None = None,
     *,
     mesh: MeshLike = None,
+    axes: Axes = None,
+    devices: int | None = None,
+    devices_per_host: int | None = None,
+    device_order: OrderLike = None,
     rules: RulesLike = None,
     host: HostLike = None,
     payload: str = "discard",
     memory: int | str = "1GiB",
     codec: str = "none",
+    dtype: str | None = None,
+    select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
     work_dir: str | os.PathLike[str] | None = None,
@@ -77,9 +88,12 @@ def fetch(
     """Fetches a release into a store, or goes on where an earlier call stopped; safe to repeat.
 
     `source` is a release's name, a magnet, an info-hash, a .torrent file or URL; `dest` a directory or a URL
-    (default: the source's name, here). `mesh` is `8x8` or `data=8,model=8`; `rules` a profile's name, a
-    JSON file or its content; `host` is `3/8`. `payload` "keep" leaves the torrent's files in
-    `dest/payload`. `memory` bounds what is held while converting. See `Swarm` for the rest.
+    (default: the source's name, here). `mesh` is `8x8` or `data=8,model=8`; `gdist.reading.read_mesh`
+    says what goes with it. `rules` are a name, a YAML or JSON file or its content; `host` is `3/8`. `payload`
+    "keep" leaves the torrent's files in `dest/payload`. `memory` bounds what is held while converting.
+    `dtype` ("bfloat16", "float16", "float32") dequantises pairs and casts floating tensors on the way;
+    `select` takes only the tensors in whose name one of the regular expressions is found. See `Swarm` for
+    the rest.
 
     Raises:
         GdistError: of the family that says whose fault it is; what is done is kept for the next call.
@@ -87,17 +101,22 @@ def fetch(
     _check_profile(profile)
     if dest is not None and not os.fspath(dest):
         raise RequestError("the destination is empty", hint="give a directory or a URL, or none at all")
-    (read_host(host) or HostGroup()).devices(read_mesh(mesh) or Mesh())
+    group, table = read_host(host) or HostGroup(), read_rules(rules)
+    devices = all_devices(devices, devices_per_host, group.count)
+    cut = _cut(mesh, axes, devices, device_order, table)
+    group.devices(cut)
     from gdist.run.fetch import fetch as run
     from gdist.run.options import FetchOptions
 
     options = FetchOptions(
-        mesh=read_mesh(mesh) or Mesh(),
-        rules=read_rules(rules),
-        host=read_host(host) or HostGroup(),
+        mesh=cut,
+        rules=table,
+        host=group,
         payload=payload,
         memory=parse_bytes(memory, "memory"),
         codec=codec,
+        dtype=dtype,
+        select=_patterns(select),
         profile=profile,
         ignore=tuple(ignore),
         work=Path(work_dir) if work_dir is not None else None,
@@ -106,11 +125,48 @@ def fetch(
     return run(source, dest, options, observe=observe, stop=stop)
 
 
+@contextmanager
+def fetching(
+    source: str,
+    dest: str | os.PathLike[str],
+    **options: Any,  # Any: those of `fetch`, which knows their types
+) -> Iterator[FetchJob]:
+    """Runs `fetch` on a thread while a `with` block runs, and gives the job, which `stream` follows.
+
+        with gdist.fetching("magnet:?...", "/data/model") as job:
+            for path, array in gdist.stream(job):
+                ...
+
+    `options` are the other arguments of `fetch`, but for `stop`. The job's `result()` waits for the store,
+    and gives what `fetch` gives or raises what it raises. A fetch that is not done when the block is left is
+    stopped, its progress on disk. `observe` gets events on the fetch's thread.
+
+    Raises:
+        GdistError: on leaving the block, what ended the fetch, unless the block itself has failed.
+    """
+    from gdist.run.job import FetchJob
+
+    stop = threading.Event()
+    job = FetchJob(os.fspath(dest), partial(fetch, source, dest, stop=stop, **options), stop)
+    try:
+        yield job
+    except BaseException:
+        with suppress(GdistError):  # the block's error is the one to tell
+            job.stop()
+        raise
+    job.stop()
+
+
 def inspect(
     source: str | os.PathLike[str],
     *,
     mesh: MeshLike = None,
+    axes: Axes = None,
+    devices: int | None = None,
     rules: RulesLike = None,
+    hosts: int = 1,
+    tensor: str | None = None,
+    select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
     observe: Observer | None = None,
@@ -119,20 +175,70 @@ def inspect(
 ) -> Inspection:
     """What a source, a store (directory or URL) or a local checkpoint holds; fetches headers at most.
 
+    `tensor` is a name, or a regular expression searched in names; where it means one tensor or one quantised
+    pair, the result's `pictures` say which devices of how many `hosts` hold what of it, and what feeds them.
+
     Raises:
+        RequestError: also when no tensor has that name; the hint has names that are near.
         GdistError: when it cannot be found or read.
     """
+    if hosts < 1:
+        raise RequestError(f"{hosts} hosts hold nothing", hint="give 1 or more")
+    if tensor is not None:
+        try:
+            re.compile(tensor)
+        except re.error as error:
+            raise RequestError(f"tensor {tensor!r} is not a regular expression: {error}") from error
     from gdist.run.inspect import InspectOptions
     from gdist.run.inspect import inspect as run
 
-    options = InspectOptions(read_mesh(mesh), read_rules(rules), _survey(profile, ignore, swarm))
+    table = read_rules(rules)
+    cut = read_mesh(mesh, axes=axes, devices=devices, rules=table)
+    options = InspectOptions(cut, table, hosts, tensor, _survey(profile, ignore, select, swarm))
     return run(source, options, observe=observe, stop=stop)
+
+
+def check_rules(
+    source: str | os.PathLike[str],
+    *,
+    mesh: MeshLike = None,
+    axes: Axes = None,
+    devices: int | None = None,
+    devices_per_host: int | None = None,
+    device_order: OrderLike = None,
+    rules: RulesLike = None,
+    host: HostLike = None,
+    select: str | Iterable[str] = (),
+    profile: str | None = None,
+    ignore: Iterable[str] = (),
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+    **swarm: Unpack[Swarm],
+) -> RulesReport:
+    """How rules split a source, a store or a local checkpoint on a mesh, and everything that does not fit.
+
+    What does not fit is in the report (`report.fit`), not raised.
+
+    Raises:
+        GdistError: when the source cannot be found or read.
+    """
+    from gdist.run.rules import CheckOptions, check
+
+    group, table = read_host(host) or HostGroup(), read_rules(rules)
+    devices = all_devices(devices, devices_per_host, group.count)
+    cut = read_mesh(mesh, axes=axes, devices=devices, device_order=device_order, rules=table)
+    options = CheckOptions(cut, table, group, _survey(profile, ignore, select, swarm))
+    return check(source, options, observe=observe, stop=stop)
 
 
 def plan(
     source: str,
     *,
     mesh: MeshLike = None,
+    axes: Axes = None,
+    devices: int | None = None,
+    devices_per_host: int | None = None,
+    device_order: OrderLike = None,
     rules: RulesLike = None,
     host: HostLike = None,
     hosts: int = 1,
@@ -141,6 +247,9 @@ def plan(
     piece_length: int | str | None = None,
     wan: float | str | None = None,
     lan: float | str | None = None,
+    dtype: str | None = None,
+    select: str | Iterable[str] = (),
+    details: bool = False,
     profile: str | None = None,
     ignore: Iterable[str] = (),
     observe: Observer | None = None,
@@ -149,7 +258,8 @@ def plan(
 ) -> PlanReport:
     """What a fetch would cost each of `hosts` hosts, or the one `host`, and the least time it can take.
 
-    `wan` is the rate into the cluster, `lan` that of each host (`10Gb/s`).
+    `wan` is the rate into the cluster, `lan` that of each host (`10Gb/s`). With `details` the report says
+    what every tensor costs and when it arrives.
 
     Raises:
         RequestError: for every tensor without a rule or that the mesh does not divide, all at once.
@@ -161,17 +271,22 @@ def plan(
     one = read_host(host)
     if hosts < 1 or (one and hosts not in (1, one.count)):
         raise RequestError(f"{hosts} hosts, and host {host}, do not go together", hint="give one of the two")
-    (one or HostGroup(0, hosts)).devices(read_mesh(mesh) or Mesh())
+    first, table = one or HostGroup(0, hosts), read_rules(rules)
+    devices = all_devices(devices, devices_per_host, first.count)
+    cut = _cut(mesh, axes, devices, device_order, table)
+    first.devices(cut)
     options = PlanOptions(
-        mesh=read_mesh(mesh) or Mesh(),
-        rules=read_rules(rules),
+        mesh=cut,
+        rules=table,
         hosts=(one,) if one else tuple(HostGroup(index, hosts) for index in range(hosts)),
         payload=payload,
         memory=parse_bytes(memory, "memory"),
         piece_length=_piece_length(piece_length),
         wan=_positive_rate(wan, "wan"),
         lan=_positive_rate(lan, "lan"),
-        survey=_survey(profile, ignore, swarm),
+        dtype=dtype,
+        details=details,
+        survey=_survey(profile, ignore, select, swarm),
     )
     return run(source, options, observe=observe, stop=stop)
 
@@ -181,6 +296,10 @@ def reshard(
     dest: str | os.PathLike[str],
     *,
     mesh: MeshLike = None,
+    axes: Axes = None,
+    devices: int | None = None,
+    devices_per_host: int | None = None,
+    device_order: OrderLike = None,
     rules: RulesLike = None,
     host: HostLike = None,
     memory: int | str = "1GiB",
@@ -203,14 +322,17 @@ def reshard(
     _check_profile(profile)
     if not os.fspath(dest):
         raise RequestError("the destination is empty", hint="give a directory or a URL")
-    (read_host(host) or HostGroup()).devices(read_mesh(mesh) or Mesh())
+    group, table = read_host(host) or HostGroup(), read_rules(rules)
+    devices = all_devices(devices, devices_per_host, group.count)
+    cut = _cut(mesh, axes, devices, device_order, table)
+    group.devices(cut)
     from gdist.run.reshard import ReshardOptions
     from gdist.run.reshard import reshard as run
 
     options = ReshardOptions(
-        mesh=read_mesh(mesh) or Mesh(),
-        rules=read_rules(rules),
-        host=read_host(host) or HostGroup(),
+        mesh=cut,
+        rules=table,
+        host=group,
         memory=parse_bytes(memory, "memory"),
         codec=codec,
         profile=profile,
@@ -294,48 +416,29 @@ def torrent_options(
     )
 
 
-def read_mesh(value: MeshLike) -> Mesh | None:
-    """A mesh, from its text too."""
-    return parse_mesh(value) if isinstance(value, str) else value
+def _cut(
+    mesh: MeshLike, axes: Axes, devices: int | None, device_order: OrderLike, rules: Rules | None
+) -> Mesh:
+    """The mesh of a store to be written: one device where none is given."""
+    asked = Mesh() if mesh is None else mesh
+    cut = read_mesh(asked, axes=axes, devices=devices, device_order=device_order, rules=rules)
+    assert cut is not None, "a mesh was given"
+    return cut
 
 
-def read_host(value: HostLike) -> HostGroup | None:
-    """A host among all, from its text too."""
-    return parse_host(value) if isinstance(value, str) else value
+def _patterns(select: str | Iterable[str]) -> tuple[str, ...]:
+    return (select,) if isinstance(select, str) else tuple(select)
 
 
-def read_rules(value: RulesLike) -> Rules | None:
-    """Rules: a profile's by its name, those of a JSON file, or the JSON's content.
-
-    Raises:
-        RequestError: when there is no such profile or file, or it does not hold rules.
-    """
-    if value is None or isinstance(value, Rules):
-        return value
-    if isinstance(value, Mapping):
-        return parse_rules(dict(value))
-    if isinstance(value, str) and value in PROFILES:
-        return PROFILES[value].rules
-    try:
-        return parse_rules(json.loads(Path(value).read_bytes()))
-    except FileNotFoundError as error:
-        known = ", ".join(sorted(PROFILES))
-        raise RequestError(
-            f"rules {os.fspath(value)!r} are neither a file nor a profile's name",
-            hint=f"known profiles: {known}",
-        ) from error
-    except OSError as error:
-        raise translate(error, f"reading the rules {os.fspath(value)!r}") from error
-    except ValueError as error:
-        raise RequestError(f"the rules {os.fspath(value)!r} are not JSON: {error}") from error
-
-
-def _survey(profile: str | None, ignore: Iterable[str], swarm: Swarm) -> SurveyOptions:
+def _survey(
+    profile: str | None, ignore: Iterable[str], select: str | Iterable[str], swarm: Swarm
+) -> SurveyOptions:
     from gdist.run.survey import SurveyOptions
 
     _check_profile(profile)
     # options that are all unset must not bring libtorrent in: a known release needs none of it
-    return SurveyOptions(profile, tuple(ignore), torrent_options(**swarm) if swarm else None)
+    asked = torrent_options(**swarm) if swarm else None
+    return SurveyOptions(profile, tuple(ignore), _patterns(select), asked)
 
 
 def _check_profile(name: str | None) -> None:

@@ -16,7 +16,7 @@ from gdist.core.magnet import format_magnet
 from gdist.core.mesh import parse_mesh
 from gdist.run.fetch import fetch
 from gdist.run.options import FetchOptions
-from gdist.testing.checkpoints import write_grok1
+from gdist.testing.checkpoints import dequantised, write_grok1
 from gdist.testing.swarm import LOOPBACK, seed
 
 pytest.importorskip("jax")
@@ -42,17 +42,23 @@ def read(store: Path, *ways: str) -> dict[str, Any]:
     return answer
 
 
-@pytest.fixture(scope="module", params=["none", "zstd"])
+@pytest.fixture(
+    scope="module",
+    params=[("none", None), ("zstd", None), ("none", "bfloat16")],
+    ids=["none", "zstd", "bfloat16"],
+)
 def fetched(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Expected]:
-    """A store on mesh 2x4, and the shape, type and digest of every tensor of its source."""
+    """A store on mesh 2x4, and the shape, type and digest of every tensor of its source, converted or not."""
+    codec, dtype = request.param
     directory = tmp_path_factory.mktemp("interop")
     arrays = write_grok1(directory / "grok-1", layers=2, emb=64, ffn=128, kv=16, experts=8, vocab=256)
     with seed(directory / "grok-1", piece_length=2**14) as seeded:
-        options = FetchOptions(mesh=parse_mesh("2x4"), codec=request.param, torrent=LOOPBACK)
+        options = FetchOptions(mesh=parse_mesh("2x4"), codec=codec, dtype=dtype, torrent=LOOPBACK)
         result = fetch(format_magnet(seeded.magnet), directory / "store", options)
-    assert not result.already and result.manifest.codec == request.param
+    assert not result.already and result.manifest.codec == codec
+    arrays = dequantised(arrays, dtype) if dtype else arrays
     expected: Expected = {
         name: [list(array.shape), array.dtype.name, hashlib.sha256(array.tobytes()).hexdigest()]
         for name, array in arrays.items()

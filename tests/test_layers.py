@@ -2,9 +2,11 @@
 
     cli
     api
+    pictures
     run, loader
     formats, sources, sinks, stores, views, clusters     (never one another)
-    kvstore, releases, zarr_dtypes     (one file each, never one another)
+    reading
+    kvstore, releases, rule_files, zarr_dtypes     (one file each, never one another)
     events
     core
     errors
@@ -31,9 +33,11 @@ LEVELS = (
     ("errors",),
     ("core",),
     ("events",),
-    ("kvstore", "releases", "zarr_dtypes"),
+    ("kvstore", "releases", "rule_files", "zarr_dtypes"),
+    ("reading",),
     ("formats", "sources", "sinks", "stores", "views", "clusters"),
     ("run", "loader"),
+    ("pictures",),
     ("api",),
     ("cli",),
     ("__main__",),
@@ -48,10 +52,13 @@ HOMES = {
     "jaxlib": ("gdist.loader",),
     "click": ("gdist.cli",),
     "rich": ("gdist.cli",),
+    "yaml": ("gdist.rule_files",),
+    "jinja2": ("gdist.pictures",),
+    "markupsafe": ("gdist.pictures",),
     "tensorstore": ("gdist.kvstore", "gdist.sinks.tensorstore", "gdist.stores"),
 }
 
-HEAVY = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "click", "rich")
+HEAVY = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "click", "rich", "yaml", "jinja2")
 
 
 def modules() -> Iterator[tuple[str, Path]]:

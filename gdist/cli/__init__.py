@@ -1,4 +1,4 @@
-"""The command line: `gdist fetch`, `reshard`, `inspect`, `verify`, `plan`, `seed`, `make-torrent`, and more.
+"""The command line: `gdist fetch`, `reshard`, `inspect`, `verify`, `plan`, `seed`, `rules`, and more.
 
 Commands read options, call `gdist.api`, and say what came of it. What is said, and with which exit code, is
 decided here and in `gdist.cli.exits` alone: an error of ours never shows a traceback.
@@ -22,13 +22,14 @@ from gdist.cli.commands.make_torrent import make_torrent
 from gdist.cli.commands.plan import plan
 from gdist.cli.commands.releases import releases
 from gdist.cli.commands.reshard import reshard
+from gdist.cli.commands.rules import rules
 from gdist.cli.commands.seed import seed
 from gdist.cli.commands.verify import verify
 from gdist.cli.output import Output
 from gdist.cli.streams import ReaderGone, drop, open_streams
 from gdist.errors import GdistError
 
-COMMANDS = (fetch, reshard, inspect, verify, plan, seed, make_torrent, releases, completion)
+COMMANDS = (fetch, reshard, inspect, verify, plan, seed, make_torrent, rules, releases, completion)
 ISSUES = "run it again with --verbose and report what it shows"
 
 

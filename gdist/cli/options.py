@@ -20,6 +20,7 @@ from gdist.errors import NoPeersError
 F = TypeVar("F", bound=Callable[..., Any])  # Any: click passes a command's options by name
 
 CODECS = ("none", "zstd")
+DTYPES = ("bfloat16", "float16", "float32")
 PAYLOADS = ("discard", "keep")
 SWARM = (
     "trackers",
@@ -119,21 +120,47 @@ def hint_at_quotes(source: str, values: Mapping[str, object]) -> Iterator[None]:
 
 
 def mesh_options(*, host: bool = True) -> Callable[[F], F]:
-    """How the store is cut."""
+    """How the store is cut; with `host`, also who holds what of it."""
+    from click.shell_completion import CompletionItem
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from gdist.rule_files import rule_names
+
+        names = [CompletionItem(name) for name in rule_names() if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="file")]
+
+    number = click.IntRange(1)
+    text = "Devices: 8x8, or data=8,model=8; one size may be -1.  [default: one device]"
+    mesh = option("--mesh", metavar="MESH", help=text)
+    text = "Names of sizes without names.  [default: the rules', else replica,data,model from the right]"
+    axes = option("--axes", metavar="NAME,...", help=text)
+    text = "How many devices there are in all: what a -1 in the mesh is worked out from."
+    devices = option("--devices", type=number, metavar="N", help=text)
+    text = "How many devices each host has: N hosts have N times as many."
+    each = option("--devices-per-host", type=number, metavar="N", help=text)
+    text = "Device at each place: 0-3,8-11,4-7, axes (model,data), or a file.  [default: 0,1,2, ...]"
+    order = option("--device-order", metavar="ORDER", help=text)
+    text = "Partition rules: a name, or a YAML or JSON file.  [default: the release's, else automatic]"
+    rules = option("--rules", metavar="NAME|FILE", help=text, shell_complete=complete)
+    text = "This host, counted from 0, of all: 3/8.  [default: 0/1]"
+    this = option("--host", metavar="I/N", help=text)
+    chosen = (mesh, axes, devices, each, order, rules, this) if host else (mesh, axes, devices, rules)
 
     def decorate(function: F) -> F:
-        if host:
-            text = "This host, counted from 0, of all: 3/8.  [default: 0/1]"
-            function = option("--host", metavar="I/N", help=text)(function)
-        text = "Partition rules: a profile's name, or a JSON file.  [default: the release's, else automatic]"
-        function = option("--rules", metavar="NAME|FILE", help=text)(function)
-        text = "Devices: 8x8, or data=8,model=8.  [default: one device]"
-        return option("--mesh", metavar="MESH", help=text)(function)
+        for option_of in reversed(chosen):
+            function = option_of(function)
+        return function
 
     return decorate
 
 
 def reading_options(function: F) -> F:
+    """How files become tensors, and which of them."""
+    text = "Only tensors in whose name this is found; may be repeated."
+    return naming_options(option("--select", multiple=True, metavar="REGEX", help=text)(function))
+
+
+def naming_options(function: F) -> F:
     """How files become tensors."""
     function = option(
         "--ignore", multiple=True, metavar="GLOB", help="Files to leave out, by pattern; may be repeated."
@@ -145,6 +172,8 @@ def reading_options(function: F) -> F:
 
 def fetch_options(function: F) -> F:
     """What a fetch and its plan have in common."""
+    text = "Dequantise pairs and cast floating tensors on the way.  [default: as they are stored]"
+    function = option("--dtype", type=click.Choice(DTYPES), help=text)(function)
     text = "Bound of what is held while converting."
     function = option("--memory", default="1GiB", show_default=True, metavar="SIZE", help=text)(function)
     text = "What becomes of the torrent's own files: keep them in DEST/payload, or not."

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from gdist.core.store_manifest import StoreManifest
+from gdist.core.text import count as count
 from gdist.core.units import format_bytes, format_rate, format_seconds
 from gdist.events import Binds, Finished, Planned, Progress, ReshardPlanned, ReshardProgress, Stage
 
@@ -87,11 +88,6 @@ def kept_nbytes(manifest: StoreManifest) -> int:
     return sum(len(t.shards) * math.prod(t.grid.shard) * t.dtype.itemsize for t in manifest.tensors)
 
 
-def count(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def timing(event: Finished) -> str:
     """Where the time went, the longest first; threads add up to more than the wall's time."""
     worth = [(name, seconds) for name, seconds in event.timing if seconds >= 0.05][:4]
@@ -110,8 +106,3 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[in
         ).rstrip()
         for row in all_rows
     ]
-
-
-def shape(dims: Sequence[int]) -> str:
-    """`8x6144x32768`; a scalar is `scalar`."""
-    return "x".join(map(str, dims)) or "scalar"

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from operator import add, ge, le, sub
+from operator import add, floordiv, ge, le, mul, sub
 
 from gdist.core.extent import Extent
 
@@ -78,6 +78,15 @@ class Box:
     def with_bytes(self, itemsize: int) -> Box:
         """The box in the array seen as bytes: one more, last, dimension of length `itemsize`."""
         return Box((*self.start, 0), (*self.stop, itemsize))
+
+    def times(self, ratio: Sequence[int]) -> Box:
+        """The box in an array of which each element here stands for a block of `ratio` elements."""
+        return Box(tuple(map(mul, self.start, ratio)), tuple(map(mul, self.stop, ratio)))
+
+    def over(self, ratio: Sequence[int]) -> Box:
+        """The blocks of `ratio` elements that meet the box; the other way round than `times`."""
+        stop = tuple(-(-b // r) for b, r in zip(self.stop, ratio, strict=True))
+        return Box(tuple(map(floordiv, self.start, ratio)), stop)
 
     def reversed(self) -> Box:
         """The box with its dimensions in reverse order, as a Fortran-ordered array stores it."""

@@ -85,14 +85,15 @@ def _ranges(pieces: Iterable[int]) -> Iterator[list[int]]:
         yield current
 
 
-def parse_journal(data: bytes) -> tuple[Progress | None, int]:
+def parse_journal(data: bytes, progress: Progress | None = None) -> tuple[Progress | None, int]:
     """What a journal says, and how many of its bytes are whole lines; None for a journal without its header.
+
+    With `progress`, `data` are later lines of the journal that it came from; what they say is added to it.
 
     Raises:
         ResumeError: when a whole line is not one of ours.
     """
     whole = data.rfind(b"\n") + 1
-    progress: Progress | None = None
     for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
         try:
             entry = json.loads(line)

@@ -1,15 +1,22 @@
 """The logical device array, and which box of a tensor each device and process holds.
 
-The meaning of `Mesh` and `PartitionSpec` is exactly that of `jax.sharding.NamedSharding`: devices fill the
-mesh in C order; a dimension split by several axes is split by their product, the first named slowest; an
-axis that no dimension names replicates. `tests/core/test_mesh.py` compares with JAX on random cases.
+The meaning of `Mesh` and `PartitionSpec` is exactly that of `jax.sharding.NamedSharding`: a dimension split
+by several axes is split by their product, the first named slowest; an axis that no dimension names
+replicates. `tests/core/test_mesh.py` compares with JAX on random cases.
+
+A *place* is a position in the mesh, counted in C order; a slab belongs to a place. Devices have *numbers*:
+the first host's come first, a host's own in the order of `jax.devices()`. `Mesh.order` says which device is
+at which place, so that a mesh whose device array is a permutation (as `mesh_utils` of JAX makes them) gives
+every host what `NamedSharding` gives its process.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from math import prod
 
 from gdist.core.box import Box
@@ -17,13 +24,20 @@ from gdist.errors import RequestError
 
 MOST_DEVICES = 2**20  # a hundred times the largest cluster; what is more is a slip of the keyboard
 DEFAULT_AXES = {1: ("model",), 2: ("data", "model"), 3: ("replica", "data", "model")}
+AXIS = r"[A-Za-z_]\w*"  # a name that can be written in a mesh
+SHOWN = 16  # numbers of a device order in messages
+FREE = -1  # the size of the axis that takes what the others leave of the devices
 
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Named axes and their sizes, slowest first; `Mesh(())` is one device."""
+    """Named axes and their sizes, slowest first; `Mesh(())` is one device.
+
+    `order` is the number of the device at each place; empty where that is the place itself.
+    """
 
     axes: tuple[tuple[str, int], ...] = ()
+    order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.axes]
@@ -32,6 +46,10 @@ class Mesh:
         for name, size in self.axes:
             if size < 1:
                 raise RequestError(f"mesh axis {name!r} has size {size}", axis=name, size=size)
+        if self.order:
+            _check_order(self.order, self)
+            if self.order == tuple(range(self.devices)):
+                object.__setattr__(self, "order", ())  # one mesh, one value
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -49,19 +67,46 @@ class Mesh:
         return prod(self.sizes)
 
     @property
-    def splitting(self) -> tuple[tuple[str, int], ...]:
-        """The axes that split anything: meshes with the same ones cut every tensor alike."""
-        return tuple((name, size) for name, size in self.axes if size > 1)
+    def splitting(self) -> tuple[tuple[tuple[str, int], ...], tuple[int, ...]]:
+        """The axes that split anything, and the order: equal ones cut and deal out every tensor alike."""
+        return tuple((name, size) for name, size in self.axes if size > 1), self.order
 
-    def coordinates(self, device: int) -> dict[str, int]:
-        """Place of the `device`-th device (in C order) on each axis."""
-        place: dict[str, int] = {}
+    def coordinates(self, place: int) -> dict[str, int]:
+        """Where a place is on each axis."""
+        found: dict[str, int] = {}
         for name, size in reversed(self.axes):
-            device, place[name] = divmod(device, size)
-        return place
+            place, found[name] = divmod(place, size)
+        return found
 
     def __str__(self) -> str:
-        return ",".join(f"{name}={size}" for name, size in self.axes) or "1"
+        axes = ",".join(f"{name}={size}" for name, size in self.axes) or "1"
+        if not self.order:
+            return axes
+        more = ",..." if len(self.order) > SHOWN else ""
+        return f"{axes} (devices {','.join(map(str, self.order[:SHOWN]))}{more})"
+
+
+def _check_order(order: tuple[int, ...], mesh: Mesh) -> None:
+    hint = "name every device of the mesh once, counted from 0"
+    if len(order) != mesh.devices:
+        raise RequestError(
+            f"the device order has {len(order)} numbers, the mesh {mesh.devices} devices", hint=hint
+        )
+    strange = [number for number in order if not 0 <= number < mesh.devices]
+    if strange:
+        raise RequestError(f"the device order has {strange[0]}, not in 0 to {mesh.devices - 1}", hint=hint)
+    if len(set(order)) != len(order):
+        twice = next(a for a, b in pairwise(sorted(order)) if a == b)
+        raise RequestError(f"the device order has {twice} twice", hint=hint)
+
+
+@lru_cache(maxsize=8)
+def _places(order: tuple[int, ...]) -> tuple[int, ...]:
+    """The place of each device, by its number."""
+    places = [0] * len(order)
+    for place, number in enumerate(order):
+        places[number] = place
+    return tuple(places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +140,7 @@ class PartitionSpec:
 class HostGroup:
     """This process among all: `index` of `count`.
 
-    Each holds an equal, consecutive run of the mesh's devices.
+    Each has an equal, consecutive run of the devices' numbers.
     """
 
     index: int = 0
@@ -108,8 +153,8 @@ class HostGroup:
                 hint="give INDEX/COUNT with INDEX counted from 0, for example 3/8",
             )
 
-    def devices(self, mesh: Mesh) -> range:
-        """The devices of this host.
+    def devices(self, mesh: Mesh) -> Sequence[int]:
+        """The places in the mesh of this host's devices, ascending.
 
         Raises:
             RequestError: when the hosts do not divide the mesh evenly.
@@ -120,37 +165,83 @@ class HostGroup:
                 hint=f"use a number of hosts that divides {mesh.devices}",
             )
         each = mesh.devices // self.count
-        return range(self.index * each, (self.index + 1) * each)
+        numbers = range(self.index * each, (self.index + 1) * each)
+        if not mesh.order:
+            return numbers
+        return sorted(_places(mesh.order)[numbers.start : numbers.stop])
 
 
-def parse_mesh(text: str) -> Mesh:
-    """Reads `8x8`, `8`, or `data=8,model=8`.
+def parse_mesh(text: str, axes: Sequence[str] | None = None, devices: int | None = None) -> Mesh:
+    """Reads `8x8`, `8`, or `data=8,model=8`; one size may be -1: what the others leave of `devices`.
 
-    Unnamed axes are `model`, `data,model` or `replica,data,model` by their number.
+    `axes` name sizes without names; else these are `model`, `data,model` or `replica,data,model` by their
+    number.
 
     Raises:
-        RequestError: for anything else.
+        RequestError: for anything else, and for a -1 that cannot be worked out.
     """
     hint = "write 8x8, or name the axes: data=8,model=8"
-    mesh = _read_mesh(text.strip(), hint)
+    found = _read_axes(text.strip(), axes, hint)
+    free = [name for name, size in found if size == FREE]
+    if len(free) > 1:
+        raise RequestError(f"mesh {text!r} leaves {len(free)} axes open", hint="one size may be -1")
+    if free:
+        found = [(name, _rest(text, found, devices) if size == FREE else size) for name, size in found]
+    mesh = Mesh(tuple(found))
     if mesh.devices > MOST_DEVICES:
         raise RequestError(f"mesh {mesh} has {mesh.devices} devices, more than {MOST_DEVICES}", hint=hint)
     return mesh
 
 
-def _read_mesh(text: str, hint: str) -> Mesh:
-    if re.fullmatch(r"\d{1,6}(x\d{1,6})*", text):
-        sizes = tuple(int(size) for size in text.split("x"))
-        if len(sizes) not in DEFAULT_AXES:
-            raise RequestError(f"mesh {text!r} has {len(sizes)} axes without names", hint=hint)
-        return Mesh(tuple(zip(DEFAULT_AXES[len(sizes)], sizes, strict=True)))
-    axes = []
+def _read_axes(text: str, axes: Sequence[str] | None, hint: str) -> list[tuple[str, int]]:
+    size = r"(?:-1|\d{1,6})"
+    if re.fullmatch(rf"{size}(x{size})*", text):
+        sizes = [int(item) for item in text.split("x")]
+        names = axes or DEFAULT_AXES.get(len(sizes), ())
+        if len(names) != len(sizes):
+            what = f"{len(axes)} names ({', '.join(axes)})" if axes else "no names"
+            raise RequestError(
+                f"mesh {text!r} has {len(sizes)} axes and {what}",
+                hint=f"name each: --axes {','.join(f'axis{i}' for i in range(len(sizes)))}, "
+                "or write data=8,model=8",
+                mesh=text,
+            )
+        strange = [name for name in names if not re.fullmatch(AXIS, name)]
+        if strange:
+            raise RequestError(f"axis {strange[0]!r} is no name", hint="for example --axes data,model")
+        return list(zip(names, sizes, strict=True))
+    found = []
     for item in text.split(","):
-        match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*[=:]\s*(\d{1,6})\s*", item)
+        match = re.fullmatch(rf"\s*({AXIS})\s*[=:]\s*({size})\s*", item)
         if not match:
             raise RequestError(f"mesh {text!r} is not a mesh", hint=hint, mesh=text)
-        axes.append((match[1], int(match[2])))
-    return Mesh(tuple(axes))
+        found.append((match[1], int(match[2])))
+    if axes and list(axes) != [name for name, _ in found]:
+        raise RequestError(
+            f"mesh {text!r} names its axes, and they are to be {', '.join(axes)}", hint="name them once"
+        )
+    return found
+
+
+def _rest(text: str, axes: Iterable[tuple[str, int]], devices: int | None) -> int:
+    """What the other axes leave of the devices."""
+    taken = prod(size for _, size in axes if size != FREE)
+    if devices is None:
+        raise RequestError(
+            f"mesh {text!r} leaves an axis to the number of devices, which is not known",
+            hint="give --devices N, the number of all devices",
+            mesh=text,
+        )
+    if not taken:
+        return 1  # an axis of size 0 is said by the mesh itself
+    if devices % taken or devices < 1:
+        raise RequestError(
+            f"mesh {text!r} cannot have {devices} devices: they are no multiple of {taken}",
+            hint="choose sizes whose product divides the number of devices",
+            mesh=text,
+            devices=devices,
+        )
+    return devices // taken
 
 
 def parse_host(text: str) -> HostGroup:
@@ -181,42 +272,27 @@ def split_counts(mesh: Mesh, spec: PartitionSpec, ndim: int) -> tuple[int, ...]:
     return tuple(prod(sizes[name] for name in spec.axes_of(d)) for d in range(ndim))
 
 
-def slab_index(mesh: Mesh, spec: PartitionSpec, ndim: int, device: int) -> tuple[int, ...]:
-    """Which slab a device holds, counted per dimension."""
-    place, sizes = mesh.coordinates(device), dict(mesh.axes)
+def slab_index(mesh: Mesh, spec: PartitionSpec, ndim: int, place: int) -> tuple[int, ...]:
+    """Which slab the device at a place holds, counted per dimension."""
+    where, sizes = mesh.coordinates(place), dict(mesh.axes)
     index = []
     for d in range(ndim):
         ordinal = 0
         for name in spec.axes_of(d):
-            ordinal = ordinal * sizes[name] + place[name]
+            ordinal = ordinal * sizes[name] + where[name]
         index.append(ordinal)
     return tuple(index)
 
 
-def slab_of(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...], device: int) -> Box:
-    """The box of a tensor that a device holds; the spec must divide the shape."""
+def slab_of(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...], place: int) -> Box:
+    """The box of a tensor that the device at a place holds; the spec must divide the shape."""
     counts = split_counts(mesh, spec, len(shape))
-    index = slab_index(mesh, spec, len(shape), device)
+    index = slab_index(mesh, spec, len(shape), place)
     slab = tuple(size // count for size, count in zip(shape, counts, strict=True))
     start = tuple(i * s for i, s in zip(index, slab, strict=True))
     return Box(start, tuple(a + s for a, s in zip(start, slab, strict=True)))
 
 
-def slab_indices(mesh: Mesh, spec: PartitionSpec, ndim: int, devices: Iterable[int]) -> set[tuple[int, ...]]:
-    """The distinct slabs that some devices hold."""
-    return {slab_index(mesh, spec, ndim, device) for device in devices}
-
-
-def misfit(mesh: Mesh, spec: PartitionSpec, name: str, shape: tuple[int, ...]) -> str | None:
-    """Why a spec cannot split a tensor evenly, as one sentence, or None when it can.
-
-    Raises:
-        RequestError: when the spec names an axis the mesh lacks.
-    """
-    if len(spec.dims) > len(shape):
-        return f"partition spec {spec} has {len(spec.dims)} dimensions, {name!r} has {len(shape)}"
-    for dimension, (size, count) in enumerate(zip(shape, split_counts(mesh, spec, len(shape)), strict=True)):
-        if size % count:
-            axes = ", ".join(spec.axes_of(dimension))
-            return f"mesh axis {axes!r} ({count}) does not divide dimension {dimension} ({size}) of {name!r}"
-    return None
+def slab_indices(mesh: Mesh, spec: PartitionSpec, ndim: int, places: Iterable[int]) -> set[tuple[int, ...]]:
+    """The distinct slabs that the devices at some places hold."""
+    return {slab_index(mesh, spec, ndim, place) for place in places}

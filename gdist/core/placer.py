@@ -28,6 +28,8 @@ class Placement:
     `source` counts from the start of the piece. Seen as bytes (last dimension: the bytes of an element)
     they have shape `view`; `take` is a box of that view, `target` the same box in the shard, counted from
     its first element. With Fortran `order`, `view` and `take` have all but the last dimension reversed.
+    Where a tensor is made of others, `factor` says which of them the bytes are of, and `target` counts from
+    the first of its elements that the shard needs.
     """
 
     shard: ShardTask
@@ -36,6 +38,7 @@ class Placement:
     take: Box
     target: Box
     order: Order
+    factor: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -57,15 +60,15 @@ class Placer:
         self._plan = plan
         self._tasks = {(task.tensor, task.index): task for p in plan.tensors for task in p.shards}
         self._missing = {
-            key: plan.tensors[task.tensor].tensor.spec.nbytes_of(task.box)
-            for key, task in self._tasks.items()
+            key: plan.tensors[task.tensor].nbytes_wanted(task) for key, task in self._tasks.items()
         }
-        self._parts: dict[int, list[tuple[int, Part]]] = {}
+        self._sources = [tensor.tensor.sources for tensor in plan.tensors]
+        self._parts: dict[int, list[tuple[int, int, Part]]] = {}  # by piece: tensor, factor, part
         for number, tensor in enumerate(plan.tensors):
-            if tensor.shards:
-                for part in tensor.tensor.parts:
+            for ordinal, factor in enumerate(self._sources[number] if tensor.shards else ()):
+                for part in factor.tensor.parts:
                     for piece in plan.payload.pieces_of(part.extent):
-                        self._parts.setdefault(piece, []).append((number, part))
+                        self._parts.setdefault(piece, []).append((number, ordinal, part))
         self._settled: set[int] = set()
         self._pending: dict[int, tuple[Placement, ...]] = {}
         self._partial: frozenset[tuple[int, tuple[int, ...]]] = frozenset()
@@ -84,7 +87,7 @@ class Placer:
         self._partial, self._placed = partial, placed
         open_tensors = {number for (number, _), missing in self._missing.items() if missing}
         for piece in self._plan.pieces:
-            touches_open = any(number in open_tensors for number, _ in self._parts[piece])
+            touches_open = any(number in open_tensors for number, *_ in self._parts[piece])
             if not touches_open or not self._find(piece):
                 self._settled.add(piece)
 
@@ -113,17 +116,17 @@ class Placer:
         extent = self._plan.payload.extent_of(piece)
         known = self._partial if piece in self._placed else ()
         placements: list[Placement] = []
-        for number, part in self._parts.get(piece, ()):
+        for number, ordinal, part in self._parts.get(piece, ()):
             placements.extend(
                 p
-                for p in self._of_part(number, part, extent)
+                for p in self._of_part(number, ordinal, part, extent)
                 if self._missing[number, p.shard.index] and (number, p.shard.index) not in known
             )
         return tuple(placements)
 
-    def _of_part(self, number: int, part: Part, piece: Extent) -> Iterable[Placement]:
-        plan = self._plan.tensors[number]
-        itemsize = plan.tensor.spec.dtype.itemsize
+    def _of_part(self, number: int, ordinal: int, part: Part, piece: Extent) -> Iterable[Placement]:
+        plan, factor = self._plan.tensors[number], self._sources[number][ordinal]
+        itemsize, ratio = factor.tensor.spec.dtype.itemsize, factor.ratio and (*factor.ratio, 1)
         common = part.extent.intersect(piece)
         assert common is not None, f"piece {piece} has nothing of part {part}"
         fortran = part.order is Order.F
@@ -135,17 +138,20 @@ class Placer:
             position += view.size
             logical = Box((*view.start[:-1][::-1], view.start[-1]), (*view.stop[:-1][::-1], view.stop[-1]))
             inside = (logical if fortran else view).shift((*part.box.start, 0))
-            for index, piece_box in tiles_of(inside, (*plan.grid.shard, itemsize)):
+            for index, served in tiles_of(
+                inside.times(ratio) if ratio else inside, (*plan.grid.shard, itemsize)
+            ):
                 task = self._tasks.get((number, index[:-1]))
                 if task is None:
                     continue
+                piece_box = served.over(ratio) if ratio else served
                 take = piece_box.relative_to(inside.start)
                 if fortran:
                     take = Box(
                         (*take.start[:-1][::-1], take.start[-1]), (*take.stop[:-1][::-1], take.stop[-1])
                     )
-                target = piece_box.relative_to((*task.box.start, 0))
-                yield Placement(task, source, view.shape, take, target, part.order)
+                target = piece_box.relative_to((*factor.box_for(task.box).start, 0))
+                yield Placement(task, source, view.shape, take, target, part.order, ordinal)
 
     def settle(self, piece: int) -> tuple[ShardTask, ...]:
         """Records that a piece's placements are written; gives the shards that are whole since.

@@ -19,7 +19,7 @@ from gdist.core.grid import GridMaker, ShardGrid
 from gdist.core.layout import ShardLayout
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_indices
 from gdist.core.payload import Payload
-from gdist.core.rules import Rules, complete_mesh, resolve_specs
+from gdist.core.rules import Rules, check_used, complete_mesh, resolve_specs
 from gdist.core.tensor import Order, StoredTensor
 
 
@@ -50,6 +50,10 @@ class TensorPlan:
         """Bytes of the tensor that this host keeps."""
         return sum(self.tensor.spec.nbytes_of(shard.box) for shard in self.shards)
 
+    def nbytes_wanted(self, shard: ShardTask) -> int:
+        """Bytes of the payload that a shard is made of."""
+        return sum(f.tensor.spec.nbytes_of(f.box_for(shard.box)) for f in self.tensor.sources)
+
 
 @dataclass(frozen=True)
 class HostPlan:
@@ -62,18 +66,23 @@ class HostPlan:
     identity: str = field(default="")
 
     @cached_property
+    def runs(self) -> tuple[tuple[range, ...], ...]:
+        """For each tensor the runs of pieces that hold a byte of this host's shards of it."""
+        return tuple(tuple(piece_runs(plan, self.payload)) for plan in self.tensors)
+
+    @cached_property
     def pieces(self) -> tuple[int, ...]:
         """Pieces that hold a byte of this host's shards, in the order their tensors are loaded."""
         ordered: dict[int, None] = {}
-        for plan in self.tensors:
-            for extent in touched(plan, self.payload.piece_length - 1):
-                ordered.update(dict.fromkeys(self.payload.pieces_of(extent)))
+        for runs in self.runs:
+            for run in runs:
+                ordered.update(dict.fromkeys(run))
         return tuple(ordered)
 
     @cached_property
     def bytes_wanted(self) -> int:
-        """Bytes this host keeps."""
-        return sum(plan.nbytes for plan in self.tensors)
+        """Bytes of the payload that this host's shards are made of."""
+        return sum(plan.nbytes_wanted(shard) for plan in self.tensors for shard in plan.shards)
 
     @cached_property
     def bytes_touched(self) -> int:
@@ -111,27 +120,35 @@ class HostPlan:
             [
                 [part.extent.start, part.extent.length, part.box.start, part.box.stop, part.order.value]
                 for p in self.tensors
-                for part in p.tensor.parts
+                for factor in p.tensor.sources
+                for part in factor.tensor.parts
             ],
+            *([self.mesh.order] if self.mesh.order else []),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def touched(plan: TensorPlan, gap: int) -> Iterator[Extent]:
     """Extents of the payload that cover this host's bytes of a tensor, joined where at most `gap` apart."""
-    itemsize = plan.tensor.spec.dtype.itemsize
     extents: list[Extent] = []
-    for part, shard in itertools.product(plan.tensor.parts, plan.shards):
-        common = part.box.intersect(shard.box)
-        if common is None:
-            continue
-        inside = common.relative_to(part.box.start)
-        shape = part.box.shape
-        if part.order is Order.F:
-            inside, shape = inside.reversed(), shape[::-1]
-        for run in runs_of_box((*shape, itemsize), inside.with_bytes(itemsize), gap):
-            extents.append(run.shift(part.extent.start))
+    for factor in plan.tensor.sources:
+        itemsize = factor.tensor.spec.dtype.itemsize
+        for part, shard in itertools.product(factor.tensor.parts, plan.shards):
+            common = part.box.intersect(factor.box_for(shard.box))
+            if common is None:
+                continue
+            inside = common.relative_to(part.box.start)
+            shape = part.box.shape
+            if part.order is Order.F:
+                inside, shape = inside.reversed(), shape[::-1]
+            for run in runs_of_box((*shape, itemsize), inside.with_bytes(itemsize), gap):
+                extents.append(run.shift(part.extent.start))
     yield from coalesce(extents, gap)
+
+
+def piece_runs(plan: TensorPlan, payload: Payload) -> Iterator[range]:
+    """Runs of the pieces that hold a byte of the plan's shards, in order, no piece twice."""
+    return (payload.pieces_of(extent) for extent in touched(plan, payload.piece_length - 1))
 
 
 def plan_host(
@@ -143,38 +160,42 @@ def plan_host(
     *,
     identity: str = "",
     shard_bytes: int | None = None,
+    some: bool = False,
 ) -> HostPlan:
     """The plan of one host for tensors given in loading order.
 
     Axes that the rules name and the mesh lacks are added with size 1. `rules` None splits tensors
     automatically (`automatic_spec`); `identity` names the source (its info-hash) in the plan's digest;
-    `shard_bytes` bounds a shard file, for targets that take it whole.
+    `shard_bytes` bounds a shard file, for targets that take it whole; `some` says that these are a choice of
+    a model's tensors, so that rules for others are no mistake.
 
     Raises:
-        RequestError: for every tensor without a rule or that the mesh does not divide, and when the hosts
-            do not divide the mesh.
+        RequestError: for every tensor without a rule or that the mesh does not divide, for rules of another
+            model, and when the hosts do not divide the mesh.
     """
     group = host or HostGroup()
     mesh = complete_mesh(mesh, rules)
-    devices = group.devices(mesh)
+    places = group.devices(mesh)
     specs = resolve_specs(mesh, rules, tensors)
+    if not some:
+        check_used(rules, tensors)
     maker = GridMaker(mesh, group.count, shard_bytes=shard_bytes)
     plans = []
     for number, (tensor, spec) in enumerate(zip(tensors, specs, strict=True)):
         grid = maker.grid(tensor.spec.shape, tensor.spec.dtype.itemsize, spec)
-        plans.append(TensorPlan(tensor, spec, grid, _shards(number, grid, mesh, spec, devices)))
+        plans.append(TensorPlan(tensor, spec, grid, _shards(number, grid, mesh, spec, places)))
     return HostPlan(payload, mesh, group, tuple(plans), identity)
 
 
 def _shards(
-    number: int, grid: ShardGrid, mesh: Mesh, spec: PartitionSpec, devices: range
+    number: int, grid: ShardGrid, mesh: Mesh, spec: PartitionSpec, places: Sequence[int]
 ) -> tuple[ShardTask, ...]:
-    """The shards that hold the slabs of some devices."""
+    """The shards that hold the slabs of the devices at some places."""
     if 0 in grid.shape:
         return ()
     ndim = len(grid.shape)
     found: set[tuple[int, ...]] = set()
-    for slab in slab_indices(mesh, spec, ndim, devices):
+    for slab in slab_indices(mesh, spec, ndim, places):
         ranges = (
             range(i * size // cut, max((i + 1) * size // cut, i * size // cut + 1))
             for i, size, cut in zip(slab, grid.slab, grid.shard, strict=True)

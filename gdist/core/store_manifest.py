@@ -22,6 +22,8 @@ from gdist.errors import CorruptError, RequestError
 
 FORMAT = 1
 MANIFEST_NAME = "gdist.json"
+# Beside the journal of an unfinished fetch: the manifest, as yet without shards.
+PLANNED_NAME = "planned.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StoreTensor:
-    """A tensor of a store; `shards` are those that are here: by index, the digests of their inner chunks."""
+    """A tensor of a store; `shards` are those that are here: by index, the digests of their inner chunks.
+
+    `stored` are the types that its source has where it was converted: of weight and scales, or of itself.
+    """
 
     name: str
     dtype: DType
@@ -65,6 +70,7 @@ class StoreTensor:
     spec: PartitionSpec
     quantisation: Quantisation | None
     shards: Mapping[tuple[int, ...], tuple[str, ...]] = field(default_factory=dict)
+    stored: tuple[DType, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,6 +103,8 @@ class StoreManifest:
     ignored: tuple[str, ...] = ()  # glob patterns of files that were left out on request
     codec: str = "none"
     tool: str = ""
+    select: tuple[str, ...] = ()  # regular expressions: only tensors in whose name one is found; none: all
+    converted: str | None = None  # the type of what was quantised or floating; None: all as in the source
     resharded: tuple[Step, ...] = ()
 
     @property
@@ -163,11 +171,14 @@ def _body(manifest: StoreManifest) -> dict[str, object]:
         },
         "plan": manifest.plan,
         "mesh": [list(axis) for axis in manifest.mesh.axes],
+        **({"device_order": list(manifest.mesh.order)} if manifest.mesh.order else {}),
         "host": [manifest.host.index, manifest.host.count],
         "codec": manifest.codec,
         "digests": "blake3",
         **({"resharded": [asdict(step) for step in manifest.resharded]} if manifest.resharded else {}),
         "ignored": list(manifest.ignored),
+        **({"select": list(manifest.select)} if manifest.select else {}),
+        **({"converted": {"dtype": manifest.converted}} if manifest.converted else {}),
         "assets": [{"path": a.path, "nbytes": a.nbytes, "digest": a.digest} for a in manifest.assets],
         "tensors": [_tensor_row(tensor) for tensor in manifest.tensors],
     }
@@ -186,6 +197,8 @@ def _tensor_row(tensor: StoreTensor) -> dict[str, object]:
     if tensor.quantisation:
         q = tensor.quantisation
         row["quantisation"] = [q.pair, q.role, q.groups, q.dimension]
+    if tensor.stored:
+        row["stored"] = [dtype.name for dtype in tensor.stored]
     row["shards"] = [[list(index), list(digests)] for index, digests in tensor.shards.items()]
     return row
 
@@ -222,7 +235,10 @@ def _parse_body(body: Any) -> StoreManifest:
     return StoreManifest(
         source=source,
         plan=str(body["plan"]),
-        mesh=Mesh(tuple((str(name), int(size)) for name, size in body["mesh"])),
+        mesh=Mesh(
+            tuple((str(name), int(size)) for name, size in body["mesh"]),
+            tuple(map(int, body.get("device_order", ()))),
+        ),
         host=HostGroup(*body["host"]),
         tensors=tuple(_parse_tensor(row) for row in body["tensors"]),
         assets=tuple(StoreAsset(**row) for row in body["assets"]),
@@ -230,6 +246,8 @@ def _parse_body(body: Any) -> StoreManifest:
         codec=str(body["codec"]),
         tool=str(body["tool"]),
         resharded=tuple(Step(**step) for step in body.get("resharded", ())),
+        select=tuple(map(str, body.get("select", ()))),
+        converted=dtype_named(body["converted"]["dtype"]).name if "converted" in body else None,
     )
 
 
@@ -237,9 +255,9 @@ def _parse_tensor(row: Any) -> StoreTensor:
     grid = ShardGrid(*(tuple(map(int, row[key])) for key in ("shape", "shard", "slab", "chunk")))
     shards = {tuple(map(int, index)): tuple(map(str, digests)) for index, digests in row["shards"]}
     quantisation = Quantisation(*row["quantisation"]) if "quantisation" in row else None
-    return StoreTensor(
-        row["name"], dtype_named(row["dtype"]), grid, parse_spec(row["spec"]), quantisation, shards
-    )
+    stored = tuple(map(dtype_named, row.get("stored", ())))
+    spec = parse_spec(row["spec"])
+    return StoreTensor(row["name"], dtype_named(row["dtype"]), grid, spec, quantisation, shards, stored)
 
 
 def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
@@ -253,10 +271,12 @@ def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
     first = parts[0]
     joined: list[dict[tuple[int, ...], tuple[str, ...]]] = [{} for _ in first.tensors]
     for part in parts:
-        same = (part.source.info_hash, part.mesh, part.codec, part.steps) == (
+        same = (part.source.info_hash, part.mesh, part.codec, part.select, part.converted, part.steps) == (
             first.source.info_hash,
             first.mesh,
             first.codec,
+            first.select,
+            first.converted,
             first.steps,
         )
         grids = [(t.name, t.dtype, t.grid) for t in part.tensors] == [
@@ -272,10 +292,7 @@ def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
             for index, digests in tensor.shards.items():
                 if shards.setdefault(index, digests) != digests:
                     raise CorruptError(f"two hosts' digests of shard {index} of {tensor.name!r} differ")
-    tensors = tuple(
-        StoreTensor(t.name, t.dtype, t.grid, t.spec, t.quantisation, shards)
-        for t, shards in zip(first.tensors, joined, strict=True)
-    )
+    tensors = tuple(replace(t, shards=shards) for t, shards in zip(first.tensors, joined, strict=True))
     return replace(first, host=HostGroup(), tensors=tensors)
 
 

@@ -88,19 +88,43 @@ class Quantisation:
 
 
 @dataclass(frozen=True, slots=True)
+class Factor:
+    """A stored tensor that goes into a product: each element serves a block of `ratio` elements there.
+
+    An empty `ratio`: element by element.
+    """
+
+    tensor: StoredTensor
+    ratio: tuple[int, ...] = ()
+
+    def box_for(self, box: Box) -> Box:
+        """The elements that a box of the product needs."""
+        return box.over(self.ratio) if self.ratio else box
+
+    def served_by(self, box: Box) -> Box:
+        """The elements of the product that a box of this tensor serves."""
+        return box.times(self.ratio) if self.ratio else box
+
+
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A logical tensor and the stored parts that tile it, each byte of it in exactly one part.
 
-    `quantisation` is set on both halves of a quantised pair.
+    `quantisation` is set on both halves of a quantised pair. A tensor that is made on the way has no parts,
+    but `factors`: its value is their product (see `gdist.core.convert`).
     """
 
     spec: TensorSpec
     parts: tuple[Part, ...]
     quantisation: Quantisation | None = None
+    factors: tuple[Factor, ...] = ()
 
     def __post_init__(self) -> None:
+        for factor in self.factors:
+            served = factor.served_by(Box.whole(factor.tensor.spec.shape)).shape
+            assert not self.parts and served == self.spec.shape, f"{self.spec.name!r}: {factor.ratio}"
         stored = sum(part.extent.length for part in self.parts)
-        assert stored == self.spec.nbytes, (
+        assert self.factors or stored == self.spec.nbytes, (
             f"{self.spec.name!r}: parts hold {stored} of {self.spec.nbytes} bytes"
         )
         for part in self.parts:
@@ -110,6 +134,11 @@ class StoredTensor:
     def rule_name(self) -> str:
         """The name partition rules are searched in: both halves of a pair go by the pair's name."""
         return self.quantisation.pair if self.quantisation else self.spec.name
+
+    @property
+    def sources(self) -> tuple[Factor, ...]:
+        """The stored tensors that have its bytes: its factors, or itself alone."""
+        return self.factors or (Factor(self),)
 
 
 def dtype_named(name: str) -> DType:

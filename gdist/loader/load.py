@@ -1,29 +1,39 @@
 """From a store to a tree of `jax.Array`, each device reading its own slab.
 
 On CPU a slab that lies in the store as it is needed becomes the array's memory without a copy: it is the
-mapped file. Another mesh is served by strided copies out of the same maps.
+mapped file. Another mesh is served by strided copies out of the same maps. Devices with memory of their own
+are fed through a window of host memory.
+
+    which tensors, which shardings ──▶ is all of it here? ──▶ do all processes say so? ──▶ read, hand over
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from functools import cache
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import jax
 
-from gdist.core.box import Box
 from gdist.core.store_manifest import StoreTensor
+from gdist.core.units import parse_bytes
 from gdist.errors import RequestError
-from gdist.loader.arrays import array_of
-from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, local_boxes, shardings_on
-from gdist.loader.trees import Rename, match_target, nested
+from gdist.loader.arrays import Mapped
+from gdist.loader.broadcast import Shared
+from gdist.loader.cast import finisher, given, parse_dtype
+from gdist.loader.names import Rename
+from gdist.loader.pipeline import Job, Pipeline, Source
+from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, devices_of, is_abstract, local_device
+from gdist.loader.staging import Staged, Staging, staging_on
+from gdist.loader.team import Team
+from gdist.loader.wanted import Shares, Wanted, described, needed, shares_of, wanted_of
 from gdist.stores import Store
 from gdist.stores import open as open_store
 from gdist.stores.buffers import numpy_dtype
+
+MOST_THREADS = 16  # that read; more gain nothing from a disk, and little from a network
 
 Select = str | Iterable[str] | Callable[[str], bool]
 
@@ -37,6 +47,10 @@ def load(
     select: Select | None = None,
     rename: Rename | None = None,
     verify: bool = True,
+    dtype: Any = None,
+    broadcast: bool = False,
+    staging: Staging = "auto",
+    memory: int | str = "1GiB",
 ) -> Any:
     """A nested dict of `jax.Array`, or a tree like `target`, on this process's devices.
 
@@ -47,39 +61,81 @@ def load(
         rules: partition rules, as in a fetch; default: as the store was cut. An `8x8` store loads on a
             `1x8` mesh as it does on its own.
         target: a tree of `jax.ShapeDtypeStruct` (or arrays) whose leaves' paths, joined by `.`, are tensor
-            names. A leaf's `sharding` is used where it has one. The same kind of tree is returned.
+            names. A leaf's `sharding` is used where it has one; on an abstract mesh, with the devices of
+            `mesh`. The same kind of tree is returned.
         select: regular expressions searched in tensor names (both halves of a quantised pair go by the
             pair's name), or a function that says yes; default: everything.
-        rename: from the path of a target's leaf to the tensor's name, a mapping or a function.
+        rename: from the path of a target's leaf to the tensor's name: a mapping, a function, or pairs of a
+            regular expression and its replacement, each substituted in turn.
         verify: compare digests, of everything that is needed here, before any array is built. (A `Store`
             was opened with or without.)
+        dtype: a floating type; floating tensors are cast to it on the devices, and a quantised pair becomes
+            one dequantised tensor of the pair's name. Integers and booleans stay.
+        broadcast: what several processes hold in common is read by one of them and given to the others by
+            XLA, bit for bit; so a shared disk or bucket is read once.
+        staging: how bytes get to devices with memory of their own: through a "ring" of reused buffers, or
+            through the ring and "pinned" (page-locked) memory; "none": JAX is handed arrays of host memory
+            that it may keep, as it does on CPU. "auto": none on CPU, else pinned, or ring where there is
+            no pinned memory.
+        memory: bytes of host memory for what is staged or broadcast.
 
     Without `target`, names are nested by their dots, and a quantised pair is one `QuantizedWeight8bit`. All
-    shards that are needed are looked for first, so no process starts what it cannot finish.
+    shards that are needed are looked for first. Where the devices belong to several processes, all of them
+    have to call: they tell each other what they found before any array is built, and either all get their
+    arrays, or all raise the same error.
 
     Raises:
         RequestError: naming all tensors that the mesh does not fit, that the target lacks or has too many,
-            64-bit tensors where JAX would narrow them, and shards that another host has.
+            64-bit tensors where JAX would narrow them, and shards that another host has; processes that do
+            not ask for the same.
         CorruptError: naming all shards that are missing, cut, or differ from their digests.
         TransferError: when a remote store does not answer.
     """
-    opened = nullcontext(store) if isinstance(store, Store) else open_store(store, verify=verify)
-    with opened as source:
-        tensors = _selected(source.manifest.tensors, select)
-        _refuse_wide(tensors)
-        if target is None:
-            shardings: Mapping[str, jax.sharding.Sharding] = shardings_on(
-                device_mesh(mesh, source.manifest), tensors, rules
-            )
-            arrays = _build(source, [(tensor, shardings[tensor.name]) for tensor in tensors])
-            return nested(tensors, {tensor.name: a for tensor, a in zip(tensors, arrays, strict=True)})
-        leaves, treedef = match_target(target, tensors, rename)
-        open_leaves = {leaf.tensor.name: leaf.tensor for leaf in leaves if leaf.sharding is None}
-        shardings = {}
-        if open_leaves:
-            shardings = shardings_on(device_mesh(mesh, source.manifest), open_leaves.values(), rules)
-        wanted = [(leaf.tensor, leaf.sharding or shardings[leaf.tensor.name]) for leaf in leaves]
-        return jax.tree_util.tree_unflatten(treedef, _build(source, wanted))
+    limit, as_type = parse_bytes(memory, "memory"), parse_dtype(dtype)
+    team = Team(_devices(mesh, target))
+    told = {"another release": "", "other tensors, shardings or options": ""}
+    with ExitStack() as stack:
+        with team.together(told):
+            opened = nullcontext(store) if isinstance(store, Store) else open_store(store, verify=verify)
+            source = stack.enter_context(opened)
+            tensors = _selected(source.manifest.tensors, select)
+            _refuse_wide(tensors)
+
+            def on_mesh() -> jax.sharding.Mesh:
+                return device_mesh(mesh, source.manifest)
+
+            wanted, build = wanted_of(given(tensors, as_type), on_mesh, rules, target, rename)
+            shares = shares_of(wanted) if broadcast else {}
+            source.check(needed(wanted, shares))
+            jobs = [_job(source, leaf, shares, staging) for leaf in wanted]
+            if team.meets:
+                told["another release"] = repr(source.manifest.source)
+                told["other tensors, shardings or options"] = f"{described(wanted)}\n{broadcast}"
+        with team.together(told):
+            pipeline = Pipeline(limit, max(2, min(os.cpu_count() or 1, MOST_THREADS)), patient=bool(shares))
+            return build(pipeline.run(jobs))
+
+
+def _job(store: Store, leaf: Wanted, shares: Shares, staging: Staging) -> Job:
+    sources: list[Source] = []
+    for part, sharding in leaf.parts():
+        tensor, share = store[part.name], shares.get((part.name, sharding))
+        way = staging_on(local_device(sharding), staging)
+        if share:
+            sources.append(Shared(tensor, sharding, share))
+        else:
+            sources.append(Mapped(tensor, sharding) if way == "none" else Staged(tensor, sharding, way))
+    return Job(tuple(sources), finisher(leaf.given, leaf.sharding))
+
+
+def _devices(mesh: MeshLike, target: Any) -> list[jax.Device]:
+    """The devices that a load is about, as far as its arguments say; they are the same on every process."""
+    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(target)]
+    placed = [sharding for sharding in shardings if sharding is not None and not is_abstract(sharding)]
+    devices = [device for sharding in placed for device in devices_of(sharding)]
+    if target is None or len(placed) < len(shardings):
+        devices += mesh.devices.flat if isinstance(mesh, jax.sharding.Mesh) else jax.devices()
+    return devices
 
 
 def _selected(tensors: Iterable[StoreTensor], select: Select | None) -> tuple[StoreTensor, ...]:
@@ -108,26 +164,3 @@ def _refuse_wide(tensors: Iterable[StoreTensor]) -> None:
             hint="jax.config.update('jax_enable_x64', True), or select= others",
             tensors=tuple(wide),
         )
-
-
-def _build(store: Store, wanted: list[tuple[StoreTensor, jax.sharding.Sharding]]) -> list[jax.Array]:
-    boxes: dict[str, set[Box]] = {}
-    faults = []
-    alike = cache(local_boxes)  # many tensors share shape and sharding
-    for tensor, sharding in wanted:
-        try:
-            boxes.setdefault(tensor.name, set()).update(alike(sharding, tensor.shape))
-        except ValueError as error:
-            faults.append(f"{tensor.name!r}: {error}")
-    if faults:
-        raise RequestError(
-            f"shardings do not fit {len(faults)} tensors: {'; '.join(faults)}", faults=tuple(faults)
-        )
-    store.check(boxes)
-    arrays: list[jax.Array] = []
-    for tensor, sharding in wanted:
-        arrays.append(array_of(store[tensor.name], sharding))
-        platform: str = next(iter(sharding.device_set)).platform  # type: ignore[attr-defined]  # untyped in JAX
-        if platform != "cpu" and len(arrays) > 1:
-            arrays[-2].block_until_ready()  # its host buffers are free now: two tensors in memory at most
-    return arrays

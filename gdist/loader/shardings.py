@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import jax
 import numpy as np
@@ -10,20 +11,24 @@ from jax.sharding import NamedSharding, Sharding
 
 from gdist.core.box import Box
 from gdist.core.extent import Extent
-from gdist.core.mesh import Mesh, PartitionSpec, misfit, parse_mesh
-from gdist.core.rules import Rule, Rules, parse_rules, resolve_specs, spec_for_tensor
+from gdist.core.fits import fit
+from gdist.core.mesh import Mesh, PartitionSpec, parse_mesh
+from gdist.core.rules import kept_specs, resolve_specs
 from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.core.tensor import Part, StoredTensor, TensorSpec
 from gdist.errors import RequestError
+from gdist.loader.devices import laid_out
+from gdist.reading import RulesLike as RulesLike
+from gdist.reading import read_rules
 
 MeshLike = jax.sharding.Mesh | Mesh | str | None
-RulesLike = Rules | Mapping[str, object] | None
 
 
 def device_mesh(mesh: MeshLike, manifest: StoreManifest) -> jax.sharding.Mesh:
-    """A JAX mesh: the one given, or made of the first devices in the order of `jax.devices()`.
+    """A JAX mesh: the one given, or made of the first devices, process after process.
 
-    Without one it is the store's own where there are as many devices, else one device with the store's axes.
+    A -1 in a text is worked out from the number of devices. Without a mesh it is the store's own, its device
+    order included, where there are as many devices, else, where there is only this process, one device.
 
     Raises:
         RequestError: when there are fewer devices than the mesh asked for.
@@ -33,18 +38,18 @@ def device_mesh(mesh: MeshLike, manifest: StoreManifest) -> jax.sharding.Mesh:
     devices = jax.devices()
     if mesh is None:
         wanted = manifest.mesh
-        if wanted.devices > len(devices):
+        if wanted.devices > len(devices) and jax.process_count() == 1:
             devices = jax.local_devices()[:1]
             wanted = Mesh(tuple((name, 1) for name, _ in wanted.axes))
     else:
-        wanted = parse_mesh(mesh) if isinstance(mesh, str) else mesh
+        wanted = parse_mesh(mesh, devices=len(devices)) if isinstance(mesh, str) else mesh
     if wanted.devices > len(devices):
         raise RequestError(
             f"mesh {wanted} needs {wanted.devices} devices, there are {len(devices)}",
             hint="give a smaller mesh; on CPU, jax.config.update('jax_num_cpu_devices', n) makes n devices",
         )
     # Not jax.make_mesh: its axes are Explicit, and ordinary `x @ x.T` fails on such arrays (JAX 0.10).
-    grid = np.array(devices[: wanted.devices], dtype=object).reshape(wanted.sizes)
+    grid = np.array(laid_out(wanted, devices), dtype=object).reshape(wanted.sizes)
     return jax.sharding.Mesh(grid, wanted.names)
 
 
@@ -56,39 +61,46 @@ def shardings_on(
     Raises:
         RequestError: naming every tensor without a rule, and every one that the mesh does not divide.
     """
-    named = Mesh(tuple((str(name), int(size)) for name, size in mesh.shape.items()))
+    named = _named(mesh)
     tensors = tuple(tensors)
-    if rules is None:
-        specs = _specs_of_store(named, tensors)
-    else:
-        parsed = rules if isinstance(rules, Rules) else parse_rules(dict(rules))
-        specs = resolve_specs(named, parsed, map(_stored, tensors))
+    table = read_rules(rules)
+    specs = resolve_specs(named, table, map(_stored, tensors)) if table else _specs_of_store(named, tensors)
     return {
         tensor.name: NamedSharding(mesh, _jax_spec(spec)) for tensor, spec in zip(tensors, specs, strict=True)
     }
 
 
 def _specs_of_store(mesh: Mesh, tensors: Iterable[StoreTensor]) -> tuple[PartitionSpec, ...]:
-    specs: list[PartitionSpec] = []
-    faults: list[str] = []
-    for tensor in tensors:
-        try:
-            # As a rule, so that scales a wider mesh does not divide stay whole, as they do in a fetch.
-            spec = spec_for_tensor(mesh, Rules((), (Rule("", tensor.spec),)), _stored(tensor))
-            assert spec is not None, "the empty pattern matches every name"
-            specs.append(spec)
-            fault = misfit(mesh, spec, tensor.name, tensor.shape)
-        except RequestError as error:
-            fault = f"{tensor.name!r}: {error.message}"
-        if fault:
-            faults.append(fault)
-    if faults:
+    tensors = tuple(tensors)
+    stored = tuple(map(_stored, tensors))
+    specs = kept_specs(mesh, [(s, t.spec) for s, t in zip(stored, tensors, strict=True)])
+    found = fit(mesh, stored, specs)
+    if not found.ok:
+        raise found.error()
+    return specs
+
+
+def scales_sharding(sharding: Sharding, scales: StoreTensor) -> Sharding:
+    """The sharding of the scales that go with a weight of some sharding, so that each device has its groups.
+
+    Raises:
+        RequestError: when nothing is known of how the sharding would cut another shape.
+    """
+    if not isinstance(sharding, NamedSharding):
+        if sharding.is_fully_replicated:
+            return sharding
         raise RequestError(
-            f"mesh {mesh} does not fit {len(faults)} tensors of the store: {'; '.join(faults)}",
-            hint="name the mesh's axes as the store does, choose other sizes, or give rules=",
-            faults=tuple(faults),
+            f"scales of {scales.name!r} cannot be cut as {type(sharding).__name__} cuts the weight",
+            hint="give the leaf a jax.sharding.NamedSharding",
         )
-    return tuple(specs)
+    mesh = _named(sharding.mesh)
+    dims = (None if d is None else (d,) if isinstance(d, str) else d for d in sharding.spec)
+    (spec,) = kept_specs(mesh, [(_stored(scales), PartitionSpec(tuple(d or () for d in dims)))])
+    return NamedSharding(sharding.mesh, _jax_spec(spec))
+
+
+def _named(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Mesh:
+    return Mesh(tuple((str(name), int(size)) for name, size in mesh.shape.items()))
 
 
 def _stored(tensor: StoreTensor) -> StoredTensor:
@@ -110,11 +122,73 @@ def box_of(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Box:
     return Box(tuple(r[0] for r in ranges), tuple(r[1] for r in ranges))
 
 
+def index_key(index: tuple[slice, ...] | None) -> tuple[tuple[int | None, int | None], ...]:
+    """What JAX calls the index of a device, as a key: slices have none before Python 3.12."""
+    return tuple((piece.start, piece.stop) for piece in index or ())
+
+
+@lru_cache(1024)  # many tensors share shape and sharding
+def boxes_by_index(
+    sharding: Sharding, shape: tuple[int, ...]
+) -> Mapping[tuple[tuple[int | None, int | None], ...], Box]:
+    """The boxes that this process's devices hold, by the keys of their indexes."""
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    return {index_key(index): box_of(index, shape) for index in indices}
+
+
 def local_boxes(sharding: Sharding, shape: tuple[int, ...]) -> set[Box]:
     """The distinct boxes that this process's devices hold.
 
     Raises:
         ValueError: JAX's own, when the sharding does not fit the shape.
     """
-    indices = sharding.addressable_devices_indices_map(shape).values()
-    return {box_of(index, shape) for index in indices}
+    return set(devices_by_box(sharding, shape, local=True))
+
+
+@lru_cache(1024)
+def devices_by_box(
+    sharding: Sharding, shape: tuple[int, ...], *, local: bool
+) -> Mapping[Box, tuple[jax.Device, ...]]:
+    """Every box of a sharding, or every one that this process holds, and the devices that hold it.
+
+    Raises:
+        ValueError: JAX's own, when the sharding does not fit the shape.
+    """
+    indices = sharding.addressable_devices_indices_map if local else sharding.devices_indices_map
+    found: dict[Box, list[jax.Device]] = {}
+    for device, index in indices(shape).items():
+        found.setdefault(box_of(index, shape), []).append(device)
+    return {box: tuple(devices) for box, devices in found.items()}
+
+
+def is_abstract(sharding: Sharding) -> bool:
+    """True for a sharding on an abstract mesh, as `jax.eval_shape` gives it: one without devices."""
+    return isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.AbstractMesh)
+
+
+def devices_of(sharding: Sharding) -> tuple[jax.Device, ...]:
+    """All devices of a sharding, in the order of its mesh where it has one."""
+    if isinstance(sharding, NamedSharding):
+        return tuple(sharding.mesh.devices.flat)
+    devices: Iterable[jax.Device] = sharding.device_set
+    return tuple(sorted(devices, key=lambda device: device.id))
+
+
+def local_device(sharding: Sharding) -> jax.Device:
+    """A device of this process, of the sharding's where it has one here: devices of a kind are alike."""
+    mine = [device for device in devices_of(sharding) if device.process_index == jax.process_index()]
+    return (mine or jax.local_devices())[0]
+
+
+def is_on_device(sharding: Sharding) -> bool:
+    """True when it means the devices' own memory, not the host's."""
+    if sharding.memory_kind is None:
+        return True
+    return bool(sharding.memory_kind == local_device(sharding).default_memory().kind)
+
+
+def on_device(sharding: Sharding) -> Sharding:
+    """The same cut, in the devices' own memory."""
+    if is_on_device(sharding):
+        return sharding
+    return sharding.with_memory_kind(local_device(sharding).default_memory().kind)

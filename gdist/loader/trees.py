@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding
 
 from gdist.core.store_manifest import StoreTensor
 from gdist.errors import RequestError
+from gdist.loader.names import Rename, renamer
 from gdist.loader.quantized import QuantizedWeight8bit
 from gdist.stores.buffers import numpy_dtype
 
-Rename = Mapping[str, str] | Callable[[str], str]
 SHOWN = 20  # names a message spells out; all are in the error's facts
 
 
@@ -75,29 +77,32 @@ def match_target(
     for (`select` narrows them first), and shapes and element types must agree.
 
     Raises:
-        RequestError: listing leaves without a tensor, tensors without a leaf, and those that differ.
+        RequestError: listing leaves without a tensor, leaves that are no arrays, tensors without a leaf, and
+            those that differ; or for a `rename` that is none.
     """
     known = {tensor.name: tensor for tensor in tensors}
     flat, treedef = jax.tree_util.tree_flatten_with_path(target)
+    name_of = renamer(rename)
     leaves: list[Leaf] = []
-    missing, different = [], []
+    missing: dict[str, str] = {}  # a path, and how to speak of it
+    strange, different = [], []
     for path, leaf in flat:
         where = jax.tree_util.keystr(path, simple=True, separator=".")
-        tensor = known.get(_renamed(where, rename))
-        if tensor is None:
-            missing.append(where)
-            continue
-        shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
-        if (shape, dtype) != (tensor.shape, numpy_dtype(tensor.dtype)):
-            stored = f"{tensor.dtype.name}{list(tensor.shape)}"
-            different.append(f"{where} is {dtype.name}{list(shape)}, stored is {stored}")
-        leaves.append(Leaf(where, tensor, getattr(leaf, "sharding", None)))
+        name = name_of(where)
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            strange.append(where)
+        elif name not in known:
+            missing[where] = where if name == where else f"{where} (as {name})"
+        else:
+            leaves.append(Leaf(where, known[name], getattr(leaf, "sharding", None)))
+            different += _difference(where, leaf, known[name])
     used = {leaf.tensor.name for leaf in leaves}
     unexpected = [name for name in known if name not in used]
     faults = [
         f"{len(names)} {what}: {_list(names)}"
         for names, what in (
-            (missing, "missing in the store"),
+            (list(missing.values()), "missing in the store"),
+            (strange, "in the target, but no arrays"),
             (unexpected, "unexpected, without a leaf in the target"),
             (different, "different"),
         )
@@ -108,16 +113,52 @@ def match_target(
             f"target and store disagree; {'; '.join(faults)}",
             hint="rename= maps leaf paths to tensor names, select= leaves tensors out",
             missing=tuple(missing),
+            strange=tuple(strange),
             unexpected=tuple(unexpected),
             different=tuple(different),
         )
     return leaves, treedef
 
 
-def _renamed(path: str, rename: Rename | None) -> str:
-    if rename is None:
-        return path
-    return rename.get(path, path) if isinstance(rename, Mapping) else rename(path)
+def _difference(where: str, leaf: Any, tensor: StoreTensor) -> list[str]:
+    shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
+    if (shape, dtype) == (tensor.shape, numpy_dtype(tensor.dtype)):
+        return []
+    stored = f"{tensor.dtype.name}{list(tensor.shape)}"
+    return [f"{where} is {dtype.name}{list(shape)}, stored is {stored}"]
+
+
+def lay_on(mesh: Callable[[], jax.sharding.Mesh], leaves: Iterable[Leaf]) -> list[Leaf]:
+    """The leaves, with devices for those whose sharding is on an abstract mesh: the devices of `mesh()`.
+
+    Such shardings come from `jax.eval_shape` under `jax.set_mesh` with explicit axes, and from
+    `flax.nnx.eval_shape`. The others stay as they are.
+
+    Raises:
+        RequestError: naming all leaves whose abstract mesh has other axes than `mesh()`.
+    """
+    mesh = cache(mesh)
+    laid, faults = [], []
+    for leaf in leaves:
+        sharding = leaf.sharding
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
+            if mesh().shape == sharding.mesh.shape:
+                kind = sharding.memory_kind
+                leaf = replace(leaf, sharding=NamedSharding(mesh(), sharding.spec, memory_kind=kind))
+            else:
+                faults.append(f"{leaf.path} on {_axes(sharding.mesh)}")
+        laid.append(leaf)
+    if faults:
+        raise RequestError(
+            f"the target shards {len(faults)} leaves on another mesh than {_axes(mesh())}: {_list(faults)}",
+            hint="their mesh is abstract; mesh= gives it devices: the jax.sharding.Mesh it was taken from",
+            faults=tuple(faults),
+        )
+    return laid
+
+
+def _axes(mesh: jax.sharding.Mesh | AbstractMesh) -> str:
+    return ",".join(f"{name}={size}" for name, size in mesh.shape.items())
 
 
 def _list(names: list[str]) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gdist.core.magnet import format_magnet
 from gdist.core.payload import Payload
 from gdist.core.profile import INDEX_SUFFIX, FileArrays, check_index, name_tensors
 from gdist.core.rules import Rules
+from gdist.core.select import chosen_names
 from gdist.core.source_manifest import SourceManifest
 from gdist.core.store_manifest import StoreSource
 from gdist.core.tensor import StoredTensor
@@ -31,7 +32,8 @@ class Catalogue:
     """Tensors of a payload, in loading order, and what goes with them.
 
     `assets` are files (indices in the payload) kept as they are; `unchecked` are files whose headers must
-    still be compared with `manifest`; `arrived` are pieces verified while finding out.
+    still be compared with `manifest`; `arrived` are pieces verified while finding out. `chosen` are those of
+    the tensors that are to be fetched; see `select`.
     """
 
     payload: Payload
@@ -43,6 +45,18 @@ class Catalogue:
     manifest: SourceManifest | None = None
     arrived: frozenset[int] = frozenset()
     ignored: tuple[int, ...] = ()
+    chosen: tuple[StoredTensor, ...] = ()
+
+    def select(self, patterns: Sequence[str]) -> Catalogue:
+        """The same, with the tensors chosen by name; of the others' files nothing need be checked.
+
+        Raises:
+            RequestError: for a pattern that is found in no name.
+        """
+        names = chosen_names((tensor.rule_name for tensor in self.tensors), patterns)
+        chosen = tuple(tensor for tensor in self.tensors if tensor.rule_name in names)
+        touched = _files_of(self.payload, chosen)
+        return replace(self, chosen=chosen, unchecked=tuple(f for f in self.unchecked if f in touched))
 
 
 def read_catalogue(

@@ -100,6 +100,11 @@ def finished(dest: Destination, resolved: Resolved, options: FetchOptions) -> St
             f"asked to leave out {', '.join(options.ignore) or '(none)'}",
             hint="give the same --ignore, or choose another destination",
         )
+    if manner_of(manifest) != manner_of(options):
+        raise ResumeError(
+            f"{dest.text} holds a store of {manner_of(manifest)}, asked for {manner_of(options)}",
+            hint="give the same --select and --dtype, or choose another destination",
+        )
     if options.payload == "keep" and not dest.payload.is_dir():
         raise ResumeError(
             f"the store at {dest.text} is complete, and its payload was not kept",
@@ -162,7 +167,15 @@ def reopen(dest: Destination, manifest: StoreManifest, job: str) -> None:
 
 def job_of(options: FetchOptions, mesh: Mesh, plan: str) -> str:
     """What a journal belongs to: how shards and payload are written, and the plan with this digest."""
-    return f"{options.payload} {options.codec} {mesh} {plan[:32]}"
+    job = f"{options.payload} {options.codec} {mesh} {plan[:32]}"
+    return f"{job} {manner_of(options)}" if options.select or options.dtype else job
+
+
+def manner_of(job: FetchOptions | StoreManifest) -> str:
+    """Which tensors a store has or is to have, and of which types, in words that tell two jobs apart."""
+    dtype = job.converted if isinstance(job, StoreManifest) else job.dtype
+    names = f"the tensors {' or '.join(map(repr, sorted(set(job.select))))}" if job.select else "all tensors"
+    return f"{names} {f'in {dtype}' if dtype else 'as they are stored'}"
 
 
 def check_neighbours(dest: Destination, resolved: Resolved, options: FetchOptions) -> list[StoreManifest]:
@@ -181,12 +194,18 @@ def check_neighbours(dest: Destination, resolved: Resolved, options: FetchOption
         other = parse_store_manifest(data, f"{dest.text}/{name}")
         asked, source = resolved.info_hash, other.source
         same = {asked.v1_hex, asked.v2_hex} - {""} & {source.info_hash_v1, source.info_hash_v2}
-        cut = (other.host.count, other.mesh.splitting, other.codec)
-        if not same or cut != (options.host.count, options.mesh.splitting, options.codec):
+        cut = (other.host.count, other.mesh.splitting, other.codec, manner_of(other))
+        if not same or cut != (
+            options.host.count,
+            options.mesh.splitting,
+            options.codec,
+            manner_of(options),
+        ):
             raise ResumeError(
                 f"{dest.text} holds part {other.host.index}/{other.host.count} of {source.info_hash} on mesh "
-                f"{other.mesh} with codec {other.codec}: another job than host {options.host.index}/"
-                f"{options.host.count} of {asked.hex} on {options.mesh} with {options.codec}",
+                f"{other.mesh} with codec {other.codec}, {manner_of(other)}: another job than host "
+                f"{options.host.index}/{options.host.count} of {asked.hex} on {options.mesh} with "
+                f"{options.codec}, {manner_of(options)}",
                 hint="hosts that share a destination must agree; choose another destination for another job",
             )
         neighbours.append(other)

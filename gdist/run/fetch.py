@@ -15,13 +15,15 @@ from dataclasses import dataclass, replace
 
 from blake3 import blake3
 
+from gdist.core.convert import converted, parse_dtype
 from gdist.core.journal import Progress as Journalled
 from gdist.core.journal import parse_journal
 from gdist.core.layout import CODECS
 from gdist.core.magnet import InfoHash, parse_magnet
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask, plan_host
-from gdist.core.store_manifest import StoreManifest
+from gdist.core.select import check_patterns
+from gdist.core.store_manifest import PLANNED_NAME, StoreManifest, StoreSource, store_manifest_to_json
 from gdist.errors import InterruptedRun, RequestError, ResumeError, translate
 from gdist.events import Finished, Note, Observer, Planned, Stage, StageStarted
 from gdist.kvstore import kvstore_spec
@@ -48,6 +50,7 @@ from gdist.run.preflight import check_space, shard_limit
 from gdist.run.resolve import Resolved, resolve
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
+from gdist.sinks.convert import ConvertingSink
 from gdist.sinks.local import LocalSink, write_atomically
 from gdist.sources.torrent import TorrentOptions, TorrentSource, magnet_of
 from gdist.stores import files_of
@@ -88,6 +91,9 @@ def fetch(
         raise RequestError(f"payload {asked.payload!r} is none of {', '.join(PAYLOAD_CHOICES)}")
     if asked.codec not in CODECS:
         raise RequestError(f"codec {asked.codec!r} is none of {', '.join(CODECS)}")
+    if asked.dtype is not None:
+        parse_dtype(asked.dtype)
+    check_patterns(asked.select)
     resolved = resolve(source)
     text = os.fspath(dest) if dest is not None else default_dest(resolved)
     where = find_destination(text, asked.host, asked.work, keep=asked.payload == "keep")
@@ -163,6 +169,7 @@ class _Fetch:
             self._enter(Stage.METADATA)
             with self._timing.measure("metadata"):
                 source.open(payload, kept, look=True)
+            _check_memory(self._options.memory, source.payload.piece_length)
             write_atomically(cached, source.torrent_file)
             self._enter(Stage.HEADERS)
             with self._timing.measure("headers"):
@@ -174,7 +181,7 @@ class _Fetch:
                     cache=self._dest.work / "headers.json",
                     tick=self._check_stop,
                 )
-            return self._convert(source, catalogue)
+            return self._convert(source, catalogue.select(self._options.select))
         finally:
             source.close()
 
@@ -231,14 +238,18 @@ class _Fetch:
         options = self._options
         self._enter(Stage.PLAN)
         staged = self._dest.root is None or options.codec != "none"
+        tensors = catalogue.chosen
+        if options.dtype is not None:
+            tensors = converted(tensors, parse_dtype(options.dtype))
         plan = plan_host(
             catalogue.payload,
-            catalogue.tensors,
+            tensors,
             options.mesh,
             options.rules or catalogue.rules,
             options.host,
             identity=source.info_hash.hex,
             shard_bytes=shard_limit(options.memory, staged=staged),
+            some=bool(options.select),
         )
         check_cut(self._neighbours, plan)
         journal = JournalFile(self._journal_path, job_of(options, plan.mesh, plan.digest))
@@ -253,33 +264,50 @@ class _Fetch:
             if lost:  # parts are gone that they were placed in; said now, or new parts would pass for filled
                 journal.forget(lost)
             self._tell_plan(plan, placer)
-            payload_nbytes = sum(file.length for file in catalogue.payload.files)
+            payload_nbytes = plan.bytes_touched
+            if self._takes_all():
+                payload_nbytes = sum(file.length for file in catalogue.payload.files)
             check_space(
                 plan, placer, options.payload, payload_nbytes, self._dest.work, partial, staged=staged
             )
             assets = self._assets_there(progress)
             records = _records(plan, done, progress)
+            planned = self._manifest(source_of(source, catalogue), plan, None, {})
+            write_atomically(self._dest.work / PLANNED_NAME, store_manifest_to_json(planned))
             self._enter(Stage.FETCH)
             self._coordinate(plan, source, sink, placer, catalogue, journal, records, assets)
             self._enter(Stage.FINISH)
             if self._keep:
                 _make_empty_files(source)
                 # So that `gdist seed` needs nothing but this directory.
-                write_atomically(self._dest.payload / f"{source.name}.torrent", source.torrent_file)
+                target = self._dest.payload / f"{source.name}.torrent"
+                write_atomically(target, source.torrent_file, aside=self._dest.work)
             with self._timing.measure("manifest"):
-                manifest = store_manifest(
-                    source_of(source, catalogue),
-                    plan,
-                    records,
-                    assets,
-                    ignored=options.ignore,
-                    codec=options.codec,
-                )
+                manifest = self._manifest(source_of(source, catalogue), plan, records, assets)
                 finish(sink, self._dest.text, plan, manifest)
             return manifest
         finally:
             sink.close()
             journal.close()
+
+    def _manifest(
+        self,
+        source: StoreSource,
+        plan: HostPlan,
+        records: dict[ShardTask, tuple[str, ...]] | None,
+        assets: dict[str, tuple[int, str]],
+    ) -> StoreManifest:
+        asked = self._options
+        return store_manifest(
+            source,
+            plan,
+            records,
+            assets,
+            ignored=asked.ignore,
+            codec=asked.codec,
+            select=asked.select,
+            converted=asked.dtype,
+        )
 
     def _assets_there(self, progress: Journalled) -> dict[str, tuple[int, str]]:
         """The assets of earlier runs that are still what they were; together they are small."""
@@ -291,7 +319,16 @@ class _Fetch:
                 there[path] = entry
         return there
 
+    def _takes_all(self) -> bool:
+        """True when all of the torrent is kept, also what is in no shard."""
+        return self._keep and self._options.host.count == 1 and not self._options.select
+
     def _sink(self, plan: HostPlan, staged: bool) -> Sink:
+        if any(tensor.tensor.factors for tensor in plan.tensors):
+            return ConvertingSink(self._target(plan, staged), self._dest.work, plan)
+        return self._target(plan, staged)
+
+    def _target(self, plan: HostPlan, staged: bool) -> Sink:
         if self._dest.root is not None and not staged:
             return LocalSink(self._dest.root, self._dest.work, plan)
         from gdist.sinks.tensorstore import TensorStoreSink  # loaded where it is asked for
@@ -345,7 +382,7 @@ class _Fetch:
             catalogue.manifest.check_file(path, collector.scan(file))
             return path
 
-        everything = range(payload.pieces) if self._keep and self._options.host.count == 1 else ()
+        everything = range(payload.pieces) if self._takes_all() else ()
         Coordinator(
             plan,
             source,
@@ -383,6 +420,15 @@ def _make_empty_files(source: TorrentSource) -> None:
                 path.touch()
             except OSError as error:
                 raise translate(error, f"making {path}") from error
+
+
+def _check_memory(memory: int, piece_length: int) -> None:
+    """That one piece, and its parts while a column is cut out, are within what may be held."""
+    if memory < 2 * piece_length:
+        raise RequestError(
+            f"memory of {memory:,} bytes is too little for pieces of {piece_length:,}",
+            hint=f"give --memory {2 * piece_length // 2**20 + 1}MiB or more",
+        )
 
 
 def _workers(memory: int, piece_length: int) -> int:

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING
 
 from gdist import releases
 from gdist.core.grid import GridMaker
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
-from gdist.core.rules import Rules, resolve_specs
+from gdist.core.picture import TensorPicture
+from gdist.core.rules import Rules, complete_mesh, resolve_specs
+from gdist.core.select import chosen_names
+from gdist.core.store_manifest import StoreTensor
 from gdist.core.tensor import Quantisation, StoredTensor
 from gdist.errors import RequestError
 from gdist.events import Observer
 from gdist.kvstore import is_url, local_path
+from gdist.run.picture import choose, pictures_of_store, pictures_of_survey
 from gdist.run.survey import Survey, SurveyOptions, is_checkpoint, survey, survey_files
+
+if TYPE_CHECKING:
+    from gdist.stores.manifests import Manifests
 
 
 @dataclass(frozen=True, slots=True)
 class InspectOptions:
-    """`mesh` and `rules` say how tensors of a source would be split; a store has its own."""
+    """`mesh`, `rules` and `hosts` say how tensors of a source would be split; a store has its own.
+
+    `tensor` is a name, or a regular expression searched in names: what it finds is `Inspection.chosen`. Where
+    that is one tensor or one quantised pair there are pictures of it, of a store on another `mesh` too.
+    """
 
     mesh: Mesh | None = None
     rules: Rules | None = None
+    hosts: int = 1
+    tensor: str | None = None
     survey: SurveyOptions = field(default_factory=SurveyOptions)
 
 
@@ -54,7 +70,8 @@ class Inspection:
     """What there is; `kind` is "release", "torrent", "files" or "store".
 
     `nbytes` is of all files of a source, of all tensors of a store. `piece_length` is None where there are no
-    pieces or their length is not known. `absent_hosts` have a part of the store that is not here.
+    pieces or their length is not known. `absent_hosts` have a part of the store that is not here. `chosen`
+    are those of `tensors` that were asked for, and `pictures` are of them where they are one.
     """
 
     kind: str
@@ -69,6 +86,8 @@ class Inspection:
     codec: str = ""
     absent_hosts: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    chosen: tuple[TensorInfo, ...] = ()
+    pictures: tuple[TensorPicture, ...] = ()
 
 
 def inspect(
@@ -83,18 +102,40 @@ def inspect(
     Of a torrent only the headers are fetched, and nothing is kept.
 
     Raises:
-        RequestError: when it is none of these, or the mesh does not divide its tensors.
+        RequestError: when it is none of these, the mesh does not divide its tensors, or none has the name.
         GdistError: when metadata or headers do not come, or cannot be read.
     """
     asked = options or InspectOptions()
+    found = look(source, asked.survey, observe=observe, stop=stop)
+    if isinstance(found, Survey):
+        return _of_survey(found, asked)
+    return _of_store(found, asked, os.fspath(source))
+
+
+def look(
+    source: str | os.PathLike[str],
+    options: SurveyOptions,
+    *,
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> Survey | Manifests:
+    """What there is: a store's manifests, or what a local checkpoint or a torrent holds.
+
+    Raises:
+        RequestError: when it is none of these.
+        GdistError: when metadata or headers do not come, or cannot be read.
+    """
     text = os.fspath(source)
     if releases.known_release(text) is None:
         if _is_store(text):
-            return _of_store(text)
+            from gdist.stores import files_of
+            from gdist.stores.manifests import read_manifests
+
+            return read_manifests(files_of(text))
         path = local_path(text)
         if path is not None and is_checkpoint(path):
-            return _of_survey(survey_files(path, asked.survey), asked)
-    return _of_survey(survey(text, asked.survey, observe=observe, stop=stop), asked)
+            return survey_files(path, options)
+    return survey(text, options, observe=observe, stop=stop)
 
 
 def _is_store(text: str) -> bool:
@@ -121,16 +162,14 @@ def _has_manifest(text: str) -> bool:
     return bool(files.manifests())
 
 
-def _of_store(text: str) -> Inspection:
-    from gdist.stores import files_of
-    from gdist.stores.manifests import read_manifests
-
-    found = read_manifests(files_of(text))
+def _of_store(found: Manifests, options: InspectOptions, where: str) -> Inspection:
     manifest = found.joined
-    sizes = {tensor.name: tensor.dtype.itemsize for tensor in manifest.tensors}
-    for tensor in manifest.tensors:
-        for length in tensor.shape:
-            sizes[tensor.name] *= length
+    names = [t.quantisation.pair if t.quantisation else t.name for t in manifest.tensors]
+    selected = chosen_names(names, options.survey.select)
+    kept = [number for number, name in enumerate(names) if name in selected]
+    tensors = tuple(_kept(manifest.tensors[number]) for number in kept)
+    chosen, one = _choose(tensors, options, where)
+    drawn = tuple(kept[number] for number in chosen) if one else ()
     return Inspection(
         kind="store",
         name=manifest.source.name,
@@ -139,13 +178,25 @@ def _of_store(text: str) -> Inspection:
         piece_length=manifest.source.piece_length,
         mesh=manifest.mesh,
         profile=manifest.source.profile,
-        tensors=tuple(
-            TensorInfo(t.name, t.shape, t.dtype.name, sizes[t.name], t.spec, t.grid.slab, t.quantisation)
-            for t in manifest.tensors
-        ),
+        tensors=tensors,
         files=tuple(FileInfo(asset.path, asset.nbytes, 0) for asset in manifest.assets),
         codec=manifest.codec,
         absent_hosts=found.absent,
+        chosen=tuple(tensors[number] for number in chosen),
+        pictures=pictures_of_store(found, drawn, options.mesh, options.rules, options.hosts),
+    )
+
+
+def _kept(tensor: StoreTensor) -> TensorInfo:
+    nbytes = prod(tensor.shape) * tensor.dtype.itemsize
+    return TensorInfo(
+        tensor.name,
+        tensor.shape,
+        tensor.dtype.name,
+        nbytes,
+        tensor.spec,
+        tensor.grid.slab,
+        tensor.quantisation,
     )
 
 
@@ -155,7 +206,11 @@ def _of_survey(found: Survey, options: InspectOptions) -> Inspection:
         parts = (s.file for part in tensor.parts for s in found.payload.segments(part.extent))
         for number in set(parts):
             holds[number] += 1
-    ignored = set(found.ignored)
+    assets = set(found.assets)
+    rules = options.rules or found.rules
+    tensors = _tensors(found, options.mesh, rules)
+    chosen, one = _choose(tensors, options, found.name)
+    drawn = chosen if one else ()
     return Inspection(
         kind=found.kind,
         name=found.name,
@@ -164,19 +219,29 @@ def _of_survey(found: Survey, options: InspectOptions) -> Inspection:
         piece_length=None if found.piece_length_assumed else found.payload.piece_length,
         mesh=options.mesh,
         profile=found.profile or "",
-        tensors=_tensors(found, options.mesh, options.rules or found.rules),
+        tensors=tensors,
         files=tuple(
-            FileInfo(file.path, file.length, holds[number], number not in ignored)
+            FileInfo(file.path, file.length, holds[number], bool(holds[number]) or number in assets)
             for number, file in enumerate(found.payload.files)
         ),
         notes=found.notes,
+        chosen=tuple(tensors[number] for number in chosen),
+        pictures=pictures_of_survey(found, drawn, options.mesh, rules, options.hosts),
     )
+
+
+def _choose(tensors: Sequence[TensorInfo], options: InspectOptions, where: str) -> tuple[Sequence[int], bool]:
+    """The tensors that are asked for, by place, and whether they are one tensor or pair."""
+    if options.tensor is None:
+        return range(len(tensors)), False
+    return choose(options.tensor, [(tensor.name, tensor.quantisation) for tensor in tensors], where)
 
 
 def _tensors(found: Survey, mesh: Mesh | None, rules: Rules | None) -> tuple[TensorInfo, ...]:
     """With a mesh, how each tensor would be split on it; without one, what the rules say of it."""
     if mesh is None:
         return tuple(_tensor(t, _rule(t, rules), None) for t in found.tensors)
+    mesh = complete_mesh(mesh, rules)
     maker, infos = GridMaker(mesh, HostGroup().count), []
     for tensor, spec in zip(found.tensors, resolve_specs(mesh, rules, found.tensors), strict=True):
         grid = maker.grid(tensor.spec.shape, tensor.spec.dtype.itemsize, spec)

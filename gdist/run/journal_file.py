@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,9 @@ from gdist.core.journal import (
 )
 from gdist.errors import ResumeError, translate
 from gdist.sinks.local import write_atomically
+
+# A reader that looks whether a fetch is alive holds its lock for some microseconds (stores/growing.py).
+LOCK_TRIES, LOCK_RETRY_SECONDS = 5, 0.02
 
 
 class JournalFile:
@@ -41,7 +45,7 @@ class JournalFile:
                 raise ResumeError(
                     f"the destination holds an unfinished {what} of another plan: {progress.plan}; "
                     f"this is {job}",
-                    hint="use the same source, mesh, rules, host, codec and payload as before, "
+                    hint="use the same source, mesh, rules, host, codec, payload, select and dtype, "
                     "or another destination",
                 )
             self._file.truncate(whole)  # a torn last line says nothing
@@ -109,7 +113,14 @@ class Lock:
             pass  # a file system without locks: the journal's plan still guards the destination
 
     def _taken(self, path: Path) -> bool:
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for attempt in range(LOCK_TRIES):
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == LOCK_TRIES - 1:
+                    raise
+                time.sleep(LOCK_RETRY_SECONDS)
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(path))
         except FileNotFoundError:

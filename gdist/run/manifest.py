@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from gdist import __version__
+from gdist.core.dtypes import DType
 from gdist.core.layout import array_document, group_documents, to_document
 from gdist.core.orbax import COMMIT_MARKER, orbax_documents
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
@@ -23,32 +24,47 @@ from gdist.stores import files_of
 def store_manifest(
     source: StoreSource,
     plan: HostPlan,
-    records: Mapping[ShardTask, tuple[str, ...]],
+    records: Mapping[ShardTask, tuple[str, ...]] | None,
     assets: Mapping[str, tuple[int, str]],
     *,
     ignored: Iterable[str] = (),
     codec: str = "none",
+    select: Iterable[str] = (),
+    converted: str | None = None,
+    stored: Mapping[str, tuple[DType, ...]] | None = None,
     resharded: tuple[Step, ...] = (),
 ) -> StoreManifest:
-    """What was written: `records` are the chunk digests of every shard, `assets` length and digest."""
+    """What was written: `records` are the chunk digests of every shard, `assets` length and digest.
+
+    Without `records` it is what will be written: all tensors and their grids, no shards. `stored` are the
+    types of converted tensors in their source, where the plan does not say.
+    """
     return StoreManifest(
         source=source,
         plan=plan.digest,
         mesh=plan.mesh,
         host=plan.host,
-        tensors=tuple(_store_tensor(tensor, records) for tensor in plan.tensors),
+        tensors=tuple(_store_tensor(tensor, records, stored or {}) for tensor in plan.tensors),
         assets=tuple(StoreAsset(path, *assets[path]) for path in sorted(assets)),
         ignored=tuple(sorted(ignored)),
         codec=codec,
+        select=tuple(sorted(set(select))),
+        converted=converted,
         tool=f"gdist {__version__}",
         resharded=resharded,
     )
 
 
-def _store_tensor(plan: TensorPlan, records: Mapping[ShardTask, tuple[str, ...]]) -> StoreTensor:
+def _store_tensor(
+    plan: TensorPlan,
+    records: Mapping[ShardTask, tuple[str, ...]] | None,
+    known: Mapping[str, tuple[DType, ...]],
+) -> StoreTensor:
     spec = plan.tensor.spec
-    shards = {task.index: records[task] for task in plan.shards}
-    return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, plan.tensor.quantisation, shards)
+    shards = {} if records is None else {task.index: records[task] for task in plan.shards}
+    made = tuple(factor.tensor.spec.dtype for factor in plan.tensor.factors)
+    stored = made or known.get(spec.name, ())
+    return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, plan.tensor.quantisation, shards, stored)
 
 
 def root_documents(plan: HostPlan, manifest: StoreManifest) -> dict[str, bytes]:

@@ -21,7 +21,9 @@ class FetchOptions:
     those that share the work. `payload` "discard" gives each piece's disk back once it is placed, "keep"
     leaves the torrent's files in `DEST/payload`. `memory` bounds, in bytes, what is held while converting.
     `ignore` are glob patterns of files to leave out; `profile` names tensors. `work` is where unfinished
-    shards of a bucket wait (default: the cache directory). `codec` is "none" or "zstd".
+    shards of a bucket wait (default: the cache directory). `codec` is "none" or "zstd". `dtype` converts what
+    is quantised or floating ("bfloat16", "float16", "float32"; None: as it is stored); `select` are regular
+    expressions: only tensors in whose name one is found.
     """
 
     mesh: Mesh = field(default_factory=Mesh)
@@ -30,6 +32,8 @@ class FetchOptions:
     payload: str = "discard"
     memory: int = 2**30
     codec: str = "none"
+    dtype: str | None = None
+    select: tuple[str, ...] = ()
     profile: str | None = None
     ignore: tuple[str, ...] = ()
     work: Path | None = None

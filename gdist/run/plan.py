@@ -10,9 +10,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gdist.core.arrivals import Arrival, Stage, arrivals, stages_of
 from gdist.core.bound import Bound, lower_bound, wan_shares
-from gdist.core.mesh import HostGroup, Mesh
-from gdist.core.plan import HostPlan, plan_host
+from gdist.core.convert import converted, parse_dtype
+from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
+from gdist.core.plan import HostPlan, TensorPlan, plan_host
 from gdist.core.rules import Rules
 from gdist.errors import RequestError
 from gdist.events import Observer
@@ -26,8 +28,9 @@ PAYLOADS = ("discard", "keep")  # as of a fetch, whose module would bring libtor
 class PlanOptions:
     """What to plan for: `hosts` of one cluster, or just some of them.
 
-    `payload` and `memory` are those of the fetch. `wan` and `lan` are rates in bytes a second, into the
-    cluster and of each host; `piece_length` stands in where a release's own is not known.
+    `payload`, `memory` and `dtype` are those of the fetch. `wan` and `lan` are rates in bytes a second, into
+    the cluster and of each host; `piece_length` stands in where a release's own is not known. With `details`
+    the report says what each tensor costs, and when it arrives.
     """
 
     mesh: Mesh = field(default_factory=Mesh)
@@ -35,15 +38,20 @@ class PlanOptions:
     hosts: tuple[HostGroup, ...] = (HostGroup(),)
     payload: str = "discard"
     memory: int = 2**30
+    dtype: str | None = None
     piece_length: int | None = None
     wan: float | None = None
     lan: float | None = None
+    details: bool = False
     survey: SurveyOptions = field(default_factory=SurveyOptions)
 
 
 @dataclass(frozen=True, slots=True)
 class HostCost:
-    """What one host will do, in bytes; `wan_share` is what it brings in when no byte comes in twice."""
+    """What one host will do, in bytes; `wan_share` is what it brings in when no byte comes in twice.
+
+    `bytes_wanted` are those it keeps; where they are converted, `amplification` is of those they are made of.
+    """
 
     host: HostGroup
     shards: int
@@ -54,6 +62,34 @@ class HostCost:
     disk: int
     memory: int
     wan_share: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorCost:
+    """What one tensor costs the hosts together; `run` are the bytes that one host keeps of it in a row."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    spec: PartitionSpec
+    slab: tuple[int, ...]
+    run: int
+    arrival: Arrival
+
+
+@dataclass(frozen=True, slots=True)
+class PlanDetails:
+    """Where a plan's bytes go: every tensor in loading order, and the stages they become ready in.
+
+    `wan` and `lan` are the rates that were asked for. `rules` None means that specs were automatic.
+    """
+
+    rules: Rules | None
+    tensors: tuple[TensorCost, ...]
+    stages: tuple[Stage, ...]
+    wan: float | None
+    lan: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +112,7 @@ class PlanReport:
     complete: bool
     bound: Bound | None
     notes: tuple[str, ...] = ()
+    details: PlanDetails | None = None
 
 
 def plan(
@@ -94,9 +131,13 @@ def plan(
     asked = options or PlanOptions()
     if asked.payload not in PAYLOADS:
         raise RequestError(f"payload {asked.payload!r} is none of {', '.join(PAYLOADS)}")
+    dtype = parse_dtype(asked.dtype) if asked.dtype is not None else None
     found = survey(source, asked.survey, piece_length=asked.piece_length, observe=observe, stop=stop)
+    tensors = converted(found.tensors, dtype) if dtype else found.tensors
     plans = [
-        plan_host(found.payload, found.tensors, asked.mesh, asked.rules or found.rules, h)
+        plan_host(
+            found.payload, tensors, asked.mesh, asked.rules or found.rules, h, some=bool(asked.survey.select)
+        )
         for h in asked.hosts
     ]
     pieces = [plan.pieces for plan in plans]
@@ -116,7 +157,7 @@ def plan(
         info_hash=found.info_hash,
         nbytes=found.nbytes,
         files=len(found.payload.files),
-        tensors=len(found.tensors),
+        tensors=len(tensors),
         piece_length=found.payload.piece_length,
         piece_length_assumed=found.piece_length_assumed,
         mesh=asked.mesh,
@@ -125,7 +166,37 @@ def plan(
         complete=complete,
         bound=bound,
         notes=found.notes,
+        details=_details(plans, asked, found) if asked.details else None,
     )
+
+
+def _details(plans: Sequence[HostPlan], options: PlanOptions, found: Survey) -> PlanDetails:
+    arrived = arrivals(plans)
+    tensors = tuple(
+        TensorCost(
+            name=plan.tensor.spec.name,
+            shape=plan.tensor.spec.shape,
+            dtype=plan.tensor.spec.dtype.name,
+            nbytes=plan.tensor.spec.nbytes,
+            spec=plan.spec,
+            slab=plan.grid.slab,
+            run=_run(plan),
+            arrival=arrival,
+        )
+        for plan, arrival in zip(plans[0].tensors, arrived, strict=True)
+    )
+    rules = options.rules or found.rules
+    return PlanDetails(rules, tensors, stages_of(plans, arrived), options.wan, options.lan)
+
+
+def _run(plan: TensorPlan) -> int:
+    """Bytes of a shard that lie in a row in the tensor."""
+    run = plan.tensor.spec.dtype.itemsize
+    for size, shard in zip(reversed(plan.grid.shape), reversed(plan.grid.shard), strict=True):
+        run *= shard
+        if shard != size:
+            break
+    return run
 
 
 def _costs(
@@ -136,10 +207,12 @@ def _costs(
             host=plan.host,
             shards=sum(len(tensor.shards) for tensor in plan.tensors),
             pieces=len(plan.pieces),
-            bytes_wanted=plan.bytes_wanted,
+            bytes_wanted=sum(tensor.nbytes for tensor in plan.tensors),
             bytes_touched=plan.bytes_touched,
             amplification=plan.amplification,
-            disk=disk_needed(plan, options.payload, found.nbytes),
+            disk=disk_needed(
+                plan, options.payload, plan.bytes_touched if options.survey.select else found.nbytes
+            ),
             memory=options.memory,
             wan_share=share,
         )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from gdist.core.convert import disk_for_staging
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask
 from gdist.errors import SpaceError
@@ -33,11 +34,12 @@ def in_flight_limit(plan: HostPlan) -> int:
 
 
 def disk_needed(plan: HostPlan, payload: str, payload_nbytes: int) -> int:
-    """Bytes of disk a fetch needs at its highest, from nothing; `payload_nbytes` is all of the torrent."""
+    """Bytes of disk a fetch needs at its highest, from nothing; `payload_nbytes` is what one host keeps."""
+    store_nbytes = plan.store_nbytes + disk_for_staging(plan)
     if payload == "keep":
         kept = payload_nbytes if plan.host.count == 1 else plan.bytes_touched
-        return plan.store_nbytes + kept + DOCUMENT_BYTES
-    return plan.store_nbytes + min(_in_flight(plan), plan.bytes_touched) + DOCUMENT_BYTES
+        return store_nbytes + kept + DOCUMENT_BYTES
+    return store_nbytes + min(_in_flight(plan), plan.bytes_touched) + DOCUMENT_BYTES
 
 
 def _in_flight(plan: HostPlan) -> int:
@@ -63,11 +65,11 @@ def check_space(
     Raises:
         SpaceError: with the numbers.
     """
-    whole = set(placer.whole())
-    here = sum(plan.tensors[t.tensor].layout().file_nbytes for t in {*whole, *partial})
+    made = {task for task in partial if plan.tensors[task.tensor].tensor.factors}  # not in their place yet
+    here = sum(plan.tensors[t.tensor].layout().file_nbytes for t in {*placer.whole(), *partial} - made)
     needed = disk_needed(plan, payload, payload_nbytes) - here
     if staged:
-        needed = staging_needed(plan) + _in_flight(plan)
+        needed = staging_needed(plan) + disk_for_staging(plan) + _in_flight(plan)
     elif payload == "keep":
         needed -= _allocated(directory.parent / "payload")
     check_free(directory, needed, "fetch")

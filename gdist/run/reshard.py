@@ -162,6 +162,7 @@ class _Reshard:
             options.host,
             identity=origin.contents.state,
             shard_bytes=shard_limit(options.memory, staged=self._staged),
+            some=bool(origin.contents.select),
         )
         self._job = f"reshard {options.codec} {self._plan.mesh} {self._plan.digest[:32]}"
         self._grains = [origin.grain(number) for number in range(len(self._plan.tensors))]
@@ -257,6 +258,9 @@ class _Reshard:
             assets,
             ignored=contents.ignored,
             codec=self._options.codec,
+            select=contents.select,
+            converted=contents.converted,
+            stored=contents.stored,
             resharded=contents.steps,
         )
         finish(sink, self._dest.text, self._plan, manifest)

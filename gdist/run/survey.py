@@ -19,6 +19,7 @@ from gdist.core.extent import Extent
 from gdist.core.payload import Payload, PayloadFile
 from gdist.core.profile import INDEX_SUFFIX, FileArrays, check_index, name_tensors
 from gdist.core.rules import Rules
+from gdist.core.select import check_patterns, chosen_names
 from gdist.core.source_manifest import ASSUMED_PIECE_LENGTH, SourceManifest
 from gdist.core.tensor import StoredTensor
 from gdist.errors import CorruptError, InterruptedRun, UnsupportedError, translate
@@ -33,16 +34,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SurveyOptions:
-    """How to find out: `profile` and `ignore` as in a fetch; `torrent` None means the defaults."""
+    """How to find out: `profile`, `ignore`, `select` as in a fetch; `torrent` None means the defaults."""
 
     profile: str | None = None
     ignore: tuple[str, ...] = ()
+    select: tuple[str, ...] = ()
     torrent: TorrentOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a source holds; tensors are in loading order, `assets` are indices of files without tensors.
+    """What a source holds; tensors are the chosen ones, in loading order, `assets` indices of other files.
 
     `kind` is "release" (from a manifest alone), "torrent" or "files".
     """
@@ -83,12 +85,19 @@ def survey(
         GdistError: when metadata or headers do not come, or the files cannot be read.
     """
     asked = options or SurveyOptions()
+    check_patterns(asked.select)
     known = releases.known_release(source.strip())
     if known:  # needs neither a network nor libtorrent
-        return _from_manifest(known, piece_length)
+        return _chosen(_from_manifest(known, piece_length), asked)
     from gdist.run.resolve import resolve  # libtorrent comes with it
 
-    return _from_torrent(resolve(source), asked, observe or (lambda event: None), stop)
+    return _chosen(_from_torrent(resolve(source), asked, observe or (lambda event: None), stop), asked)
+
+
+def _chosen(found: Survey, options: SurveyOptions) -> Survey:
+    """The same with the tensors that were asked for."""
+    names = chosen_names((tensor.rule_name for tensor in found.tensors), options.select)
+    return replace(found, tensors=tuple(t for t in found.tensors if t.rule_name in names))
 
 
 def _from_manifest(manifest: SourceManifest, piece_length: int | None) -> Survey:
@@ -187,7 +196,7 @@ def survey_files(path: Path, options: SurveyOptions | None = None) -> Survey:
             check_index(_content(path if path.is_file() else path / files[number].path), found)
     naming = name_tensors(found, asked.profile)
     payload = Payload(tuple(files), ASSUMED_PIECE_LENGTH, position)
-    return Survey(
+    everything = Survey(
         kind="files",
         name=path.absolute().name,
         info_hash="",
@@ -200,6 +209,7 @@ def survey_files(path: Path, options: SurveyOptions | None = None) -> Survey:
         piece_length_assumed=True,
         foreign=foreign,
     )
+    return _chosen(everything, asked)
 
 
 def _content(path: Path) -> bytes:

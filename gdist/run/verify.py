@@ -23,7 +23,7 @@ from blake3 import blake3
 from gdist.core.extent import Extent
 from gdist.core.layout import ShardLayout, array_document, shard_key
 from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, StoreTensor, tensor_attributes
-from gdist.errors import CorruptError, FilesystemError, GdistError, TransferError
+from gdist.errors import CorruptError, FilesystemError, GdistError
 from gdist.events import Event, Observer
 from gdist.kvstore import kvstore_spec, local_path
 from gdist.stores import files_of
@@ -210,7 +210,6 @@ def _check_remote(reader: Any, task: _Task) -> tuple[int, list[Fault]]:  # Any: 
     try:
         for chunk, data, error in reader.chunks(tensor, grid.box_of(task.index)):
             nbytes += data.nbytes
-            _check_ranges(error)
             if error and not isinstance(error, CorruptError):
                 raise error
             if error:
@@ -219,18 +218,8 @@ def _check_remote(reader: Any, task: _Task) -> tuple[int, list[Fault]]:  # Any: 
                 )
                 faults.append(task.fault(error.message, index))
     except CorruptError as error:  # the array cannot be opened; a network that fails is no fault of the store
-        _check_ranges(error)
         faults.append(task.fault(error.message))
     return nbytes, faults
-
-
-def _check_ranges(error: GdistError | None) -> None:
-    """A server that gives only whole files is no fault of every chunk of the store."""
-    if error and "was ignored by server" in error.message:  # TensorStore's words for it; it has no status
-        raise TransferError(
-            f"the server does not give parts of files (HTTP range requests): {error.message}",
-            hint="serve the store with a server that does, or verify a copy of it on disk",
-        )
 
 
 def _unlisted(manifests: Manifests) -> Iterator[Fault]:

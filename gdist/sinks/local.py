@@ -29,6 +29,7 @@ class LocalSink:
 
     def __init__(self, root: Path, work: Path, plan: HostPlan):
         self._root = root
+        self._work = work
         self._plan = plan
         self._parts = PartFiles(work / "parts", plan)
         self._names = {tensor.tensor.spec.name: number for number, tensor in enumerate(plan.tensors)}
@@ -96,34 +97,38 @@ class LocalSink:
         self._write(manifest_name(manifest.host), store_manifest_to_json(manifest))
 
     def _write(self, path: str, data: bytes, *, sync: bool = True) -> None:
-        write_atomically(self._root / path, data, sync=sync)
+        # Aside in the work directory: what a kill leaves there goes with it, and nothing stays in the store.
+        write_atomically(self._root / path, data, sync=sync, aside=self._work)
 
     def close(self) -> None:
         """Closes the parts; they stay for the next run."""
         self._parts.close()
 
 
-def write_atomically(path: Path, data: bytes, *, sync: bool = True) -> None:
+def write_atomically(path: Path, data: bytes, *, sync: bool = True, aside: Path | None = None) -> None:
     """Puts a file in place whole: written aside, synced, renamed, its directory synced.
+
+    `aside` is a directory on the same file system; default: the file's own.
 
     Raises:
         GdistError: translated from what the file system said.
     """
     # Random: hosts that share a directory may have the same process number. Short: a name has 255 bytes.
-    aside = path.with_name(f".{secrets.token_hex(8)}.part")
+    unfinished = (aside or path.parent) / f".{secrets.token_hex(8)}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "wb") as file:
             file.write(data)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        os.rename(aside, path)
+        os.rename(unfinished, path)
         if not sync:
             return
     except OSError as error:
         with contextlib.suppress(OSError):
-            aside.unlink()
+            unfinished.unlink()
         raise translate(error, f"writing {path}") from error
     _sync_directory(path.parent)
 

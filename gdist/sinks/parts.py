@@ -14,7 +14,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ SHORT_RUN = 32 * 1024  # bytes; below it a system call costs more than copying t
 FEW_RUNS = 8
 
 Bytes = NDArray[np.uint8]
+Regions = Callable[[ShardTask], Sequence[tuple[int, ShardLayout]]]
 
 
 @dataclass(slots=True)
@@ -47,11 +48,16 @@ class _OpenFile:
 
 
 class PartFiles:
-    """The unfinished shards of a plan, below one directory; thread-safe."""
+    """The unfinished shards of a plan, below one directory; thread-safe.
 
-    def __init__(self, directory: Path, plan: HostPlan):
+    `regions` says where in its file a shard's factors lie, and how, for tensors that are made of others.
+    """
+
+    def __init__(self, directory: Path, plan: HostPlan, regions: Regions | None = None):
         self._directory = directory
         self._layouts = [tensor.layout() for tensor in plan.tensors]
+        self._digested = regions is None  # what others are made of is never sealed
+        self._regions = regions or (lambda task: ((0, self._layouts[task.tensor]),))
         self._lock = threading.Lock()
         self._open: OrderedDict[ShardTask, _OpenFile] = OrderedDict()  # least recently used first
         self._dirty: set[ShardTask] = set()
@@ -62,6 +68,10 @@ class PartFiles:
     def layout(self, task: ShardTask) -> ShardLayout:
         """Where bytes lie in the shard's file."""
         return self._layouts[task.tensor]
+
+    def _nbytes(self, task: ShardTask) -> int:
+        start, layout = self._regions(task)[-1]
+        return start + layout.file_nbytes
 
     def path(self, task: ShardTask) -> Path:
         """The part's file."""
@@ -76,7 +86,7 @@ class PartFiles:
             return set()
         except OSError as error:
             raise translate(error, f"reading {self._directory}") from error
-        found = {task for task in tasks if sizes.get(self.path(task).name) == self.layout(task).file_nbytes}
+        found = {task for task in tasks if sizes.get(self.path(task).name) == self._nbytes(task)}
         with self._lock:
             self._made |= found
         return found
@@ -147,7 +157,7 @@ class PartFiles:
         return descriptor
 
     def _create(self, task: ShardTask) -> int:
-        path, size = self.path(task), self.layout(task).file_nbytes
+        path, size = self.path(task), self._nbytes(task)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -168,13 +178,15 @@ class PartFiles:
         """Writes bytes of a piece where they belong."""
         data = np.frombuffer(piece, np.uint8)
         for placement in placements:
-            layout = self.layout(placement.shard)
+            start, layout = self._regions(placement.shard)[placement.factor]
             block = take(placement, data)
             with self.descriptor(placement.shard) as descriptor:
                 with self._lock:
                     self._dirty.add(placement.shard)
                 try:
-                    digests = _write(descriptor, layout, placement.target, block)
+                    digests = _write(
+                        descriptor, start, layout, placement.target, block, digest=self._digested
+                    )
                 except OSError as error:
                     raise translate(error, f"writing {self.path(placement.shard)}") from error
                 if digests:
@@ -236,6 +248,16 @@ class PartFiles:
             self._digests.pop(task, None)
             self._forget(task)
 
+    def map(self, task: ShardTask) -> Bytes:
+        """All of a part, read-only; it is unmapped when the last array over it is gone."""
+        with self.descriptor(task) as descriptor:
+            return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.uint8)
+
+    def remove(self, task: ShardTask) -> None:
+        """Removes a part that has done its work."""
+        self.forget(task)
+        self.path(task).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Closes all files."""
         with self._lock:
@@ -252,16 +274,19 @@ def take(placement: Placement, data: Bytes) -> Bytes:
     return block
 
 
-def _write(descriptor: int, layout: ShardLayout, target: Box, block: Bytes) -> dict[int, str]:
+def _write(
+    descriptor: int, start: int, layout: ShardLayout, target: Box, block: Bytes, *, digest: bool
+) -> dict[int, str]:
     """Writes a box; gives the digests of the inner chunks that it holds whole, by their offsets."""
     chunk = layout.whole_chunk(target)
     if chunk is not None:
         values = np.ascontiguousarray(block).reshape(-1)
-        _pwrite(descriptor, values.data, chunk.start)
-        return {chunk.start: blake3(values.data).hexdigest()}
+        _pwrite(descriptor, values.data, start + chunk.start)
+        return {chunk.start: blake3(values.data).hexdigest()} if digest else {}
     digests = {}
     chunk_shape = (*layout.grid.chunk, layout.itemsize)
-    for part, local, offset in layout.targets(target):
+    for part, local, within in layout.targets(target):
+        offset = start + within
         values = block[part.relative_to(target.start).slices()]
         runs = runs_of_box(chunk_shape, local)
         first = next(runs)
@@ -272,8 +297,8 @@ def _write(descriptor: int, layout: ShardLayout, target: Box, block: Bytes) -> d
         flat = np.ascontiguousarray(values).reshape(count, first.length)
         for row, run in zip(flat, itertools.chain((first,), runs), strict=True):
             _pwrite(descriptor, row.data, offset + run.start)
-        if first.length == layout.chunk_nbytes:
-            digests[offset] = blake3(flat.data).hexdigest()
+        if digest and first.length == layout.chunk_nbytes:
+            digests[within] = blake3(flat.data).hexdigest()
     return digests
 
 

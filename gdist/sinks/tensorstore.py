@@ -87,8 +87,7 @@ class TensorStoreSink:
             array[task.box.slices()].write(values).result()
 
         self._call(write, f"writing {self._key(task)} to the")
-        self._parts.forget(task)
-        self._parts.path(task).unlink(missing_ok=True)
+        self._parts.remove(task)
         return ShardRecord(plan.tensor.spec.name, task.index, digests)
 
     def _under(self, name: str) -> dict[str, object]:

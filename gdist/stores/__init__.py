@@ -45,11 +45,14 @@ def open(store: Address | Sequence[Address], *, verify: bool = True) -> Store:
     places: Sequence[Address] = (store,) if isinstance(store, str | os.PathLike) else tuple(store)
     if not places:
         raise RequestError("no store was given", hint="give a directory or a URL, or several")
-    files = [files_of(place) for place in places]
-    manifests = read_manifests(*files)
+    return open_as(places, read_manifests(*map(files_of, places)), verify=verify)
+
+
+def open_as(places: Sequence[Address], manifests: Manifests, *, verify: bool) -> Store:
+    """Opens the store whose parts lie in these places by these manifests, whatever it says of itself."""
     opener: Callable[[StoreTensor], Any] = partial(_tensorstore, [kvstore_spec(place) for place in places])
-    reader = reader_of(places, manifests, verify=verify)
-    return Store(" and ".join(file.where for file in files), manifests, reader, opener)
+    where = " and ".join(os.fspath(place).rstrip("/") for place in places)
+    return Store(where, manifests, reader_of(places, manifests, verify=verify), opener)
 
 
 def reader_of(places: Sequence[Address], manifests: Manifests, *, verify: bool) -> LocalReader | RemoteReader:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Protocol
 
+from gdist.core.box import Box, tiles_of
 from gdist.core.layout import CODECS
 from gdist.core.mesh import HostGroup, slab_indices
 from gdist.core.store_manifest import (
@@ -24,6 +25,7 @@ from gdist.core.store_manifest import (
 )
 from gdist.core.tensor import check_name
 from gdist.errors import CorruptError, GdistError, RequestError
+from gdist.stores.faults import raise_faults
 
 MOST_CHUNKS = 2**32  # a shard with more inner chunks than this is no shard of ours
 
@@ -96,6 +98,21 @@ class Manifests:
             hosts=writers,
         )
 
+    def check_listed(self, requests: Iterable[tuple[StoreTensor, Box]]) -> None:
+        """That every shard that meets the boxes is in a manifest.
+
+        Raises:
+            RequestError: when another host has some of them.
+            CorruptError: when a host that is here should.
+        """
+        missing = {
+            (tensor.name, index): (tensor, index)
+            for tensor, box in requests
+            for index, _ in tiles_of(box, tensor.grid.shard)
+            if index not in tensor.shards
+        }
+        raise_faults([self.unlisted(tensor, index) for tensor, index in missing.values()])
+
 
 def read_manifests(files: Files, *more: Files) -> Manifests:
     """The manifest of a store, joined from its hosts' parts where there are several, in several places too.
@@ -128,7 +145,7 @@ def _parts_of(files: Files) -> list[StoreManifest]:
         data = files.read(name)
         if data is None:
             raise _no_store(files)
-        parts.append(_parse(data, name, f"{files.where}/{name}"))
+        parts.append(parse_part(data, name, f"{files.where}/{name}"))
     return parts
 
 
@@ -142,7 +159,13 @@ def _places(found: Sequence[Iterable[StoreManifest]]) -> dict[tuple[str, tuple[i
     return {key: number for key, number in places.items() if number}
 
 
-def _parse(data: bytes, name: str, where: str) -> StoreManifest:
+def parse_part(data: bytes, name: str, where: str) -> StoreManifest:
+    """The manifest that goes by a name, with everything that a manifest can be checked for.
+
+    Raises:
+        RequestError: when a newer gdist wrote it.
+        CorruptError: when it is damaged, cannot be true, or belongs to another name.
+    """
     try:
         part = parse_store_manifest(data, where)
         check_manifest(part, where)
@@ -182,7 +205,7 @@ def check_manifest(manifest: StoreManifest, where: str) -> None:
         if tensor.name in seen:
             faults.append(f"tensor {tensor.name[:200]!r} is listed twice")
         seen.add(tensor.name)
-        fault = _tensor_fault(tensor)
+        fault = tensor_fault(tensor)
         if fault:
             faults.append(fault)
     for asset in manifest.assets:
@@ -196,7 +219,8 @@ def check_manifest(manifest: StoreManifest, where: str) -> None:
         )
 
 
-def _tensor_fault(tensor: StoreTensor) -> str:
+def tensor_fault(tensor: StoreTensor) -> str:
+    """What cannot be true of a tensor's name, grid, or the shards it lists; "" for nothing."""
     grid, pair = tensor.grid, tensor.quantisation
     try:
         check_name(tensor.name)

@@ -31,6 +31,11 @@ WINDOW = 8  # chunks asked for at once: hides latency, holds at most 8 x 16 MiB
 
 def translate(error: Exception, doing: str) -> GdistError:
     """TensorStore's error as ours, by the status code its message starts with."""
+    if "was ignored by server" in str(error):  # TensorStore's words for it; the status says corrupt
+        return TransferError(
+            f"{doing}: the server does not give parts of files (HTTP range requests): {error}",
+            hint="serve the store with a server that does, or read a copy of it on disk",
+        )
     status = re.match(r"[A-Z_]+", str(error))
     match status[0] if status else "":
         case "NOT_FOUND":
@@ -136,12 +141,7 @@ class RemoteReader:
         Raises:
             RequestError: when another host has some of them.
         """
-        faults: dict[tuple[str, tuple[int, ...]], GdistError] = {}
-        for tensor, box in requests:
-            for index, _ in tiles_of(box, tensor.grid.shard):
-                if index not in tensor.shards:
-                    faults[tensor.name, index] = self._manifests.unlisted(tensor, index)
-        raise_faults(list(faults.values()))
+        self._manifests.check_listed(requests)
 
     def view(self, tensor: StoreTensor, box: Box) -> Array | None:
         """Never: what is remote has to be copied."""

@@ -154,6 +154,10 @@ class LazyArray:
         """
         return self._opener(self._tensor)
 
+    def read_by(self, reader: Reader) -> LazyArray:
+        """The same tensor, read by another reader."""
+        return LazyArray(self._tensor, reader, self._opener)
+
     def _inside(self, box: Box | None) -> Box:
         whole = Box.whole(self.shape)
         if box is None:
@@ -262,6 +266,16 @@ class Store(Mapping[str, LazyArray]):
             (self._tensors[name], box) for name, wanted in boxes.items() for box in wanted if box.size
         ]
         self._reader.check(requests, workers or os.cpu_count() or 1)
+
+    def check_listed(self, boxes: Mapping[str, Iterable[Box]]) -> None:
+        """That the manifests list every shard that these boxes meet; reads nothing.
+
+        Raises:
+            CorruptError, RequestError: naming every shard that is in none, as `check`.
+        """
+        self._manifests.check_listed(
+            (self._tensors[name], box) for name, wanted in boxes.items() for box in wanted if box.size
+        )
 
     def close(self) -> None:
         """Gives back maps and handles; arrays that were given out stay valid."""

@@ -119,6 +119,19 @@ def write_grok1(
     return expected
 
 
+def dequantised(arrays: Mapping[str, _Array], dtype: str) -> dict[str, _Array]:
+    """What a checkpoint of Grok-1's layout is in one type: pairs multiplied in float32 and rounded once."""
+    made: dict[str, _Array] = {}
+    for name, array in arrays.items():
+        if name.endswith(".weight"):
+            scales = arrays[name.replace(".weight", ".scales")].astype(np.float32)
+            repeated = np.repeat(scales, array.shape[-2] // scales.shape[-2], axis=-2)
+            made[name.removesuffix(".weight")] = (array * repeated).astype(np.dtype(dtype))
+        elif not name.endswith(".scales"):
+            made[name] = array.astype(np.dtype(dtype))
+    return made
+
+
 def write_safetensors(
     directory: Path | str,
     tensors: Mapping[str, _Array] | None = None,

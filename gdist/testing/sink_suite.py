@@ -24,6 +24,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from gdist.core.box import Box
+from gdist.core.convert import converted
 from gdist.core.dtypes import BY_NAME
 from gdist.core.extent import Extent
 from gdist.core.journal import ShardRecord
@@ -34,7 +35,7 @@ from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask, plan_host
 from gdist.core.rules import parse_rules
 from gdist.core.store_manifest import StoreManifest, StoreSource, parse_store_manifest
-from gdist.core.tensor import Order, Part, StoredTensor, TensorSpec
+from gdist.core.tensor import Order, Part, Quantisation, StoredTensor, TensorSpec
 from gdist.kvstore import shared_context
 from gdist.sinks import Sink
 from gdist.testing.checkpoints import numpy_dtype
@@ -47,15 +48,19 @@ PIECE_LENGTH = 1000 + 1  # odd, so that pieces begin inside elements
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An empty place for a store; `open` makes a sink on it, each time it is called."""
+    """An empty place for a store; `open` makes a sink on it, each time it is called.
+
+    `dtype` is what a sink that converts makes of floating tensors and of quantised pairs.
+    """
 
     open: Callable[[HostPlan], Sink]
     kvstore: Mapping[str, object]
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A plan of one host, the bytes of its payload and the arrays in it by name."""
+    """A plan of one host, the bytes of its payload and the arrays that its store has by name."""
 
     plan: HostPlan
     data: bytes
@@ -89,31 +94,55 @@ _SHAPES: tuple[tuple[str, tuple[int, ...], str, Order], ...] = (
     ("flags", (37,), "bool", Order.C),
     ("poison", (8, 8), "int8", Order.C),  # nothing but its fill value, which is no reason to leave it out
     ("step", (), "int64", Order.C),
+    ("temperature", (), "float32", Order.C),
+    ("pair.w.weight", (4, 24, 32), "int8", Order.C),  # with a shard of 6 rows, groups of 4 straddle shards
+    ("pair.w.scales", (4, 6, 32), "bfloat16", Order.F),
     ("nothing", (0, 3), "float32", Order.C),
 )
 
 
-def job(*, mesh: str = "2x4", seed: int = 0, shard_bytes: int | None = 1024) -> Job:
-    """A small store of many kinds of tensors at odd offsets; one in two parts."""
+_GROUPS, _ROWS = 6, 4
+
+
+def job(*, mesh: str = "2x4", seed: int = 0, shard_bytes: int | None = 1024, dtype: str | None = None) -> Job:
+    """A small store of many kinds of tensors at odd offsets; one in two parts, two a quantised pair."""
     rng = np.random.default_rng(seed)
     tensors, arrays, content = [], {}, bytearray(b"\xff" * 3)
     for name, shape, type_name, order in _SHAPES:
-        dtype = BY_NAME[type_name]
-        spec = TensorSpec(name, shape, dtype)
+        spec = TensorSpec(name, shape, BY_NAME[type_name])
         raw = rng.integers(1, 2 if type_name == "bool" else 120, spec.nbytes, np.uint8)
         raw = np.full_like(raw, 0x80) if name == "poison" else raw
-        array = arrays[name] = raw.view(numpy_dtype(dtype)).reshape(shape)
+        array = arrays[name] = raw.view(numpy_dtype(spec.dtype)).reshape(shape)
         parts = []
         for box in _halves(shape) if name == "layer.0.w" else [Box.whole(shape)]:
             stored = array[box.slices()]
             stored = stored.T if order is Order.F else stored
             parts.append(Part(Extent(len(content), spec.nbytes_of(box)), box, order))
             content += np.ascontiguousarray(stored).tobytes() + b"\xff"
-        tensors.append(StoredTensor(spec, tuple(parts)))
+        pair, _, role = name.rpartition(".")
+        half = Quantisation(pair, role, _GROUPS, 1) if role in ("weight", "scales") else None
+        tensors.append(StoredTensor(spec, tuple(parts), half))
+    if dtype:
+        tensors, arrays = list(converted(tensors, BY_NAME[dtype])), _converted(arrays, dtype)
     payload = Payload((PayloadFile("f", 0, len(content)),), PIECE_LENGTH, len(content))
     rules = parse_rules({"rules": [["w$", ["data", "model"]], [".*", []]]})
     plan = plan_host(payload, tensors, parse_mesh(mesh), rules, identity="suite", shard_bytes=shard_bytes)
     return Job(plan, bytes(content), arrays)
+
+
+def _converted(arrays: Mapping[str, Array], dtype: str) -> dict[str, Array]:
+    """What conversion makes of them, in NumPy and of whole arrays."""
+    made = {}
+    for name, array in arrays.items():
+        if name.endswith(".weight"):
+            scales = arrays[name.replace(".weight", ".scales")].astype(np.float32)
+            value = array.astype(np.float32) * np.repeat(scales, _ROWS, axis=1)
+            with np.errstate(over="ignore"):
+                made[name.removesuffix(".weight")] = value.astype(np.dtype(dtype))
+        elif not name.endswith(".scales"):
+            with np.errstate(over="ignore"):
+                made[name] = array.astype(np.dtype(dtype)) if "float" in array.dtype.name else array
+    return made
 
 
 def _halves(shape: tuple[int, ...]) -> list[Box]:
@@ -170,12 +199,12 @@ def assert_readable(target: Target, work: Job) -> None:
 def check_any_order_from_any_thread(target: Target) -> None:
     """Pieces in any order, from several threads, become the arrays; digests are those of the chunks."""
     for seed in (1, 2):
-        _write_all(target, job(seed=seed), seed)
+        _write_all(target, job(seed=seed, dtype=target.dtype), seed)
 
 
 def check_shards_of_many_slabs(target: Target) -> None:
     """The same where a shard file holds several slabs, with padding between them."""
-    _write_all(target, job(shard_bytes=None), 3)
+    _write_all(target, job(shard_bytes=None, dtype=target.dtype), 3)
 
 
 def _write_all(target: Target, work: Job, seed: int) -> None:
@@ -191,7 +220,7 @@ def _write_all(target: Target, work: Job, seed: int) -> None:
 
 def check_uncommitted_is_missing(target: Target) -> None:
     """What is placed and not committed has no name in the store; nor has a tensor before it is published."""
-    work = job()
+    work = job(dtype=target.dtype)
     sink, placer = target.open(work.plan), Placer(work.plan)
     whole = place(sink, work, placer, placer.wanted())
     assert keys(target) == set()
@@ -205,7 +234,7 @@ def check_uncommitted_is_missing(target: Target) -> None:
 
 def check_a_killed_run_goes_on(target: Target) -> None:
     """Another sink on the same place sees what was committed and what was half written, and finishes it."""
-    work = job()
+    work = job(dtype=target.dtype)
     first, placer = target.open(work.plan), Placer(work.plan)
     assert first.restore(()) == (set(), set())
     pieces = list(placer.wanted())
@@ -232,7 +261,7 @@ def check_a_killed_run_goes_on(target: Target) -> None:
 
 def check_a_record_alone_is_no_proof(target: Target) -> None:
     """A shard that a record names and the target lacks is not done; nor is one of no plan's."""
-    work = job()
+    work = job(dtype=target.dtype)
     sink, placer = target.open(work.plan), Placer(work.plan)
     whole = place(sink, work, placer, placer.wanted())
     records = commit(sink, work, whole)
@@ -248,7 +277,7 @@ def check_a_record_alone_is_no_proof(target: Target) -> None:
 
 def check_writing_again_changes_nothing(target: Target) -> None:
     """A piece placed twice, a shard fetched again after its commit, a tensor published twice: the same."""
-    work = job()
+    work = job(dtype=target.dtype)
     sink, placer = target.open(work.plan), Placer(work.plan)
     for piece in placer.wanted():
         sink.place(placer.accept(piece), work.piece(piece))
@@ -265,7 +294,7 @@ def check_writing_again_changes_nothing(target: Target) -> None:
 
 def check_the_manifest_and_what_lies_beside(target: Target) -> None:
     """Assets and documents are kept byte for byte, and the manifest can be read."""
-    work = job()
+    work = job(dtype=target.dtype)
     sink = target.open(work.plan)
     sink.write_document("assets/a/tokenizer.json", b"{}")
     sink.write_document("assets/empty", b"")

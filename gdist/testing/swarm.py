@@ -1,4 +1,4 @@
-"""Real little swarms on loopback, for tests: seeders, a seeder of wrong bytes, a tracker, a web seed.
+"""Real little swarms on loopback, for tests: seeders, also slow or wrong ones, a tracker, a web seed.
 
     with seed(directory) as seeded:
         source = TorrentSource(seeded.magnet, LOOPBACK)
@@ -8,15 +8,19 @@ Nothing here leaves 127.0.0.1: no DHT, no local discovery, no port mapping.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -84,6 +88,51 @@ def bad_seed(
             path.write_bytes(data)
         with seed(copy, torrent=torrent, options=options) as seeded:
             yield seeded
+
+
+class Slow:
+    """A way to a seeder that lets `rate` bytes a second through, and no more than `limit` in all.
+
+    Both may be changed meanwhile. libtorrent's own limits come in bursts.
+    """
+
+    def __init__(self, port: int, rate: float = inf, limit: float = inf) -> None:
+        self._seeder, self.rate, self.limit = port, rate, limit
+        self._passed = 0
+        self._server = socket.create_server((LOCALHOST, 0))
+        self.port: int = self._server.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self.limit = inf
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                near, _ = self._server.accept()
+                far = socket.create_connection((LOCALHOST, self._seeder))
+                for source, target, slow in ((near, far, False), (far, near, True)):
+                    threading.Thread(target=self._pass_on, args=(source, target, slow), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, slow: bool) -> None:
+        due = time.monotonic()
+        with contextlib.suppress(OSError), source, target:
+            while data := source.recv(1 << 14):
+                target.sendall(data)
+                if slow:
+                    self._passed += len(data)
+                    due = max(due, time.monotonic() - 0.1) + len(data) / self.rate
+                    time.sleep(max(due - time.monotonic(), 0))
+                    while self._passed >= self.limit:
+                        time.sleep(0.02)
+            target.shutdown(socket.SHUT_RDWR)
 
 
 class _Server:

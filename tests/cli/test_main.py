@@ -38,7 +38,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (["fetch", "grok-1", "--peer", "nobody"], "not a peer's address"),
         (["fetch", "grok-1", "--stall-timeout", "soon"], "stall-timeout 'soon'"),
         (["fetch", "grok-1", "--max-download", "10G"], "max-download '10G'"),
-        (["fetch", "grok-1", "--rules", "nothing.json"], "neither a file nor a profile's name"),
+        (["fetch", "grok-1", "--rules", "nothing.json"], "neither a file nor a name that gdist knows"),
         (["fetch", "grok-1", "--payload", "burn"], "'burn' is not one of"),
         (["plan", "grok-1", "--mesh", "7x7"], "does not divide 513 tensors"),
         (["plan", "grok-1", "--mesh", "8x8", "--hosts", "3"], "3 hosts do not divide"),
@@ -47,6 +47,12 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (["plan", "grok-1", "--mesh", "8x8", "--wan", "0"], "no rate to plan with"),
         (["inspect", "grok-1", "--tensor", "("], "not a regular expression"),
         (["inspect", "grok-1", "--profile", "grok-1", "--bogus"], "No such option"),
+        (["inspect", "grok-1", "--tensor", "nothing like it"], "grok-1 has no tensor 'nothing like it'"),
+        (["inspect", "grok-1", "--plot", "a.svg"], "--plot draws one tensor"),
+        (["inspect", "grok-1", "--tensor", "router", "--plot", "a.svg"], "'router' is found in 64"),
+        (["inspect", "grok-1", "--tensor", "router", "--plot", "a.png"], "'a.png' is named otherwise"),
+        (["inspect", "grok-1", "--tensor", "r", "--plot", "/nonexistent/a.svg"], "cannot be a file"),
+        (["plan", "grok-1", "--report", "a.pdf"], "--report writes HTML"),
         (["verify", "/nonexistent/store"], "/nonexistent/store"),
         (["seed", "/nonexistent.torrent", "/"], "cannot read '/nonexistent.torrent'"),
         (["make-torrent", "/nonexistent"], "neither a file nor a directory"),
@@ -194,7 +200,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "grok-1", "--mesh", "8x8"]])
 def test_it_starts_without_the_heavy_libraries(arguments: list[str]) -> None:
-    heavy = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "rich", "fsspec")
+    heavy = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "rich", "fsspec", "jinja2")
     script = (
         "import re, sys; from gdist.cli import main; code = main(sys.argv[1:]); "
         # not ru_maxrss: it is handed down over fork and exec, so it would tell the size of this process

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from gdist.core.magnet import format_magnet, parse_magnet
-from gdist.testing.checkpoints import write_grok1, write_safetensors
-from gdist.testing.fetches import assert_holds
+from gdist.testing.checkpoints import dequantised, write_grok1, write_safetensors
+from gdist.testing.fetches import Array, assert_holds
 from gdist.testing.swarm import Seeded, seed
 
 pytestmark = pytest.mark.torrent
@@ -59,7 +59,7 @@ def gdist(*arguments: object, cwd: Path | None = None, **variables: str) -> Done
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Seeded, dict[str, object], Path]]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Seeded, dict[str, Array], Path]]:
     root = tmp_path_factory.mktemp("small") / "tiny-grok"
     expected = write_grok1(root, layers=2)
     with seed(root) as seeded:
@@ -67,12 +67,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Seeded, di
 
 
 @pytest.fixture(scope="module")
-def magnet(small: tuple[Seeded, dict[str, object], Path]) -> str:
+def magnet(small: tuple[Seeded, dict[str, Array], Path]) -> str:
     return format_magnet(small[0].magnet)
 
 
 def test_fetch_again_verify_inspect(
-    small: tuple[Seeded, dict[str, object], Path], magnet: str, tmp_path: Path
+    small: tuple[Seeded, dict[str, Array], Path], magnet: str, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
     first = gdist("fetch", magnet, store, "--mesh", "2x2", *LOOPBACK)
@@ -142,8 +142,26 @@ def test_options_come_from_the_environment(magnet: str, tmp_path: Path) -> None:
     assert seen["mesh"] == {"data": 2, "model": 1}
 
 
+def test_some_tensors_in_another_type(
+    small: tuple[Seeded, dict[str, Array], Path], magnet: str, tmp_path: Path
+) -> None:
+    chosen = {name: a for name, a in small[1].items() if "layer_1.moe" in name or "embed" in name}
+    select, dtype = ("--select", "embed", "--select", r"layer_1\.moe"), ("--dtype", "float16")
+    fetched = gdist("fetch", magnet, tmp_path / "s", *LOOPBACK, *select, *dtype, "--quiet")
+    assert fetched.code == 0, fetched.err
+    assert_holds(tmp_path / "s", dequantised(chosen, "float16"))
+    again = gdist("fetch", magnet, tmp_path / "s", GDIST_SELECT=r"layer_1\.moe,embed", GDIST_DTYPE="float16")
+    assert again.code == 0 and "complete" in again.err
+    other = gdist("fetch", magnet, tmp_path / "s", *select)
+    assert other.code == 15 and "in float16, asked for" in other.err
+    seen = gdist("inspect", tmp_path / "s", "--select", "embed")
+    assert "embeddings" in seen.out and "moe" not in seen.out
+    planned = gdist("plan", magnet, *LOOPBACK, *select, *dtype, "--json").lines[-1]
+    assert planned["tensors"] == len(dequantised(chosen, "float16"))
+
+
 def test_hosts_write_their_parts(
-    small: tuple[Seeded, dict[str, object], Path], magnet: str, tmp_path: Path
+    small: tuple[Seeded, dict[str, Array], Path], magnet: str, tmp_path: Path
 ) -> None:
     for host in ("0/2", "1/2"):
         done = gdist(
@@ -334,6 +352,8 @@ def test_a_seed_without_its_files_or_its_port_is_an_error(tmp_path: Path) -> Non
         (["--host", "0/3", "--mesh", "2x2"], "3 hosts do not divide the 4 devices"),
         (["--tracker", "foo"], "tracker 'foo' is no address"),
         (["--profile", "nope"], "profile 'nope' is not known"),
+        (["--select", "layer_("], "select is no regular expression: 'layer_('"),
+        (["--dtype", "int8"], "'int8' is not one of 'bfloat16', 'float16', 'float32'"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_network(arguments: list[str], text: str) -> None:

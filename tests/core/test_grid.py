@@ -60,8 +60,10 @@ def test_row_blocks_by_example(
 
 @st.composite
 def cuts(draw: st.DrawFn) -> tuple[Mesh, int, PartitionSpec, tuple[int, ...]]:
-    """A mesh of up to four axes, hosts that divide it, a spec, and a shape that the spec divides."""
+    """Up to four axes, devices in any order, hosts that divide them, a spec, and a shape that it divides."""
     mesh = Mesh(tuple((name, draw(st.integers(1, 4))) for name in NAMES[: draw(st.integers(0, 4))]))
+    if draw(st.booleans()):
+        mesh = Mesh(mesh.axes, tuple(draw(st.randoms()).sample(range(mesh.devices), mesh.devices)))
     hosts = draw(st.sampled_from([n for n in range(1, mesh.devices + 1) if mesh.devices % n == 0]))
     dims: list[tuple[str, ...]] = [() for _ in range(draw(st.integers(0, 3)))]
     if dims:

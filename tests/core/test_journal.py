@@ -90,6 +90,15 @@ def test_a_journal_torn_anywhere_says_what_its_whole_lines_say(
     assert parse_journal(content[:cut]) == (expected, ends[whole])
 
 
+@given(FACTS, FACTS)
+def test_a_journal_can_be_read_on(before: list[object], after: list[object]) -> None:
+    first = b"".join(journal(before))
+    rest = b"".join(journal(after)[1:])
+    progress, whole = parse_journal(first)
+    assert whole == len(first)
+    assert parse_journal(rest, progress) == (sum_of([*before, *after]), len(rest))
+
+
 @pytest.mark.parametrize(
     ("pieces", "ranges"),
     [([], []), ([5], [[5, 6]]), ([3, 1, 2], [[1, 4]]), ([0, 2, 3, 9], [[0, 1], [2, 4], [9, 10]])],

@@ -16,7 +16,6 @@ from gdist.core.mesh import (
     HostGroup,
     Mesh,
     PartitionSpec,
-    misfit,
     parse_host,
     parse_mesh,
     slab_indices,
@@ -39,7 +38,7 @@ def test_every_slab_is_where_jax_puts_it() -> None:
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert not answer["mismatches"], "\n".join(answer["mismatches"])
-    assert answer["slabs"] > 2000
+    assert answer["slabs"] > 2000 and answer["shares"] > 500
 
 
 @pytest.mark.parametrize(
@@ -52,6 +51,7 @@ def test_every_slab_is_where_jax_puts_it() -> None:
         ("data=8,model=4", (("data", 8), ("model", 4))),
         ("x: 3 , y_1 = 2", (("x", 3), ("y_1", 2))),
         ("a=1,b=2,c=3,d=4", (("a", 1), ("b", 2), ("c", 3), ("d", 4))),
+        ("data:2,model:4", (("data", 2), ("model", 4))),
     ],
 )
 def test_a_mesh_is_read(text: str, axes: tuple[tuple[str, int], ...]) -> None:
@@ -74,7 +74,12 @@ def test_a_mesh_is_read(text: str, axes: tuple[tuple[str, int], ...]) -> None:
         ("data=", "is not a mesh"),
         ("8=data", "is not a mesh"),
         ("1234567", "is not a mesh"),
-        ("2x2x2x2", "4 axes without names"),
+        ("2x2x2x2", "4 axes and no names"),
+        ("-2x8", "is not a mesh"),
+        ("-1x8", "the number of devices, which is not known"),
+        ("-1x-1", "leaves 2 axes open"),
+        ("data=-1,model=-1", "leaves 2 axes open"),
+        ("1024x1024x2", "more than 1048576"),
         ("0", "size 0"),
         ("data=0,model=8", "'data' has size 0"),
         ("data=2,data=2", "names an axis twice"),
@@ -83,6 +88,70 @@ def test_a_mesh_is_read(text: str, axes: tuple[tuple[str, int], ...]) -> None:
 def test_what_is_no_mesh_is_refused(text: str, why: str) -> None:
     with pytest.raises(RequestError, match=why):
         parse_mesh(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "axes", "sizes"),
+    [
+        ("2x4x8", "replica,data,model", (2, 4, 8)),
+        ("2x2x2x2", "a,b,c,d", (2, 2, 2, 2)),
+        ("8", "x", (8,)),
+        ("a=2,b=4", "a,b", (2, 4)),  # named twice, and alike
+    ],
+)
+def test_axes_name_the_sizes(text: str, axes: str, sizes: tuple[int, ...]) -> None:
+    mesh = parse_mesh(text, axes.split(","))
+    assert (mesh.names, mesh.sizes) == (tuple(axes.split(",")), sizes)
+
+
+@pytest.mark.parametrize(
+    ("text", "axes", "why"),
+    [
+        ("2x4x8", "a,b", "has 3 axes and 2 names .a, b."),
+        ("2x4", "a,b,c", "has 2 axes and 3 names"),
+        ("2x4", "a,a", "names an axis twice"),
+        ("2x4", "a,8", "axis '8' is no name"),
+        ("a=2,b=4", "b,a", "names its axes, and they are to be b, a"),
+    ],
+)
+def test_axes_that_do_not_name_the_sizes_are_refused(text: str, axes: str, why: str) -> None:
+    with pytest.raises(RequestError, match=why):
+        parse_mesh(text, axes.split(","))
+
+
+def test_more_than_three_sizes_want_names_and_are_told_how() -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_mesh("2x2x2x2")
+    assert "--axes axis0,axis1,axis2,axis3" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "devices", "sizes"),
+    [
+        ("-1x8", 64, (8, 8)),
+        ("8x-1", 64, (8, 8)),
+        ("-1", 3, (3,)),
+        ("data=-1,model=8", 8, (1, 8)),
+        ("2x-1x4", 24, (2, 3, 4)),
+        ("2x4", 64, (2, 4)),  # nothing is open: how many there are is no matter
+    ],
+)
+def test_one_axis_takes_what_is_left(text: str, devices: int, sizes: tuple[int, ...]) -> None:
+    assert parse_mesh(text, devices=devices).sizes == sizes
+
+
+@pytest.mark.parametrize(("text", "devices"), [("-1x8", 60), ("-1x8", 4), ("-1x8", 0), ("-1x3", -3)])
+def test_devices_that_the_other_axes_do_not_divide_are_refused(text: str, devices: int) -> None:
+    with pytest.raises(RequestError, match=f"cannot have {devices} devices: they are no multiple"):
+        parse_mesh(text, devices=devices)
+    with pytest.raises(RequestError, match="size 0"):
+        parse_mesh("0x-1", devices=8)
+
+
+def test_an_unknown_number_of_devices_says_which_flag_gives_it() -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_mesh("-1x8")
+    assert "--devices" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -123,6 +192,46 @@ def test_hosts_share_the_devices_evenly_and_in_order(sizes: list[int], count: in
     assert len({len(host.devices(mesh)) for host in hosts}) == 1
 
 
+@st.composite
+def ordered_meshes(draw: st.DrawFn) -> Mesh:
+    axes = tuple(zip("abc", draw(st.lists(st.integers(1, 4), max_size=3)), strict=False))
+    return Mesh(axes, tuple(draw(st.permutations(range(Mesh(axes).devices)))))
+
+
+@given(ordered_meshes(), st.integers(1, 8))
+def test_a_host_has_its_devices_wherever_the_order_puts_them(mesh: Mesh, count: int) -> None:
+    order = mesh.order or tuple(range(mesh.devices))
+    if mesh.devices % count:
+        return
+    each = mesh.devices // count
+    for index in range(count):
+        places = HostGroup(index, count).devices(mesh)
+        assert list(places) == sorted(places)
+        assert {order[place] for place in places} == set(range(index * each, (index + 1) * each))
+
+
+@given(ordered_meshes())
+def test_an_order_that_changes_nothing_is_none(mesh: Mesh) -> None:
+    assert Mesh(mesh.axes, tuple(range(mesh.devices))) == Mesh(mesh.axes)
+    assert (mesh == Mesh(mesh.axes)) is (not mesh.order)
+    assert (mesh.splitting == Mesh(mesh.axes).splitting) is (not mesh.order)
+    assert ("devices" in str(mesh)) is bool(mesh.order)
+
+
+@pytest.mark.parametrize(
+    ("order", "why"),
+    [
+        ((0, 1, 2), "has 3 numbers, the mesh 8 devices"),
+        ((0, 1, 2, 3, 4, 5, 6, 8), "has 8, not in 0 to 7"),
+        ((0, 1, 2, 3, 4, 5, 6, -1), "has -1, not in 0 to 7"),
+        ((0, 1, 2, 3, 4, 5, 6, 6), "has 6 twice"),
+    ],
+)
+def test_an_order_names_every_device_once(order: tuple[int, ...], why: str) -> None:
+    with pytest.raises(RequestError, match=why):
+        Mesh(MESH.axes, order)
+
+
 def test_devices_fill_the_mesh_with_the_last_axis_fastest() -> None:
     places = [tuple(MESH.coordinates(device).values()) for device in range(MESH.devices)]
     assert places == [(column, row) for row in range(2) for column in range(4)]
@@ -141,23 +250,6 @@ def test_an_axis_that_no_dimension_names_replicates() -> None:
     assert split_counts(MESH, spec, 3) == (1, 2, 1)
     assert slab_indices(MESH, spec, 3, range(8)) == {(0, 0, 0), (0, 1, 0)}
     assert slab_of(MESH, PartitionSpec(), (3, 5), 7) == Box.whole((3, 5))
-
-
-@pytest.mark.parametrize(
-    ("dims", "shape", "fault"),
-    [
-        ((("data",), ("model",)), (2, 4), None),
-        ((("data",),), (0,), None),  # nothing can be cut into any number of nothings
-        ((), (), None),
-        ((("data",), ("model",)), (2, 6), "mesh axis 'model' (4) does not divide dimension 1 (6) of 'w'"),
-        ((("data", "model"),), (12,), "mesh axis 'data, model' (8) does not divide dimension 0 (12) of 'w'"),
-        ((("data",), ()), (4,), "partition spec P(data, None) has 2 dimensions, 'w' has 1"),
-    ],
-)
-def test_a_misfit_is_said_in_a_sentence(
-    dims: tuple[tuple[str, ...], ...], shape: tuple[int, ...], fault: str | None
-) -> None:
-    assert misfit(MESH, PartitionSpec(dims), "w", shape) == fault
 
 
 def test_specs_that_mean_nothing_are_refused() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gdist.core.order import loading_order
+from gdist.core.order import layer_of, loading_order, stage_of
 from gdist.core.profiles import PROFILES
 
 IN_ORDER = {
@@ -87,3 +88,32 @@ def test_halves_of_a_pair_stand_side_by_side(pairs: list[str]) -> None:
     ordered = loading_order([f"{name}.{half}" for name in pairs for half in ("scales", "weight")])
     for weight, scales in zip(ordered[::2], ordered[1::2], strict=True):
         assert weight.removesuffix(".weight") == scales.removesuffix(".scales")
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "pattern", "layer"),
+    [
+        ("params.language_model.in_out_embed.embeddings", "embedding", None, None),
+        (
+            "params.transformer.decoder_layer_10.router.w",
+            "layer 10",
+            "params.transformer.decoder_layer_*.router.w",
+            10,
+        ),
+        ("model.layers.2.experts.7.w1", "layer 2", "model.layers.*.experts.7.w1", 2),
+        ("model.norm.weight", "rest", None, None),
+        ("lm_head.weight", "head", None, None),
+        ("w1.weight", "layer 1", "w*.weight", 1),
+    ],
+)
+def test_what_a_tensor_becomes_ready_with(
+    name: str, stage: str, pattern: str | None, layer: int | None
+) -> None:
+    assert stage_of(name) == stage
+    assert layer_of(name) == (pattern or name, layer)
+
+
+@given(st.lists(st.from_regex(r"(layers\.[0-3]\.)?(embed|norm|w|lm_head)", fullmatch=True), max_size=12))
+def test_stages_are_runs_of_the_loading_order(names: list[str]) -> None:
+    stages = [stage for stage, _ in itertools.groupby(loading_order(names), stage_of)]
+    assert len(stages) == len(set(stages))

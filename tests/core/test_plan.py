@@ -37,15 +37,19 @@ def lay_out(
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
-def test_each_host_keeps_the_slabs_of_its_devices_and_nothing_else(hosts: int) -> None:
+@pytest.mark.parametrize("order", [(), (0, 2, 4, 6, 1, 3, 5, 7), (5, 2, 7, 0, 3, 6, 1, 4)])
+def test_each_host_keeps_the_slabs_of_its_devices_and_nothing_else(
+    hosts: int, order: tuple[int, ...]
+) -> None:
     payload, tensors = lay_out(("a.w", (8, 16)), ("b.w", (2, 4)), ("norm", (5,)), ("step", ()))
+    mesh = Mesh(MESH.axes, order)
     for index in range(hosts):
         host = HostGroup(index, hosts)
-        plan = plan_host(payload, tensors, MESH, ROWS_AND_COLUMNS, host)
+        plan = plan_host(payload, tensors, mesh, ROWS_AND_COLUMNS, host)
         for number, tensor in enumerate(plan.tensors):
             wanted, kept = (np.zeros(tensor.grid.shape, int) for _ in range(2))
-            for device in host.devices(MESH):
-                wanted[slab_of(MESH, tensor.spec, tensor.grid.shape, device).slices()] = 1
+            for place in host.devices(mesh):
+                wanted[slab_of(mesh, tensor.spec, tensor.grid.shape, place).slices()] = 1
             for shard in tensor.shards:
                 assert shard.tensor == number and shard.box == tensor.grid.box_of(shard.index)
                 kept[shard.box.slices()] += 1
@@ -119,6 +123,7 @@ def test_the_digest_names_the_job() -> None:
     moved = replace(tensors[0], parts=(replace(tensors[0].parts[0], extent=Extent(8, 128)),))
     others = [
         digest(mesh=Mesh((("model", 4), ("data", 2)))),
+        digest(mesh=Mesh(MESH.axes, (0, 1, 2, 3, 4, 5, 7, 6))),
         digest(rules=None),
         digest(host=HostGroup(0, 2)),
         digest(host=HostGroup(1, 2)),

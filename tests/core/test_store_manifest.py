@@ -68,6 +68,25 @@ def test_every_field_survives() -> None:
     assert manifest.nbytes == 32 + 2
 
 
+def test_what_was_chosen_and_converted_survives_and_is_absent_otherwise() -> None:
+    plain = sample()
+    made = replace(plain.tensors[1], stored=(BY_NAME["int8"], BY_NAME["float16"]))
+    manifest = replace(plain, tensors=(plain.tensors[0], made), select=("^w", "größe"), converted="bfloat16")
+    assert parse_store_manifest(store_manifest_to_json(manifest), "here") == manifest
+    document = json.loads(store_manifest_to_json(manifest))
+    assert document["select"] == ["^w", "größe"] and document["converted"] == {"dtype": "bfloat16"}
+    assert [row.get("stored") for row in document["tensors"]] == [None, ["int8", "float16"]]
+    assert not {"select", "converted"} & DOCUMENT.keys()
+
+
+def test_a_device_order_survives_and_is_not_there_without_one() -> None:
+    assert "device_order" not in DOCUMENT
+    ordered = replace(sample(), mesh=Mesh(MESH.axes, (2, 0, 3, 1)))
+    data = store_manifest_to_json(ordered)
+    assert json.loads(data)["device_order"] == [2, 0, 3, 1]
+    assert parse_store_manifest(data, "here") == ordered
+
+
 def test_a_tensor_is_one_line() -> None:
     lines = store_manifest_to_json(sample()).decode().splitlines()
     assert sum('"name": "w.weight"' in line for line in lines) == 1
@@ -158,6 +177,11 @@ def sealed(edit: Callable[[Any], object]) -> bytes:
         lambda body: body.update(source=None),
         lambda body: body.update(host=[2, 2]),
         lambda body: body.update(mesh=[["data", 0]]),
+        lambda body: body.update(device_order=[0, 1]),
+        lambda body: body.update(device_order=[0, 1, 2, 2]),
+        lambda body: body.update(device_order=[0, 1, 2, "x"]),
+        lambda body: body.update(device_order=3),
+        lambda body: body.update(mesh=[["data", 10**12]], device_order=[0]),
         lambda body: body["tensors"][0].update(shard=[0, 8]),
         lambda body: body["tensors"][0].update(shard=[3, 8]),
         lambda body: body["tensors"][0].update(dtype="float1"),
@@ -190,7 +214,10 @@ def test_parts_of_one_job_are_one_store() -> None:
     [
         lambda m: replace(m, source=replace(m.source, info_hash_v1="ef" * 20)),
         lambda m: replace(m, mesh=Mesh((("data", 4),))),
+        lambda m: replace(m, mesh=Mesh(MESH.axes, (0, 2, 1, 3))),
         lambda m: replace(m, codec="none"),
+        lambda m: replace(m, select=("w",)),
+        lambda m: replace(m, converted="bfloat16"),
         lambda m: replace(m, tensors=m.tensors[:2]),
         lambda m: replace(m, tensors=m.tensors[::-1]),
         lambda m: replace(m, tensors=(replace(m.tensors[0], name="v.weight"), *m.tensors[1:])),
@@ -199,7 +226,19 @@ def test_parts_of_one_job_are_one_store() -> None:
             m, tensors=(replace(m.tensors[0], grid=ShardGrid((4, 8), (2, 8), (2, 4), (2, 4))), *m.tensors[1:])
         ),
     ],
-    ids=["source", "mesh", "codec", "fewer", "order", "name", "dtype", "grid"],
+    ids=[
+        "source",
+        "mesh",
+        "devices",
+        "codec",
+        "select",
+        "converted",
+        "fewer",
+        "order",
+        "name",
+        "dtype",
+        "grid",
+    ],
 )
 def test_parts_of_two_jobs_do_not_join(change: Callable[[StoreManifest], StoreManifest]) -> None:
     with pytest.raises(RequestError, match="host 1's part is of another job than host 0's"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import gdist
@@ -34,6 +35,7 @@ RULES = {
     ],
 }
 PAIR = {f"moe.up.{role}": Quantisation("moe.up", role, 1, 1) for role in ("weight", "scales")}
+MESHES = ((1, 1), (1, 8), (8, 1), (2, 4), (8, 8), (4, 16))
 CHECKS: list[Callable[[Path], None]] = []
 
 
@@ -134,6 +136,113 @@ def arrays_outlive_the_store_and_maps_go_with_them(directory: Path) -> None:
 
 
 @check
+def copies_outlive_the_store_too(directory: Path) -> None:
+    odd = {"odd": np.arange(8 * 21, dtype=np.float32).reshape(8, 21), "row": np.arange(24, dtype=np.int8)}
+    write_store(directory / "s", {**sample(), **odd}, quantised=PAIR)  # one slab: most boxes start anywhere
+    rules = {"rules": [["odd|row", [["data", "model"]]], *RULES["rules"]]}
+    options: tuple[dict[str, Any], ...] = (
+        {},
+        {"staging": "ring"},
+        {"staging": "pinned"},
+        {"staging": "ring", "memory": 4096},
+        {"staging": "pinned", "memory": 5000},
+    )
+    trees = [gdist.load(directory / "s", mesh="2x4", rules=rules, **some) for some in options]
+    shutil.rmtree(directory / "s")
+    gc.collect()
+    for tree in trees:
+        found = leaves(tree)
+        for name, array in {**sample(), **odd}.items():
+            for shard in found[name].addressable_shards:
+                assert np.asarray(shard.data).tobytes() == array[shard.index].tobytes(), (name, shard.index)
+
+
+@check
+def large_slabs_pass_a_small_window_in_parts(directory: Path) -> None:
+    rng = np.random.default_rng(3)
+    kinds = (np.float32, np.bool_, ml_dtypes.int4, ml_dtypes.float8_e5m2, np.complex64, np.int16)
+    arrays: dict[str, Array] = {}
+    for number, kind in enumerate(kinds):
+        arrays[f"t{number}"] = rng.integers(0, 2, (16, 8, 10)).astype(kind)
+    nan = np.array([0x7F800001, 0xFFC12345, 0x80000000], np.uint32).view(np.float32)
+    arrays["t0"][0, 0, :3] = nan  # a signalling NaN, a payload, a negative zero
+    write_store(directory / "s", arrays, mesh="2x1", rules={"rules": [[".*", ["data"]]]})
+    for mesh in ("1x1", "2x2"):
+        tree = gdist.load(directory / "s", mesh=mesh, staging="ring", memory=100)
+        for name, array in arrays.items():
+            for shard in tree[name].addressable_shards:
+                assert np.asarray(shard.data).tobytes() == array[shard.index].tobytes(), (name, shard.index)
+
+
+@check
+def types_are_cast_and_pairs_dequantised_the_same_everywhere(directory: Path) -> None:
+    rng = np.random.default_rng(4)
+    arrays: dict[str, Array] = {
+        "norm": rng.standard_normal(64).astype(np.float32),
+        "step": np.array(3, np.int32),
+    }
+    quantised, expected = {}, {"norm": arrays["norm"].astype(ml_dtypes.bfloat16), "step": arrays["step"]}
+    for groups in (1, 2, 8, 64):
+        name = f"w{groups}"
+        arrays[f"{name}.weight"] = rng.integers(-128, 127, (2, 64, 64)).astype(np.int8)
+        arrays[f"{name}.scales"] = rng.standard_normal((2, groups, 64)).astype(np.float32)
+        for role in ("weight", "scales"):
+            quantised[f"{name}.{role}"] = Quantisation(name, role, groups, 1)
+        value = np.repeat(arrays[f"{name}.scales"], 64 // groups, axis=1) * arrays[f"{name}.weight"]
+        expected[name] = value.astype(ml_dtypes.bfloat16)
+    rules = {"rules": [["w1", [None, None, ["data", "model"]]], ["w", [None, "data", "model"]], [".*", []]]}
+    write_store(directory / "s", arrays, mesh="8x8", rules=rules, quantised=quantised)
+    for sizes in ((1, 1), (1, 8), (8, 1), (2, 4), (8, 8), (4, 16)):
+        explicit = jax.make_mesh(sizes, ("data", "model"), devices=jax.devices()[: int(np.prod(sizes))])
+        for mesh in (mesh_of(*sizes), explicit):
+            tree = gdist.load(directory / "s", mesh=mesh, dtype="bfloat16")
+            assert tree.keys() == expected.keys()
+            for name, array in expected.items():
+                assert (tree[name].dtype, tree[name].sharding.mesh) == (array.dtype, mesh), name
+                assert np.asarray(tree[name]).tobytes() == array.tobytes(), (name, sizes)
+
+    wanted = NamedSharding(mesh_of(4, 4), P(None, ("model", "data")))
+    target = {
+        "w8": jax.ShapeDtypeStruct((2, 64, 64), np.float32, sharding=wanted),
+        "w2": jax.ShapeDtypeStruct((2, 64, 64), np.float32, sharding=SingleDeviceSharding(jax.devices()[5])),
+    }
+    tree = gdist.load(directory / "s", target=target, select="w8|w2", dtype=np.float32)
+    assert tree["w8"].sharding == wanted and tree["w2"].devices() == {jax.devices()[5]}
+    for name in tree:
+        assert np.asarray(tree[name]).astype(ml_dtypes.bfloat16).tobytes() == expected[name].tobytes(), name
+
+
+@check
+def any_sharding_of_a_target_will_do(directory: Path) -> None:
+    write_store(directory / "s", sample(), mesh="8x8", rules=RULES, quantised=PAIR)
+    explicit, auto = jax.make_mesh((8, 8), ("data", "model")), mesh_of(8, 8)
+    shardings = (
+        NamedSharding(explicit, P("data", "model")),
+        NamedSharding(auto, P(("model", "data"))),
+        NamedSharding(auto, P("model"), memory_kind="pinned_host"),
+        SingleDeviceSharding(jax.devices()[63]),
+    )
+    for sharding in shardings:
+        for options in ({}, {"staging": "ring"}, {"staging": "pinned"}, {"dtype": "float32"}):
+            kind = np.float32 if options.get("dtype") else ml_dtypes.bfloat16
+            target = {"attn": {"q": jax.ShapeDtypeStruct((64, 128), kind, sharding=sharding)}}
+            q = gdist.load(directory / "s", target=target, select="attn", **options)["attn"]["q"]
+            assert q.sharding == sharding and q.dtype == kind, (sharding, options)
+            assert np.asarray(q).tobytes() == sample()["attn.q"].astype(kind).tobytes(), (sharding, options)
+    with jax.set_mesh(explicit):
+        abstract = {"norm": jax.eval_shape(lambda: jax.numpy.ones(40))}
+    assert isinstance(abstract["norm"].sharding.mesh, jax.sharding.AbstractMesh)
+    norm = gdist.load(directory / "s", target=abstract, select="norm", mesh=explicit)["norm"]
+    assert norm.sharding.mesh == explicit
+    try:
+        gdist.load(directory / "s", target=abstract, select="norm", mesh="4x4")
+    except RequestError as error:
+        assert "another mesh than data=4,model=4: norm on data=8,model=8" in error.message, error
+    else:
+        raise AssertionError("an abstract mesh got other axes")
+
+
+@check
 def meshes_that_do_not_fit_name_every_tensor(directory: Path) -> None:
     write_store(directory / "s", sample(), mesh="8x8", rules=RULES, quantised=PAIR)
     for mesh, text in (
@@ -201,6 +310,73 @@ def hosts_parts_load_together_and_not_alone(directory: Path) -> None:
             assert "attn.q/c/5" in error.message
         else:
             raise AssertionError("a missing shard was made up")
+
+
+PAIRS: tuple[tuple[str, tuple[int, ...], int, list[Any]], ...] = (  # name, weight's shape, groups, its rule
+    ("moe.linear.w", (8, 64, 128), 1, [None, "data", "model"]),  # these four as Grok-1 has them
+    ("moe.linear_1.w", (8, 128, 64), 8, [None, "model", "data"]),
+    ("attention.linear.w", (64, 64), 8, ["model", "data"]),
+    ("attention.query.w", (64, 64), 1, ["data", "model"]),
+    ("fine.w", (128, 64), 128, ["model", "data"]),  # a scale for each row
+    ("coarse.w", (128, 64), 4, ["model", "data"]),  # fewer groups than devices
+    ("both.w", (128, 64), 8, [["data", "model"], None]),  # split by one of two axes only
+)
+
+
+def pairs() -> tuple[dict[str, Array], dict[str, Quantisation], dict[str, Array]]:
+    """Halves of pairs, what belongs together, and the values that they stand for."""
+    rng, arrays, quantised, values = np.random.default_rng(3), {}, {}, {}
+    for name, shape, groups, _ in PAIRS:
+        weight = rng.integers(-128, 128, shape).astype(np.int8)
+        scales = rng.standard_normal((*shape[:-2], groups, shape[-1])).astype(ml_dtypes.bfloat16)
+        arrays |= {f"{name}.weight": weight, f"{name}.scales": scales}
+        for role in ("weight", "scales"):
+            quantised[f"{name}.{role}"] = Quantisation(name, role, groups, len(shape) - 2)
+        repeated = np.repeat(scales.astype(np.float32), shape[-2] // groups, axis=-2)
+        values[name] = weight.astype(np.float32) * repeated
+    return arrays, quantised, values
+
+
+@check
+def pairs_stand_for_the_same_values_on_every_mesh(directory: Path) -> None:
+    arrays, quantised, values = pairs()
+    rules = {"rules": [[f"^{name}$", spec] for name, _, _, spec in PAIRS]}
+    for sizes in MESHES:
+        cut = "x".join(map(str, sizes))
+        write_store(directory / cut, arrays, mesh=cut, rules=rules, quantised=quantised)
+    cuts = [(cut, cut) for cut in MESHES] + [((1, 1), (8, 8)), ((4, 16), (8, 8)), ((8, 8), (4, 16))]
+    for cut, sizes in cuts:
+        tree = gdist.load(directory / "x".join(map(str, cut)), mesh=mesh_of(*sizes))
+        found: dict[str, gdist.QuantizedWeight8bit] = {}
+        for name, _, groups, spec in PAIRS:
+            found[name] = functools.reduce(lambda node, part: node[part], name.split("."), tree)
+            axes = spec[-2] if isinstance(spec[-2], list) else [spec[-2]]
+            count = np.prod([{"data": sizes[0], "model": sizes[1]}[axis] for axis in axes])
+            assert_device_slabs(found[name], values[name], exact=groups % count == 0)
+        inside = jax.jit(lambda tree: {name: -pair.dequantize("float32") for name, pair in tree.items()})
+        for name, negative in inside(found).items():
+            assert np.asarray(negative).tobytes() == (-values[name]).tobytes(), (sizes, name)
+            assert negative.sharding.is_equivalent_to(found[name].weight.sharding, negative.ndim), name
+        whole = found["moe.linear_1.w"].dequantize()
+        expected = values["moe.linear_1.w"].astype(ml_dtypes.bfloat16)
+        assert whole.dtype == expected.dtype and np.asarray(whole).tobytes() == expected.tobytes(), sizes
+
+
+def assert_device_slabs(pair: gdist.QuantizedWeight8bit, value: Array, *, exact: bool) -> None:
+    """That what each device holds stands for its slab of the value; `exact`: with no group more."""
+    scales = {shard.device: shard for shard in pair.scales.addressable_shards}
+    rows_of_a_group = pair.weight.shape[-2] // pair.scales.shape[-2]
+    for mine in pair.weight.addressable_shards:
+        theirs = scales[mine.device]
+        first, stop, _ = mine.index[-2].indices(pair.weight.shape[-2])
+        offset, _, _ = theirs.index[-2].indices(pair.scales.shape[-2])
+        groups = np.arange(first, stop) // rows_of_a_group - offset
+        assert groups.min() >= 0 and groups.max() < theirs.data.shape[-2], (mine.index, theirs.index)
+        taken = np.take(np.asarray(theirs.data, np.float32), groups, axis=-2)
+        got = np.asarray(mine.data, np.float32) * taken
+        assert got.tobytes() == np.ascontiguousarray(value[mine.index]).tobytes(), mine.index
+        if exact:
+            assert theirs.data.shape[-2] == groups.max() + 1, (mine.index, theirs.index)
 
 
 def main() -> None:

@@ -1,43 +1,338 @@
-"""Run by `test_processes.py`: one of two processes of 4 devices; it loads from its own host's directory."""
+"""Run by `test_processes.py`: forks the processes of a JAX job that together hold an 8x8 mesh, runs every
+check in each, and prints `{check: "" or tracebacks}` as JSON.
+
+JAX is imported once and no backend exists before the fork, so eight processes start in a second or two.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
+import socket
 import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, SingleDeviceSharding
 
 import gdist
-from gdist.errors import RequestError
+from gdist.core.box import Box
+from gdist.core.mesh import HostGroup
+from gdist.core.store_manifest import StoreTensor
+from gdist.core.tensor import Quantisation
+from gdist.errors import CorruptError, GdistError, RequestError
+from gdist.stores.store import Reader
+from gdist.testing.stores import Array, write_store
+
+RULES = {
+    "rules": [
+        ["both", ["data", "model"]],
+        ["moe", [None, "data", "model"]],
+        ["rows", ["data"]],
+        ["columns", [None, "model"]],
+        [".*", []],
+    ]
+}
+PAIR = {f"moe.{role}": Quantisation("moe", role, 4, 1) for role in ("weight", "scales")}
+CHECKS: list[Callable[[Path, int, int], None]] = []
 
 
-def main(port: str, index: int, root: str) -> None:
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, initialization_timeout=60)
-    tree = gdist.load(root)
-    w = tree["w"]
-    assert w.shape == (8, 16) and not w.is_fully_addressable
-    whole = np.arange(128, dtype=np.float32).reshape(8, 16)
-    for shard in w.addressable_shards:
-        assert np.asarray(shard.data).tobytes() == whole[shard.index].tobytes()
-    assert tree["all"].is_fully_replicated
+def check(function: Callable[[Path, int, int], None]) -> Callable[[Path, int, int], None]:
+    CHECKS.append(function)
+    return function
 
-    # A mesh of the first process's devices: the second holds nothing, and says so with a type and no bytes.
-    first = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
-    target = {"w": jax.ShapeDtypeStruct((8, 16), np.float32, sharding=NamedSharding(first, P()))}
-    if index == 1:
-        empty = gdist.load(root, target=target, select="^w$")["w"]
-        assert empty.shape == (8, 16) and empty.dtype == np.float32 and not empty.addressable_shards
+
+def sample() -> dict[str, Array]:
+    """Random bits of every kind: NaNs with payloads and signs, negative zeros, subnormals."""
+    rng = np.random.default_rng(5)
+
+    def bits(shape: tuple[int, ...], dtype: Any) -> Array:
+        data = rng.integers(0, 256, int(np.prod(shape)) * np.dtype(dtype).itemsize, np.uint8)
+        return data.view(dtype).reshape(shape)
+
+    return {
+        "both": bits((16, 32), np.float32),
+        "rows": bits((24, 5), ml_dtypes.bfloat16),
+        "columns": bits((7, 64), ml_dtypes.bfloat16),
+        "moe.weight": bits((2, 64, 16), np.int8),
+        "moe.scales": rng.standard_normal((2, 4, 16)).astype(ml_dtypes.bfloat16),
+        "norm": bits((19,), np.float32),
+        "half": bits((8, 3), np.float16),
+        "byte": bits((5, 5), ml_dtypes.float8_e4m3fn),
+        "switch": rng.integers(0, 2, (6, 6)).astype(bool),
+        "nibble": rng.integers(-8, 8, (4, 6)).astype(ml_dtypes.int4),
+        "wave": rng.standard_normal((4, 2)).astype(np.complex64),
+        "step": np.array(-7, np.int32),
+        "nothing": np.zeros((0, 8), np.float32),
+    }
+
+
+def prepare(root: Path, count: int) -> None:
+    """Each host's own directory, and one that all share."""
+    for index in range(count):
+        host = HostGroup(index, count)
+        write_store(root / f"own{index}", sample(), mesh="8x8", rules=RULES, quantised=PAIR, host=host)
+        shutil.copytree(root / f"own{index}", root / "all", dirs_exist_ok=True)
+    zipped = {"columns": sample()["columns"], "both": sample()["both"]}
+    zipped |= {f"norm{number}": sample()["norm"] for number in range(2 * count)}
+    write_store(root / "zstd", zipped, mesh="8x8", rules=RULES, codec="zstd")
+    write_store(root / "other", {"both": sample()["both"][:8]}, mesh="8x8", rules=RULES)
+
+
+def leaves(tree: Any) -> dict[str, jax.Array]:
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+
+
+def assert_bits(tree: Any, expected: Mapping[str, Array]) -> None:
+    found = leaves(tree)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        got = found[name]
+        assert (got.shape, got.dtype) == (array.shape, array.dtype), name
+        assert len(got.sharding.device_set) == 64, name
+        for shard in got.addressable_shards:
+            assert np.asarray(shard.data).tobytes() == array[shard.index].tobytes(), (name, shard.index)
+
+
+def assert_all_raise(kind: type[GdistError], texts: Iterable[str], call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except GdistError as error:
+        assert type(error) is kind, error
+        assert all(text in error.message for text in texts), error
+        same = np.frombuffer(error.message.encode().ljust(9000), np.uint8)
+        multihost_utils.assert_equal(same, "the messages differ")
     else:
+        raise AssertionError("nothing was raised")
+    multihost_utils.sync_global_devices("everybody is still in step")
+
+
+@check
+def each_process_loads_from_its_own_directory(root: Path, index: int, count: int) -> None:
+    own = root / f"own{index}"
+    tree = gdist.load(own)
+    assert_bits(tree, sample())
+    everything = sum(path.is_file() for path in (root / "all/both").rglob("*"))
+    assert sum(path.is_file() for path in (own / "both").rglob("*")) < everything
+    total = jax.jit(lambda x: jax.lax.bitcast_convert_type(x, np.uint32).sum())(tree["both"])
+    assert int(total) == int(sample()["both"].view(np.uint32).sum(dtype=np.uint32))
+    whole = multihost_utils.process_allgather(tree["moe"].weight, tiled=True)
+    assert np.asarray(whole).tobytes() == sample()["moe.weight"].tobytes()
+
+
+@check
+def a_process_without_a_shard_stops_all(root: Path, index: int, count: int) -> None:
+    mine, last = root / f"own{index}", count - 1
+    broken = root / f"broken{index}"
+    shutil.copytree(mine, broken)
+    if index == last:
+        for path in [p for p in (broken / "both").rglob("*") if p.is_file() and "/c/" in str(p)][:1]:
+            path.unlink()
+    for options in ({}, {"verify": False}, {"broadcast": True}, {"dtype": "bfloat16", "select": "both"}):
+        missing = [f"process {last} cannot load", "'both'", "is missing"]
+        assert_all_raise(CorruptError, missing, lambda options=options: gdist.load(broken, **options))
+    assert_bits(gdist.load(mine, select="^both$"), {"both": sample()["both"]})  # and all goes on
+
+    elsewhere = root / ("own0" if index == last else f"own{index}")  # the last one has another host's part
+    lacking = [f"process {last} cannot load", f"written by host {last} of {count}", "'both'"]
+    assert_all_raise(RequestError, lacking, lambda: gdist.load(elsewhere, verify=False))
+    nowhere = root / ("nowhere" if index == 0 else f"own{index}")
+    assert_all_raise(RequestError, ["process 0 cannot load", "is not a store"], lambda: gdist.load(nowhere))
+
+
+@check
+def several_failures_are_told_together(root: Path, index: int, count: int) -> None:
+    where = root / (f"nowhere{index}" if index < 2 else f"own{index}")
+    texts = ["process 0 cannot load", "nowhere0", "process 1 cannot load", "nowhere1"]
+    assert_all_raise(RequestError, texts, lambda: gdist.load(where))
+
+
+@check
+def processes_that_disagree_are_told(root: Path, index: int, count: int) -> None:
+    select = "rows" if index == 1 else "columns"
+    texts = ["process 1 would load other tensors", "than process 0"]
+    assert_all_raise(RequestError, texts, lambda: gdist.load(root / "all", select=select))
+    where = root / ("other" if index == 1 else "all")
+    texts = ["process 1 would load another release"]
+    assert_all_raise(RequestError, texts, lambda: gdist.load(where, select="^both$"))
+    mixed = ["would load other tensors, shardings or options than process 0"]
+    assert_all_raise(RequestError, mixed, lambda: gdist.load(root / "all", broadcast=index == 0))
+
+
+class Counting:
+    """A reader that notes the boxes it was asked for; reading goes on as ever."""
+
+    def __init__(self, reader: Reader):
+        self._reader = reader
+        self.boxes: set[tuple[str, Box]] = set()
+        self.nbytes = 0
+
+    def _note(self, tensor: StoreTensor, box: Box) -> None:
+        if (tensor.name, box) not in self.boxes:
+            self.boxes.add((tensor.name, box))
+            self.nbytes += box.size * tensor.dtype.itemsize
+
+    def check(self, requests: Iterable[tuple[StoreTensor, Box]], workers: int = 1) -> None:
+        self._reader.check(requests, workers)
+
+    def view(self, tensor: StoreTensor, box: Box) -> Array | None:
+        self._note(tensor, box)
+        return self._reader.view(tensor, box)
+
+    def read(self, tensor: StoreTensor, box: Box, out: Array) -> None:
+        self._note(tensor, box)
+        self._reader.read(tensor, box, out)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+@check
+def what_is_common_is_read_once(root: Path, index: int, count: int) -> None:
+    def read(select: str, **options: Any) -> Any:
+        with gdist.open(root / "all") as store:
+            store._reader = counting = Counting(store._reader)
+            tree = gdist.load(store, select=select, **options)
+            assert_bits(tree, {name: array for name, array in sample().items() if re.search(select, name)})
+        return np.asarray(multihost_utils.process_allgather(np.array(counting.nbytes)))
+
+    some = "^(?!wave)" if count == 2 else "both|rows|columns|norm|nibble"  # each type costs a compilation
+    once = sum(array.nbytes for name, array in sample().items() if re.search(some, name))
+    each = read(some, broadcast=True)
+    assert each.sum() == once and (each > 0).all(), (each, once)
+    assert read(some).sum() > once
+    assert read("wave", broadcast=True).sum() == count * sample()["wave"].nbytes  # complex: not summed
+    if count == 2:
+        few = "both|columns|step"  # the second is larger than this memory
+        assert read(few, broadcast=True, memory=100).sum() == read(few, broadcast=True).sum()
+
+
+@check
+def each_host_reads_its_share_of_what_it_has(root: Path, index: int, count: int) -> None:
+    tree = gdist.load(root / f"own{index}", broadcast=True, select="columns|norm")
+    assert_bits(tree, {name: sample()[name] for name in ("columns", "norm")})
+
+
+@check
+def a_read_that_fails_late_stops_all(root: Path, index: int, count: int) -> None:
+    where = root / f"zstd{index}"
+    shutil.copytree(root / "zstd", where)
+    if index == count - 1:  # of a compressed store only reading finds damage
+        for path in [p for p in (where / "columns/c").rglob("*") if p.is_file()]:
+            data = bytearray(path.read_bytes())
+            end = len(data) - 150  # the index is at the end
+            data[:end:8] = bytes(len(data[:end:8]))
+            path.write_bytes(data)
+    one = 128 * (8 // count)  # a process's share of "columns": what comes after it waits for its place
+    shared = ({"broadcast": True, "memory": memory} for memory in ("1GiB", one, 64)[: 3 if count == 2 else 2])
+    for options in ({}, *shared, {"staging": "ring"}):
+        texts = [f"process {count - 1} cannot load", "'columns'"]
+        assert_all_raise(CorruptError, texts, lambda options=options: gdist.load(where, **options))
+
+
+@check
+def staged_and_cast_as_anywhere(root: Path, index: int, count: int) -> None:
+    own = root / f"own{index}"
+    few = {name: array for name, array in sample().items() if name in ("columns", "norm", "step")}
+    for staging in ("ring", "pinned"):
+        assert_bits(gdist.load(own, staging=staging, select=[f"^{name}$" for name in few]), few)
+    if count == 2:
+        part = gdist.load(own, staging="ring", memory=64, select="columns")  # two rows at a time
+        assert_bits(part, {"columns": sample()["columns"]})
+    pair = sample()["moe.weight"].astype(np.float32)
+    pair *= np.repeat(sample()["moe.scales"].astype(np.float32), 16, axis=1)
+    expected = {"moe": pair.astype(ml_dtypes.bfloat16), "step": sample()["step"]}
+    for options in ({}, {"staging": "pinned"}, {"broadcast": True}):
+        assert_bits(gdist.load(own, dtype="bfloat16", select="moe|step", **options), expected)
+
+
+@check
+def a_part_of_the_processes_may_load(root: Path, index: int, count: int) -> None:
+    half = count // 2
+    who = range(half) if index < half else range(half, count)
+    devices = [d for d in jax.devices() if d.process_index in who]
+    mesh = Mesh(np.array(devices).reshape(-1, 8), ("data", "model"))
+    for broadcast in (True, False):
+        tree = gdist.load(root / "all", mesh=mesh, broadcast=broadcast, select="columns|rows")
+        for name, leaf in tree.items():
+            for shard in leaf.addressable_shards:
+                assert np.asarray(shard.data).tobytes() == sample()[name][shard.index].tobytes()
+
+    # A mesh of the first process alone: the others hold nothing, and say so with a type and no bytes.
+    first = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("data", "model"))
+    empty = gdist.load(root / "all", mesh=first, select="both|moe", dtype="bfloat16", broadcast=True)
+    assert empty["moe"].dtype == ml_dtypes.bfloat16 and empty["both"].shape == (16, 32)
+    assert bool(empty["both"].addressable_shards) == (index == 0)
+
+    # What is on a process's own device is its own affair: nobody else has to come.
+    if index == 0:
+        own = SingleDeviceSharding(jax.local_devices()[0])
+        target = {"norm": jax.ShapeDtypeStruct((19,), np.float32, sharding=own)}
+        assert gdist.load(root / "all", target=target, select="norm")["norm"].is_fully_addressable
+    multihost_utils.sync_global_devices("done")
+
+
+@check
+def too_few_devices_are_not_made_up(root: Path, index: int, count: int) -> None:
+    assert_all_raise(RequestError, ["needs 128 devices"], lambda: gdist.load(root / "all", mesh="16x8"))
+
+
+def run_checks(root: Path, port: int, index: int, count: int) -> None:
+    jax.config.update("jax_num_cpu_devices", 64 // count)
+    jax.distributed.initialize(f"127.0.0.1:{port}", count, index, initialization_timeout=60)
+    results = {}
+    for function in CHECKS:
         try:
-            gdist.load(root, target=target, select="^w$")
-        except RequestError as error:
-            assert "written by host 1 of 2" in error.message
-        else:
-            raise AssertionError("host 0 has only its own half")
+            function(root, index, count)
+            results[function.__name__] = ""
+        except Exception:
+            results[function.__name__] = traceback.format_exc()
+            break  # the others wait somewhere else
+    (root / f"results{index}").write_text(json.dumps(results))
+    jax.distributed.shutdown()
+
+
+class Fork:
+    """Runs a function in a process of its own."""
+
+    def __init__(self, function: Callable[[], None]):
+        self._id = os.fork()
+        if self._id == 0:
+            try:
+                function()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+
+    def wait(self) -> int:
+        return os.waitpid(self._id, 0)[1]
+
+
+def main(count: int, root: Path) -> None:
+    if Fork(lambda: prepare(root, count)).wait():  # TensorStore's threads do not survive a fork
+        raise SystemExit("the stores could not be written")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = [Fork(lambda index=index: run_checks(root, port, index, count)) for index in range(count)]
+    ended = [child.wait() for child in children]
+    found: dict[str, str] = {}
+    for index in range(count):
+        path = root / f"results{index}"
+        for name, said in (json.loads(path.read_text()) if path.is_file() else {}).items():
+            found[name] = found.get(name, "") + (said and f"process {index}: {said}\n")
+    print(json.dumps({"ended": ended, "found": found}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
-    print("done")
+    main(int(sys.argv[1]), Path(sys.argv[2]))

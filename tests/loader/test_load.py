@@ -187,3 +187,64 @@ def test_a_pair_goes_through_jax(root: Path) -> None:
     expected = sample()["moe.linear.weight"] * sample()["moe.linear.scales"]
     np.testing.assert_array_equal(np.asarray(product), expected)
     assert replace(pair, scales=pair.scales).weight is pair.weight
+
+
+def test_dtype_casts_floats_dequantises_pairs_and_leaves_integers(root: Path) -> None:
+    arrays = sample()
+    tree = gdist.load(root, dtype="bfloat16")
+    value = arrays["moe.linear.weight"].astype(np.float32) * arrays["moe.linear.scales"].astype(np.float32)
+    assert bits(tree["moe"]["linear"]) == value.astype(ml_dtypes.bfloat16).tobytes()
+    for name in ("embed", "scalar", "fp8"):
+        assert bits(tree[name]) == arrays[name].astype(ml_dtypes.bfloat16).tobytes(), name
+    assert tree["int4"].dtype == ml_dtypes.int4 and bits(tree["int4"]) == arrays["int4"].tobytes()
+    assert tree["nothing"].dtype == ml_dtypes.bfloat16 and tree["nothing"].shape == (0, 4)
+    same = gdist.load(root, dtype=np.float32, select="embed")["embed"]
+    assert bits(same) == arrays["embed"].tobytes()
+    half = gdist.load(root, dtype=jax.numpy.float16, select="layer")  # as wide as what it was: donated
+    assert bits(half["layer"]["0"]["w"]) == arrays["layer.0.w"].astype(np.float16).tobytes()
+
+
+def test_a_target_has_the_types_that_are_given_out(root: Path) -> None:
+    struct = jax.ShapeDtypeStruct
+    filled = gdist.load(
+        root, target={"moe": {"linear": struct((2, 8, 64), np.float32)}}, select="moe", dtype="float32"
+    )
+    assert filled["moe"]["linear"].dtype == np.float32
+    with pytest.raises(RequestError, match=r"moe.linear is bfloat16.*, stored is float32"):
+        gdist.load(
+            root, target={"moe": {"linear": struct((2, 8, 64), "bfloat16")}}, select="moe", dtype="float32"
+        )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float33", "float128", "bool", object()])
+def test_other_types_are_refused(root: Path, dtype: Any) -> None:
+    with pytest.raises(RequestError, match="is no floating type"):
+        gdist.load(root, dtype=dtype)
+
+
+def test_a_type_of_64_bits_needs_x64(root: Path) -> None:
+    with pytest.raises(RequestError, match="dtype float64 is of 64 bits"):
+        gdist.load(root, dtype="float64")
+    with jax.enable_x64(True):
+        tree = gdist.load(root, dtype="float64", select="embed")
+        assert bits(tree["embed"]) == sample()["embed"].astype(np.float64).tobytes()
+
+
+def test_scales_that_do_not_divide_their_weight_are_refused(tmp_path: Path) -> None:
+    arrays = {"p.weight": np.ones((4, 6), np.int8), "p.scales": np.ones((4, 4), np.float32)}
+    pair = {f"p.{role}": Quantisation("p", role, 4, 1) for role in ("weight", "scales")}
+    write_store(tmp_path / "s", arrays, quantised=pair)
+    with pytest.raises(RequestError, match=r"\[4, 4\] scales of 'p' do not divide its \[4, 6\]"):
+        gdist.load(tmp_path / "s", dtype="float32")
+    assert gdist.load(tmp_path / "s")["p"].scales.shape == (4, 4)
+
+
+def test_staging_and_memory_are_what_they_are_called(root: Path) -> None:
+    with pytest.raises(RequestError, match="staging 'disk' is none of auto, none, ring, pinned"):
+        gdist.load(root, staging="disk")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="memory 'lots' is not a number of bytes"):
+        gdist.load(root, memory="lots")
+    for staging in ("ring", "pinned"):
+        found = gdist.load(root, staging=staging, memory="1KiB", select="embed|layer|int4|scalar")
+        for name in ("embed", "int4", "scalar"):
+            assert bits(found[name]) == sample()[name].tobytes()

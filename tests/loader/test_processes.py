@@ -1,50 +1,37 @@
-"""Two JAX processes on loopback: each loads its part of one global array from its own host's directory."""
+"""JAX jobs of 2, 4 and 8 processes on loopback, which together hold an 8x8 mesh, each with its own store."""
 
 from __future__ import annotations
 
+import json
 import os
-import socket
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-
-from gdist.core.mesh import HostGroup
-from gdist.testing.stores import write_store
 
 pytest.importorskip("jax")
 
 pytestmark = [pytest.mark.jax, pytest.mark.slow]
 
+SCRIPT = Path(__file__).with_name("process_checks.py")
+CHECKS = re.findall(r"@check\ndef (\w+)", SCRIPT.read_text())
 
-def test_each_process_loads_its_own_part(tmp_path: Path) -> None:
-    arrays = {"w": np.arange(128, dtype=np.float32).reshape(8, 16), "all": np.ones(3, np.float32)}
-    rules = {"rules": [["w", ["data", "model"]], [".*", []]]}
-    for index in range(2):
-        write_store(tmp_path / str(index), arrays, mesh="2x4", rules=rules, host=HostGroup(index, 2))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_a_job_of(count: int, tmp_path: Path) -> None:
+    """All checks in one test: its processes are started once, wherever tests are spread."""
     quiet = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    script = Path(__file__).with_name("process_checks.py")
-    runs = [
-        subprocess.Popen(
-            [sys.executable, script, port, str(index), tmp_path / str(index)],
-            env={**quiet, **flags},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        for run in runs:
-            said, _ = run.communicate(timeout=120)
-            assert run.returncode == 0 and "done" in said, said
-    finally:
-        for run in runs:
-            run.kill()
-            run.wait()
+    done = subprocess.run(
+        [sys.executable, SCRIPT, str(count), tmp_path],
+        env={**quiet, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    failed = [said for said in answer["found"].values() if said]
+    assert not failed, "\n".join(failed)
+    assert list(answer["found"]) == CHECKS, f"{answer['ended']}: {done.stderr[-4000:]}"

@@ -632,6 +632,14 @@ def test_a_payload_cannot_be_kept_beside_a_bucket(seeded: Seeded) -> None:
         fetch(format_magnet(seeded.magnet), "memory://kept", fetch_options(payload="keep"))
 
 
+def test_memory_that_cannot_hold_a_piece_is_refused_before_anything_is_fetched(
+    seeded: Seeded, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=r"memory of 20,000 bytes is too little for pieces of 16,384"):
+        fetch(format_magnet(seeded.magnet), tmp_path / "store", fetch_options(memory=20_000))
+    assert not (tmp_path / "store" / "gdist.json").exists()
+
+
 def test_a_bucket_that_fails_is_a_transfer_error(seeded: Seeded, tmp_path: Path) -> None:
     options = fetch_options(work=tmp_path / "work")
     with pytest.raises(GdistError):

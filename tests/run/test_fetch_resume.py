@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,7 +26,7 @@ from gdist.run import coordinator
 from gdist.run.fetch import fetch
 from gdist.testing.checkpoints import write_safetensors
 from gdist.testing.fetches import Array, Recorder, fetch_options, tree_of
-from gdist.testing.swarm import LOCALHOST, Seeded, seed
+from gdist.testing.swarm import LOCALHOST, Seeded, Slow, seed
 
 pytestmark = pytest.mark.torrent
 
@@ -76,41 +75,11 @@ def whole(seeded: Seeded, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return tree_of(root)
 
 
-class Slow:
-    """A way to a seeder that lets through `rate` bytes a second; libtorrent's own limits spare loopback."""
-
-    def __init__(self, port: int, rate: int) -> None:
-        self._port, self._rate = port, rate
-        self._server = socket.create_server((LOCALHOST, 0))
-        self.port: int = self._server.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # closed
-            while True:
-                near, _ = self._server.accept()
-                far = socket.create_connection((LOCALHOST, self._port))
-                for source, target, rate in ((near, far, 1 << 30), (far, near, self._rate)):
-                    threading.Thread(target=self._pass_on, args=(source, target, rate), daemon=True).start()
-
-    def _pass_on(self, source: socket.socket, target: socket.socket, rate: int) -> None:
-        with contextlib.suppress(OSError), source, target:
-            while data := source.recv(4096):
-                target.sendall(data)
-                time.sleep(len(data) / rate)
-            target.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-
-
 @pytest.fixture
 def slow(seeded: Seeded) -> Iterator[str]:
     """A magnet whose only peer needs three seconds for the payload."""
-    way = Slow(seeded.port, 400_000)
-    yield format_magnet(replace(seeded.magnet, peers=((LOCALHOST, way.port),)))
-    way.close()
+    with Slow(seeded.port, 400_000) as way:
+        yield format_magnet(replace(seeded.magnet, peers=((LOCALHOST, way.port),)))
 
 
 def without_payload(root: Path) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from gdist.core.plan import HostPlan
 from gdist.kvstore import kvstore_spec
 from gdist.sinks import Sink
+from gdist.sinks.convert import ConvertingSink
 from gdist.sinks.local import LocalSink
 from gdist.sinks.tensorstore import TensorStoreSink
 from gdist.testing.sink_suite import CHECKS, Target
@@ -33,6 +35,23 @@ def tensorstore_target(url: str, work: Path, codec: str) -> Target:
 def test_a_directory(tmp_path: Path, check: Check) -> None:
     root = tmp_path / "store"
     check(Target(lambda plan: LocalSink(root, root / ".gdist", plan), kvstore_spec(root)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@each_check
+def test_a_directory_behind_a_conversion(tmp_path: Path, check: Check, dtype: str) -> None:
+    root = tmp_path / "store"
+
+    def open_sink(plan: HostPlan) -> Sink:
+        return ConvertingSink(LocalSink(root, root / ".gdist", plan), root / ".gdist", plan)
+
+    check(Target(open_sink, kvstore_spec(root), dtype))
+
+
+@each_check
+def test_a_compressed_store_behind_a_conversion(tmp_path: Path, check: Check) -> None:
+    behind = tensorstore_target((tmp_path / "store").as_uri(), tmp_path / "work", "zstd")
+    check(replace(behind, open=lambda p: ConvertingSink(behind.open(p), tmp_path, p), dtype="bfloat16"))
 
 
 @each_codec

@@ -602,9 +602,9 @@ def test_an_address_that_is_taken_is_told(content: Path) -> None:
 
 
 @given(
-    st.lists(st.integers(0, 60), unique=True),
-    st.lists(st.integers(0, 60), unique=True, max_size=5),
-    st.sets(st.integers(0, 60)),
+    st.lists(st.integers(0, 200), unique=True),
+    st.lists(st.integers(0, 200), unique=True, max_size=5),
+    st.sets(st.integers(0, 200)),
     st.randoms(use_true_random=False),
 )
 def test_the_window_moves_over_the_order_to_its_end(
@@ -616,12 +616,20 @@ def test_the_window_moves_over_the_order_to_its_end(
     assert set(priorities) == set(row)
     left = list(row)
     while left:
-        first = {piece for piece in left if priorities[piece] == FIRST}
-        assert first == set(left[:MIN_WINDOW_PIECES])
-        assert all(priorities[piece] == REST for piece in left if piece not in first)
+        bands = [max(FIRST - rank // MIN_WINDOW_PIECES, REST) for rank in range(len(left))]
+        assert [priorities[piece] for piece in left] == bands
         assert window.missing == len(left)
         gone = rng.choice(left)  # the swarm may bring any of them
         left.remove(gone)
         priorities.update(window.finished([gone]))
-    assert dict(window.want([100], [], had)) == {100: FIRST}
-    assert dict(window.want([], [], had)) == {100: UNWANTED}
+    assert dict(window.want([300], [], had)) == {300: FIRST}
+    assert dict(window.want([], [], had)) == {300: UNWANTED}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "piece_length", "first"),
+    [(30, 1 << 14, 16), (1600, 1 << 14, 100), (1 << 20, 1 << 14, 1 << 14), (20_000, 1 << 24, 16)],
+)
+def test_the_window_is_a_small_part_of_what_is_wanted(pieces: int, piece_length: int, first: int) -> None:
+    priorities = Window(piece_length).want(range(pieces), (), ())
+    assert sum(value == FIRST for _, value in priorities) == first

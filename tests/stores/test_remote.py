@@ -109,7 +109,7 @@ def server(tmp_path: Path) -> Iterator[str]:
                 return
             data = path.read_bytes()
             first, last, code = 0, len(data) - 1, 200
-            wanted = self.headers.get("Range")
+            wanted = None if "whole" in self.path else self.headers.get("Range")
             if wanted:
                 code, (a, b) = 206, wanted.removeprefix("bytes=").split("-")
                 first = int(a) if a else max(len(data) - int(b), 0)
@@ -128,6 +128,14 @@ def server(tmp_path: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{http.server_port}"
         http.shutdown()
         thread.join()
+
+
+def test_a_server_that_gives_only_whole_files_is_not_a_corrupt_store(tmp_path: Path, server: str) -> None:
+    write_store(tmp_path / "whole", sample(), chunk_bytes=64)
+    with gdist.open(f"{server}/whole") as store, pytest.raises(TransferError, match="range requests"):
+        np.asarray(store["a.w"])
+    with pytest.raises(TransferError, match="range requests"):
+        gdist.verify(f"{server}/whole")
 
 
 def test_a_store_over_http(tmp_path: Path, server: str) -> None:

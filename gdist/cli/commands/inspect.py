@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gdist import api
+from gdist.cli.files import check_target, write_whole
 from gdist.cli.jsonlines import plain
 from gdist.cli.options import (
     given,
@@ -21,43 +21,72 @@ from gdist.cli.options import (
     swarm_options,
 )
 from gdist.cli.output import Output
+from gdist.cli.sharding import draw
 from gdist.cli.signals import stop_on_signals
-from gdist.cli.words import count, shape, table
+from gdist.cli.words import table
+from gdist.core.text import count, printable, shape
 from gdist.core.units import format_bytes
+from gdist.errors import RequestError
 
 if TYPE_CHECKING:
+    from gdist.core.picture import TensorPicture
     from gdist.run.inspect import Inspection, TensorInfo
+
+NAMED = 5  # of several tensors, in a hint
 
 
 @click.command()
 @source_argument
 @mesh_options(host=False)
-@option("--tensor", "pattern", metavar="REGEX", help="Only tensors in whose name this is found.")
+@option(
+    "--hosts",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Hosts that share the mesh.",
+)
+@option("--tensor", metavar="NAME|REGEX", help="One tensor or pair, drawn; or all that are found.")
+@option("--plot", metavar="FILE.svg", help="Draw the one tensor or pair as SVG, too.")
 @option("--files", is_flag=True, help="List the files too.")
 @reading_options
 @swarm_options
 @output_options
-def inspect(source: str, output: Output, pattern: str | None, files: bool, **values: Any) -> None:
+def inspect(source: str, output: Output, files: bool, plot: str | None, **values: Any) -> None:
     """Show what SOURCE holds: tensors, shapes, types, bytes, sharding.
 
     SOURCE is what fetch takes, a store (directory or URL), or a checkpoint on disk. Of a torrent only the
-    headers are fetched, and nothing is kept; a known release needs no network at all.
+    headers are fetched, and nothing is kept; a known release needs no network at all. One tensor, or a
+    quantised pair, is drawn: which devices hold what of it, and which pieces and shards feed them.
     """
-    chosen = _compile(pattern)
+    target = check_target("--plot", plot, (".svg",))
+    if target and not values.get("tensor"):
+        raise RequestError("--plot draws one tensor", hint="name it: --tensor NAME")
     with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
         found = api.inspect(source, observe=observe, stop=stop, **given(values))
-    tensors = [tensor for tensor in found.tensors if chosen.search(tensor.name)]
-    lines = [*_tensors(tensors), *(["", *_files(found)] if files else []), "", *_totals(found, tensors)]
-    output.result("\n".join(lines), _values(found, tensors, files))
+    result = _values(found, files)
+    if target:
+        if not found.pictures:
+            raise _several(found, str(values["tensor"]))
+        from gdist.pictures.sharding import sharding_svg
+
+        write_whole(target, sharding_svg(found.pictures), output)
+        result["plot"] = str(target)
+    listed = [] if found.pictures else _tensors(found.chosen)
+    lines = [*listed, *(["", *_files(found)] if files else []), "", *_totals(found)]
+    text = "\n".join(map(printable, lines)).lstrip("\n")
+    output.result("\n\n".join([*map(draw, found.pictures), text]), result)
 
 
-def _compile(pattern: str | None) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern or "")
-    except re.error as error:
-        raise click.BadParameter(
-            f"{pattern!r} is not a regular expression: {error}", param_hint="--tensor"
-        ) from error
+def _several(found: Inspection, pattern: str) -> RequestError:
+    names = [tensor.quantisation.pair if tensor.quantisation else tensor.name for tensor in found.chosen]
+    distinct = list(dict.fromkeys(names))
+    more = f" and {len(distinct) - NAMED} more" if len(distinct) > NAMED else ""
+    return RequestError(
+        f"--plot draws one tensor or pair, and {pattern!r} is found in {len(distinct)}",
+        hint=f"name one of {', '.join(distinct[:NAMED])}{more}",
+        tensors=tuple(distinct),
+    )
 
 
 def _tensors(tensors: Sequence[TensorInfo]) -> list[str]:
@@ -84,8 +113,8 @@ def _files(found: Inspection) -> list[str]:
     return table(("file", "bytes", "holds"), rows, right=(1,))
 
 
-def _totals(found: Inspection, tensors: Sequence[TensorInfo]) -> Iterator[str]:
-    chosen = f" ({len(tensors)} shown)" if len(tensors) < len(found.tensors) else ""
+def _totals(found: Inspection) -> Iterator[str]:
+    chosen = f" ({len(found.chosen)} shown)" if len(found.chosen) < len(found.tensors) else ""
     total = format_bytes(sum(tensor.nbytes for tensor in found.tensors))
     yield f"{found.name}: {count(len(found.tensors), 'tensor')}{chosen}, {total}"
     assets = [file for file in found.files if not file.tensors and file.kept]
@@ -106,10 +135,19 @@ def _totals(found: Inspection, tensors: Sequence[TensorInfo]) -> Iterator[str]:
     yield from (f"note: {note}" for note in found.notes)
 
 
-def _values(found: Inspection, tensors: Sequence[TensorInfo], files: bool) -> dict[str, object]:
+def _values(found: Inspection, files: bool) -> dict[str, object]:
     values = plain(found)
     assert isinstance(values, dict)
-    values["tensors"] = plain(tuple(tensors))
+    values["tensors"] = values.pop("chosen")
     if not files:
         del values["files"]
+    values["pictures"] = [_drawn(picture) for picture in found.pictures]
+    if not found.pictures:
+        del values["pictures"]
     return values
+
+
+def _drawn(picture: TensorPicture) -> dict[str, object]:
+    values = plain(picture)
+    assert isinstance(values, dict)
+    return {**values, "tensor": picture.tensor.name}  # its shape and type are among the tensors

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gdist import api
+from gdist.cli.files import check_target, write_whole
 from gdist.cli.jsonlines import plain
 from gdist.cli.options import (
     fetch_options,
@@ -38,23 +40,32 @@ if TYPE_CHECKING:
 @option(
     "--piece-length", metavar="SIZE", help="Stands in where the release's is not known.  [default: 16MiB]"
 )
+@option("--report", metavar="FILE.html", help="Write the plan as one page, with pictures and tables.")
 @fetch_options
 @reading_options
 @swarm_options
 @output_options
-def plan(source: str, output: Output, **values: Any) -> None:  # Any: options by name
+def plan(source: str, output: Output, report: str | None, **values: Any) -> None:  # Any: options by name
     """Show what a fetch of SOURCE would cost each host.
 
     Bytes kept and fetched, pieces, disk and memory, for all N hosts or for one (--host I/N); what every host
     would bring in if no byte came into the cluster twice; and, with --wan, the least time that any way of
-    doing it can take. A known release is planned without a network.
+    doing it can take. A known release is planned without a network. --report shows it as a page that needs
+    nothing but itself.
     """
+    target = check_target("--report", report, (".html", ".htm"))
     with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
-        report = api.plan(source, observe=observe, stop=stop, **given(values))
-    result = plain(report)
+        found = api.plan(source, details=bool(target), observe=observe, stop=stop, **given(values))
+    result = plain(replace(found, details=None))
     assert isinstance(result, dict)
-    result["bound"] = _bound(report)
-    output.result("\n".join(_lines(report)), result)
+    result |= {"bound": _bound(found)}
+    del result["details"]  # the page has them
+    if target:
+        from gdist.pictures.plan_page import plan_page
+
+        write_whole(target, plan_page(found), output)
+        result["report"] = str(target)
+    output.result("\n".join(_lines(found)), result)
 
 
 def _lines(report: PlanReport) -> Iterator[str]:

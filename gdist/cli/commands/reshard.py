@@ -11,9 +11,9 @@ from gdist.cli.options import (
     CODECS,
     given,
     mesh_options,
+    naming_options,
     option,
     output_options,
-    reading_options,
 )
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
@@ -34,7 +34,7 @@ from gdist.cli.words import kept_nbytes
 @option(
     "--codec", type=click.Choice(CODECS), default="none", show_default=True, help="Compression of chunks."
 )
-@reading_options
+@naming_options
 @option(
     "--work-dir",
     type=click.Path(),

@@ -81,8 +81,10 @@ def learn_metadata(
             raise NoPeersError(
                 f"no metadata of {magnet.info_hash.hex} within {waited:.0f} seconds ({evidence})"
                 + (f"; metadata was refused: {refused}" if refused else ""),
-                hint=f"give more trackers or peers, or a .torrent file; metadata may have up to "
-                f"{LOAD_LIMITS['max_buffer_size']} bytes and {LOAD_LIMITS['max_pieces']} pieces",
+                hint=f"metadata may have up to {LOAD_LIMITS['max_buffer_size']} bytes and "
+                f"{LOAD_LIMITS['max_pieces']} pieces"
+                if refused
+                else "give more trackers or peers, or a .torrent file",
             )
     state = saved_state(session, handle)
     met = _decode_peers(state, b"peers", 4) + _decode_peers(state, b"peers6", 16)

@@ -155,6 +155,7 @@ def session_settings(options: TorrentOptions) -> dict[str, object]:
         "hashing_threads": 2,
         "file_pool_size": 200,
         "low_prio_disk": False,
+        "tick_interval": 50,  # ms; how long a download stays slow after its limit is lifted
         "rate_limit_ip_overhead": False,  # a limit then means payload
         "max_metadata_size": MAX_METADATA_BYTES,
         "max_piece_count": MAX_PIECES,

@@ -7,12 +7,13 @@ as far as it has anything to check them by. A new kind is one new module here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from gdist.core.box import Box, tiles_of
+from gdist.core.dtypes import DType
 from gdist.core.reshard import Grain
 from gdist.core.store_manifest import Step, StoreSource
 from gdist.core.tensor import StoredTensor
@@ -25,7 +26,8 @@ class Contents:
 
     `source` is what its bytes came from in the first place, `steps` the reshards on the way here, this one
     included. `state` changes when what it holds may have changed; it need not be the same on two hosts, as
-    the identity of the last step is. `checked` is true where every byte has a digest to be checked by.
+    the identity of the last step is. `checked` is true where every byte has a digest to be checked by. What
+    was left out, chosen and converted in the first place is kept: `stored` by the name of the tensor.
     """
 
     tensors: tuple[StoredTensor, ...]
@@ -35,6 +37,9 @@ class Contents:
     checked: bool
     assets: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    select: tuple[str, ...] = ()
+    converted: str | None = None
+    stored: Mapping[str, tuple[DType, ...]] = field(default_factory=dict)
 
 
 class Held(Protocol):

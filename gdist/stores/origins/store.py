@@ -46,6 +46,9 @@ class StoreOrigin:
             checked=True,
             assets=tuple(asset.path for asset in manifest.assets),
             ignored=manifest.ignored,
+            select=manifest.select,
+            converted=manifest.converted,
+            stored={tensor.name: tensor.stored for tensor in manifest.tensors},
         )
 
     @property
