@@ -22,7 +22,8 @@ from gdist.errors import ResumeError, translate
 from gdist.sinks.local import write_atomically
 
 # A reader that looks whether a fetch is alive holds its lock for some microseconds (stores/growing.py).
-LOCK_TRIES, LOCK_RETRY_SECONDS = 5, 0.02
+# A stream that looks whether a fetch lives holds the lock for an instant, or, on a busy machine, for longer.
+LOCK_TRIES, LOCK_RETRY_SECONDS = 50, 0.02
 
 
 class JournalFile:

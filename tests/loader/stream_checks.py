@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 import gdist
+import gdist.errors
 from gdist.core.order import loading_order
 from gdist.testing.checkpoints import write_safetensors
 from gdist.testing.stores import Array
@@ -30,6 +32,16 @@ def check(path: str, array: jax.Array, expected: Array, mesh: dict[str, int]) ->
         assert np.asarray(shard.data).tobytes() == expected[shard.index].tobytes(), (path, shard.index)
 
 
+def watched(stream: Iterator[Any], jobs: Sequence[Any]) -> Iterator[Any]:
+    """The stream; should it fail because a fetch did, that is what is raised."""
+    try:
+        yield from stream
+    except gdist.errors.GdistError:
+        for job in jobs:
+            job.check()
+        raise
+
+
 def one_process(magnet: str, directory: Path) -> None:
     """Two hosts' fetches into one directory, followed by one process that has all devices."""
     expected = content(directory / "again")
@@ -39,7 +51,7 @@ def one_process(magnet: str, directory: Path) -> None:
     with jobs[0], jobs[1]:
         streams = [gdist.stream(directory / "s", mesh=mesh) for mesh in (None, "4x2", "1x8")]
         order = []
-        for path, array in streams[0]:
+        for path, array in watched(streams[0], jobs):
             order.append(path)
             check(path, array, expected[path], {"data": 2, "model": 4})
             for other, mesh in zip(
