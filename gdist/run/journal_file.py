@@ -21,8 +21,8 @@ from gdist.core.journal import (
 from gdist.errors import ResumeError, translate
 from gdist.sinks.local import write_atomically
 
-# A reader that looks whether a fetch is alive holds its lock for some microseconds (stores/growing.py).
-# A stream that looks whether a fetch lives holds the lock for an instant, or, on a busy machine, for longer.
+# A reader that looks whether a fetch is alive holds its lock for some microseconds, on a busy machine for
+# longer (stores/growing.py).
 LOCK_TRIES, LOCK_RETRY_SECONDS = 50, 0.02
 
 
