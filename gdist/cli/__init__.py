@@ -6,6 +6,7 @@ decided here and in `gdist.cli.exits` alone: an error of ours never shows a trac
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -51,6 +52,8 @@ for _command in COMMANDS:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program with these arguments (default: the process's); the exit code."""
+    # Before NumPy comes: its BLAS starts threads that spin for a while, and nothing here uses it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     output = Output(json="--json" in arguments)  # for errors that come before the options are read
