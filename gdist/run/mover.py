@@ -8,8 +8,10 @@ read of one unit each, where the source is not mapped, and one buffer to cut out
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from math import prod
@@ -100,10 +102,21 @@ class Mover:
         self._commits.shutdown()
 
     def _units(self) -> Iterator[Unit]:
+        """Units of as many tensors as there are workers in turn: two that write to one file wait for it."""
         done = frozenset(self._records)
-        for number in range(len(self._plan.tensors)):
-            grain = self._origin.grain(number)
-            yield from units_of(self._plan, number, grain, self._share.unit, done)
+        tensors = (
+            units_of(self._plan, number, self._origin.grain(number), self._share.unit, done)
+            for number in range(len(self._plan.tensors))
+        )
+        turns = deque(itertools.islice(tensors, self._share.workers))
+        while turns:
+            units = turns.popleft()
+            unit = next(units, None)
+            if unit is not None:
+                turns.append(units)
+                yield unit
+            elif (following := next(tensors, None)) is not None:
+                turns.append(following)
 
     def _fill(self, units: Iterator[Unit]) -> bool:
         """Gives the workers enough to do; False when there is no more."""
