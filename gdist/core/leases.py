@@ -1,0 +1,335 @@
+"""Who brings in which piece from outside, and who has it inside: what a cluster's coordinator knows.
+
+Pieces are counted by their place in loading order, so that the lowest bit of a set (`core.piece_set`) is the
+piece that is wanted first. Of every host four sets are known:
+
+    needs    pieces it still has to place when it enrols
+    got      those of them that it has placed since
+    held     pieces it has, verified, and gives to others
+    leased   pieces that it alone is to bring in from outside
+
+A piece that somebody needs, nobody holds and nobody is bringing in is free. A host that may use the outside
+(a gateway) gets leases of free pieces, in order, as many as it brings in within a few seconds: so hosts are
+balanced by what their lines really carry, and a host that dies, stalls or becomes slow costs only what it had
+leased. A held piece is spent, and its disk can be given back, once everyone who needs it has got it; hosts
+that did not enrol yet may need anything.
+
+All of it can be told anew by the hosts themselves: a coordinator that starts again, or another one, knows
+the same after one message of each. Pure: times are arguments, in seconds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from gdist.core.piece_set import PieceSet, first, members, set_of
+
+LEASE_SECONDS = 4.0  # of its line that a host has leased in advance: libtorrent asks peers as far ahead
+LEAST_LEASE_BYTES = 8 << 20  # until a host's rate is known, and so that a slow one is not idle between polls
+LEAST_LEASE_PIECES = 2
+LOST_SECONDS = 8.0  # without a word from a host: its leases and what it holds are not counted on any more
+STALL_SECONDS = 15.0  # leases of a host that brings nothing in for so long are given to others
+STEAL_SECONDS = 3.0  # a lease is taken over when it would last so much longer than with the idle host
+SETTLE_SECONDS = 3.0  # after the first host enrolled, until all are there: who returns tells what he has
+RATE_DECAY = 0.9  # a report: a line is as fast as it was lately at its best
+LOOKAHEAD = 64  # free pieces among which a host gets those that it needs itself
+
+
+@dataclass(slots=True)
+class _Host:
+    boot: str
+    gateway: bool
+    needs: PieceSet
+    got: PieceSet = 0
+    held: PieceSet = 0
+    unable: PieceSet = 0  # given back to the disk while somebody may still need them
+    leased: dict[int, float] = field(default_factory=dict)  # piece -> since when
+    rate: float = 0.0
+    seen: float = 0.0
+    progress: float = 0.0
+    done: bool = False
+    leaving: bool = False
+
+    @property
+    def open(self) -> PieceSet:
+        return self.needs & ~self.got
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """That a host has a piece since, or has it no longer."""
+
+    piece: int
+    host: int
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a host is told: `changes` since the `version` it knew (all there is, when `fresh`).
+
+    `lease` is all it is to bring in, `spent` what it holds and nobody needs, `spare` what it holds and only
+    hosts that are not here may need. `wanted` is true while somebody may come for what it holds.
+    """
+
+    version: int
+    fresh: bool
+    changes: tuple[Change, ...]
+    lease: PieceSet
+    spent: PieceSet
+    spare: PieceSet
+    wanted: bool
+
+
+class Leases:
+    """The state of one job's pieces; see the module's text.
+
+    `nbytes` are the pieces' sizes in loading order, `count` is how many hosts the job has.
+    """
+
+    def __init__(self, nbytes: Sequence[int], count: int):
+        self._nbytes, self._count = nbytes, count
+        self._largest = max(nbytes, default=1)
+        self._hosts: dict[int, _Host] = {}
+        self._finished: set[int] = set()  # had all they need before they went
+        self._log: list[Change] = []
+        self._began = math.inf
+        self.brought = 0  # bytes that were reported as held for the first time: what came in, each piece once
+        self._ever: PieceSet = 0
+
+    # --- what hosts say -------------------------------------------------------------------------------
+
+    def enrol(
+        self,
+        index: int,
+        boot: str,
+        *,
+        gateway: bool,
+        needs: PieceSet,
+        held: PieceSet,
+        now: float,
+        done: bool = False,
+    ) -> None:
+        """A host is here, or tells all anew: `needs` is what it has not placed yet."""
+        before = self._hosts.pop(index, None)
+        self._finished.discard(index)
+        if before:
+            self._forget(index, before.held & ~held)
+        host = _Host(boot, gateway, needs, seen=now, progress=now, done=done)
+        if before and before.boot == boot:
+            host.leased, host.rate, host.unable = before.leased, before.rate, before.unable
+        self._hosts[index] = host
+        self._began = min(self._began, now)
+        self._hold(index, held & ~(before.held if before else 0), now)
+        host.held = held
+
+    def report(
+        self,
+        index: int,
+        *,
+        held: PieceSet = 0,
+        dropped: PieceSet = 0,
+        got: PieceSet = 0,
+        rate: float = 0.0,
+        done: bool = False,
+        now: float,
+    ) -> None:
+        """What changed at a host since it spoke last; telling it twice does no harm."""
+        host = self._hosts[index]
+        self._hold(index, held & ~host.held, now)
+        host.held = (host.held | held) & ~dropped
+        host.got |= got
+        host.unable |= dropped & ~held
+        self._forget(index, dropped)
+        host.seen, host.done = now, done or host.done
+        if rate:
+            host.progress = now
+        if host.leased or rate > host.rate:  # an idle host's line is not slow
+            host.rate = max(rate, host.rate * RATE_DECAY)
+
+    def leave(self, index: int) -> None:
+        """A host will go: it gets no more leases, and what it holds should be taken over soon."""
+        host = self._hosts[index]
+        host.leaving, host.leased = True, {}
+
+    def remove(self, index: int) -> None:
+        """A host is gone, and what it held with it."""
+        host = self._hosts.pop(index, None)
+        if host:
+            self._forget(index, host.held)
+            if host.done:
+                self._finished.add(index)
+
+    def expire(self, now: float) -> tuple[int, ...]:
+        """Removes hosts that were not heard of; which."""
+        lost = tuple(i for i, host in self._hosts.items() if now - host.seen > LOST_SECONDS)
+        for index in lost:
+            self.remove(index)
+        return lost
+
+    def knows(self, index: int, boot: str) -> bool:
+        """True for a host that enrolled and has not been given up since."""
+        host = self._hosts.get(index)
+        return host is not None and host.boot == boot
+
+    def _hold(self, index: int, pieces: PieceSet, now: float) -> None:
+        if not pieces:
+            return
+        host = self._hosts[index]
+        host.progress = now
+        for piece in members(pieces):
+            self._log.append(Change(piece, index, True))
+            for other in self._hosts.values():
+                other.leased.pop(piece, None)
+            if not self._ever >> piece & 1:
+                self.brought += self._nbytes[piece]
+        self._ever |= pieces
+
+    def _forget(self, index: int, pieces: PieceSet) -> None:
+        self._log += (Change(piece, index, False) for piece in members(pieces))
+
+    # --- what hosts are told --------------------------------------------------------------------------
+
+    def answer(self, index: int, version: int | None, now: float) -> Answer:
+        """What a host should know; `version` is that of the last answer it got, None for none."""
+        host = self._hosts[index]
+        if host.gateway and not host.leaving:
+            self._grant(index, now)
+        fresh = version is None or not 0 <= version <= len(self._log)
+        changes = self._holders() if fresh else itertools.islice(self._log, version, None)
+        needs, open_here, absent = host.open, self._open(), self.absent > 0
+        unused = host.held & ~open_here
+        return Answer(
+            version=len(self._log),
+            fresh=fresh,
+            changes=tuple(c for c in changes if c.host != index and (not c.held or needs >> c.piece & 1)),
+            lease=set_of(host.leased),
+            spent=0 if absent else unused,
+            spare=unused if absent else 0,
+            wanted=bool(host.held & self._open(but=index)) or absent,
+        )
+
+    def version_for(self, index: int, version: int) -> int:
+        """The newest version that tells a host something, or else the one that it knows."""
+        needs = self._hosts[index].open
+        for number in range(len(self._log), version, -1):
+            change = self._log[number - 1]
+            if change.host != index and needs >> change.piece & 1:
+                return number
+        return version
+
+    def _holders(self) -> Iterator[Change]:
+        for index, host in self._hosts.items():
+            yield from (Change(piece, index, True) for piece in members(host.held))
+
+    def _open(self, but: int | None = None) -> PieceSet:
+        found = 0
+        for index, host in self._hosts.items():
+            if index != but:
+                found |= host.open
+        return found
+
+    @property
+    def inside(self) -> PieceSet:
+        """Pieces that somebody holds."""
+        found = 0
+        for host in self._hosts.values():
+            found |= host.held
+        return found
+
+    @property
+    def enrolled(self) -> int:
+        """How many hosts are here."""
+        return len(self._hosts)
+
+    @property
+    def absent(self) -> int:
+        """How many hosts of the job have yet to come, or to come again."""
+        return self._count - len(self._hosts) - len(self._finished)
+
+    def done(self) -> bool:
+        """True when every host of the job has all it needs."""
+        return not self.absent and all(host.done for host in self._hosts.values())
+
+    def lease_of(self, index: int) -> PieceSet:
+        """What a host is to bring in."""
+        return set_of(self._hosts[index].leased)
+
+    def nbytes_of(self, pieces: PieceSet) -> int:
+        """Bytes of some pieces."""
+        return sum(self._nbytes[piece] for piece in members(pieces))
+
+    # --- leases ---------------------------------------------------------------------------------------
+
+    def _grant(self, index: int, now: float) -> None:
+        """Fills a host's leases up; takes over from others what would take them much longer."""
+        host = self._hosts[index]
+        if self.absent and now - self._began < SETTLE_SECONDS:
+            return
+        self._revoke_stalled(index, now)
+        taken = 0
+        for other in self._hosts.values():
+            taken |= set_of(other.leased)
+        free = self._open() & ~self.inside & ~taken & ~self._unable(index)
+        room = self._room(host, free)
+        while free and room > 0:
+            piece = _choose(free, host.needs)
+            free &= ~(1 << piece)
+            host.leased[piece] = now
+            room -= self._nbytes[piece]
+        if not host.leased and not free:
+            self._steal(index, now)
+
+    def _unable(self, index: int) -> PieceSet:
+        """Pieces that a host had and gave back, as far as another gateway can bring them in."""
+        others = 0
+        for number, host in self._hosts.items():
+            if number != index and host.gateway and not host.leaving:
+                others |= ~host.unable
+        return self._hosts[index].unable & others
+
+    def _room(self, host: _Host, free: PieceSet) -> int:
+        """Bytes that a host should be given now."""
+        gateways = sum(h.gateway and not h.leaving for h in self._hosts.values())
+        wish = max(host.rate * LEASE_SECONDS, LEAST_LEASE_BYTES, LEAST_LEASE_PIECES * self._largest)
+        # Towards the end everyone gets less, so that all end together; but each at least a piece.
+        fair = self._largest * -(-free.bit_count() // (2 * max(gateways, 1)))
+        return int(min(wish, fair)) - sum(self._nbytes[piece] for piece in host.leased)
+
+    def _revoke_stalled(self, index: int, now: float) -> None:
+        for number, other in self._hosts.items():
+            stuck = other.leased and now - max(other.progress, min(other.leased.values())) > STALL_SECONDS
+            if number != index and stuck:
+                other.leased = {}
+                other.progress = now  # it may try again, with others' help
+
+    def _steal(self, index: int, now: float) -> None:
+        """One piece from the host that would bring its last one in much later than this one could."""
+        host = self._hosts[index]
+        best = host.rate or max(other.rate for other in self._hosts.values())
+        own = self._largest / max(best, 1.0)
+        worst, last = STEAL_SECONDS + own, None
+        unable = self._unable(index)
+        for other in self._hosts.values():
+            candidates = [
+                p for p, since in other.leased.items() if now - since > STEAL_SECONDS and not unable >> p & 1
+            ]
+            if not candidates:
+                continue
+            left = sum(self._nbytes[piece] for piece in other.leased) / max(other.rate, 1.0)
+            if left > worst:
+                worst, last = left, (other, max(candidates))
+        if last:
+            other, piece = last
+            del other.leased[piece]
+            host.leased[piece] = now
+
+
+def _choose(free: PieceSet, needs: PieceSet) -> int:
+    """The next free piece, or one soon after it that the host needs itself."""
+    start = first(free)
+    near = free & ((1 << (start + LOOKAHEAD)) - 1) & needs
+    return first(near) if near else start

@@ -1,0 +1,42 @@
+"""What can be asked of a cluster's fetch beside what can be asked of any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gdist.clusters import Membership
+from gdist.run.options import FetchOptions
+
+DEFAULT_PORT = 7611
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """How the hosts of a job work together; times in seconds, rates in bytes a second, 0 for no limit.
+
+    `member` says which host this is, and where the others are. `secret` is shared by the job; `gateways` are
+    the hosts that may use the outside (None: all). `hold` bounds the bytes of pieces that wait on this host's
+    disk for others (None: what the disk can spare). A host that has all it needs waits `linger` for those who
+    never came. `http` is where probes and metrics are served; `report` is a page about the run.
+    """
+
+    member: Membership
+    fetch: FetchOptions = field(default_factory=FetchOptions)
+    port: int | None = None
+    secret: str = ""
+    encrypt: bool = False
+    gateways: frozenset[int] | None = None
+    exchange: str = "auto"
+    max_lan: int = 0
+    hold: int | None = None
+    deadline: float = 0
+    min_hosts: int = 0
+    linger: float = 600
+    http: str = ""
+    report: Path | None = None
+
+    @property
+    def gateway(self) -> bool:
+        """True when this host may use the outside."""
+        return self.gateways is None or self.member.host.index in self.gateways

@@ -1,0 +1,344 @@
+"""Where the hosts of a job meet: who is here, what the torrent holds, who brings in and who has which piece.
+
+Every agent can be asked; the hosts ask the coordinator's, which is host 0's or, while that is gone, that of
+the lowest host that answers. Nothing is kept on disk: after a restart each host tells again what it needs and
+has, with its next message.
+
+    POST /join       who I am, and the job I was asked to do; refused when it is not the others' job
+    POST /catalogue  the torrent's metadata and headers, or the task to find them out
+    PUT /catalogue   found out
+    POST /poll       what I have since; answered with what I should know, at once or when there is something
+    POST /leave      I am going: take over what I hold
+    GET /hello       who answers here, and whom he follows
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gdist.core.leases import LOST_SECONDS, Answer, Leases
+from gdist.core.piece_set import PieceSet, from_json, to_json
+from gdist.errors import RequestError
+from gdist.exchange import Request, Response
+
+POLL_SECONDS = 1.0  # the longest that an answer is held back; a host is late by as much after a lost message
+CATALOGUE_SECONDS = 10.0
+WAKE_SECONDS = 0.25  # how late the passing of time is noticed
+COALESCE_SECONDS, COALESCE_SECONDS_PER_HOST = 0.02, 0.0005  # between two answers to one host
+
+Probe = Callable[[str], str]  # who answers at an address (its boot id), "" for nobody
+Json = dict[str, Any]  # Any: documents of the wire, checked field by field
+
+
+@dataclass(slots=True)
+class Member:
+    """A host of the job, as the rendezvous knows it; `status` is what it last said of itself."""
+
+    index: int
+    boot: str
+    address: str
+    gateway: bool
+    name: str
+    seen: float
+    state: str = "live"  # live, lost, left, done
+    status: Json = field(default_factory=dict)
+    told: float = 0.0
+    roster: int = -1
+    lease: PieceSet = 0
+
+
+class Rendezvous:
+    """One agent's rendezvous; `job` is what its own agent was asked to do."""
+
+    def __init__(self, index: int, boot: str, count: int, job: Json, probe: Probe):
+        self.index, self.boot, self.count = index, boot, count
+        self.members: dict[int, Member] = {}
+        self.changed = threading.Condition()
+        self.on_change: Callable[[Member], None] = lambda member: None
+        self._job, self._probe = job, probe
+        self._leases: Leases | None = None
+        self._pieces: Json = {}
+        self._catalogue: Json | None = None
+        self._scout: int | None = None
+        self._roster = 0
+
+    def answer(self, request: Request) -> Response | None:
+        """The answer to one of the requests above; None for any other."""
+        handle = {
+            ("POST", "/join"): self._join,
+            ("POST", "/catalogue"): self._ask_catalogue,
+            ("PUT", "/catalogue"): self._put_catalogue,
+            ("POST", "/poll"): self._poll,
+            ("POST", "/leave"): self._leave,
+        }.get((request.method, request.path))
+        if handle is None:
+            return None
+        try:
+            body = json.loads(request.body or b"{}")
+            return handle(request, body)
+        except _Refused as refused:
+            return _response({"message": refused.message, "hint": refused.hint}, 409)
+        except (ValueError, KeyError, TypeError, RequestError) as error:
+            return _response({"message": f"not a request of this version of gdist: {error}"}, 400)
+
+    # --- joining --------------------------------------------------------------------------------------
+
+    def _join(self, request: Request, body: Json) -> Response:
+        index, boot = int(body["index"]), str(body["boot"])
+        self._check_job(index, body["job"])
+        address = str(body.get("address") or "") or f"{_bracketed(request.peer)}:{int(body['port'])}"
+        with self.changed:
+            before = self.members.get(index)
+        if (
+            before
+            and before.boot != boot
+            and before.state == "live"
+            and self._probe(before.address) == before.boot
+        ):
+            raise _Refused(
+                f"host {index} is {before.name} at {before.address} already",
+                "give each host an index of its own",
+            )
+        with self.changed:
+            member = Member(
+                index, boot, address, bool(body["gateway"]), str(body["name"])[:200], time.monotonic()
+            )
+            self.members[index] = member
+            if self._scout == index:
+                self._scout = None
+            self._changed(member)
+        return _response({"coordinator": self.boot, "index": self.index})
+
+    def _check_job(self, index: int, job: Json) -> None:
+        if not 0 <= index < self.count:
+            raise _Refused(
+                f"host index {index} is not in 0 to {self.count - 1}", "check the job's host count"
+            )
+        for word, ours in self._job.items():
+            theirs = job.get(word)
+            if word == "info-hash":
+                same = bool(set(ours) & set(theirs or ()))
+            else:
+                same = theirs == ours
+            if not same:
+                raise _Refused(
+                    f"the hosts disagree on the {word}: host {index} has {_words(theirs)}, "
+                    f"host {self.index} has {_words(ours)}",
+                    "run the same line on every host",
+                )
+
+    def _member(self, body: Json) -> Member | None:
+        """The host that speaks, unless it has to join first; with the lock held."""
+        member = self.members.get(int(body["index"]))
+        if member is None or member.boot != body["boot"] or member.state == "left":
+            return None
+        member.seen = time.monotonic()
+        if member.state == "lost":
+            member.state = "live"
+            self._changed(member)
+        return member
+
+    def _changed(self, member: Member) -> None:
+        self._roster += 1
+        self.changed.notify_all()
+        self.on_change(member)
+
+    # --- the catalogue --------------------------------------------------------------------------------
+
+    def _ask_catalogue(self, request: Request, body: Json) -> Response:
+        deadline = time.monotonic() + CATALOGUE_SECONDS
+        with self.changed:
+            while True:
+                member = self._member(body)
+                if member is None:
+                    return _response({"join": True})
+                self._expire()
+                if self._catalogue:
+                    return _response(self._catalogue)
+                scout = self.members.get(self._scout) if self._scout is not None else None
+                if (scout is None or scout.state != "live" or scout is member) and member.gateway:
+                    self._scout = member.index
+                    return _response({"scout": True})
+                if time.monotonic() > deadline:
+                    return _response({"wait": True})
+                self.changed.wait(WAKE_SECONDS)
+
+    def _put_catalogue(self, request: Request, body: Json) -> Response:
+        with self.changed:
+            if self._member(body) is None:
+                return _response({"join": True})
+            self._catalogue = self._catalogue or {"torrent": str(body["torrent"]), "headers": body["headers"]}
+            self.changed.notify_all()
+        return _response({})
+
+    # --- pieces ---------------------------------------------------------------------------------------
+
+    def _poll(self, request: Request, body: Json) -> Response:
+        wait = min(float(body.get("wait", 0)), POLL_SECONDS)
+        deadline = time.monotonic() + wait
+        with self.changed:
+            member = self._member(body)
+            if member is None:
+                return _response({"join": True})
+            member.status = dict(body.get("status") or {})
+            if body.get("enrol"):
+                self._enrol(member, body["enrol"])
+            leases = self._leases
+            if leases is None or not leases.knows(member.index, member.boot):
+                self._wait(deadline)
+                self._expire()
+                return _response(
+                    {**self._common(member, body), "enrol": "enrol" not in body and leases is not None}
+                )
+            self._report(leases, member, body)
+            version = body.get("version") if body.get("coordinator") == self.boot else None
+            while True:
+                self._expire()
+                if not leases.knows(member.index, member.boot):
+                    return _response({**self._common(member, body), "enrol": True})
+                answer = leases.answer(member.index, version, time.monotonic())
+                news = answer.fresh or answer.changes or answer.spent or answer.lease != member.lease
+                news = news or member.roster != self._roster or leases.done()
+                if news or not self._wait(deadline):
+                    break
+            self._coalesce(member)
+            if not leases.knows(member.index, member.boot):
+                return _response({**self._common(member, body), "enrol": True})
+            answer = leases.answer(member.index, version, time.monotonic())
+            member.told, member.lease = time.monotonic(), answer.lease
+            return _response({**self._common(member, body), **_answer(answer, leases)})
+
+    def _enrol(self, member: Member, body: Json) -> None:
+        pieces = {"order": str(body["order"]), "nbytes": [list(map(int, run)) for run in body["nbytes"]]}
+        if self._leases is None:
+            self._pieces = pieces
+            self._leases = Leases([n for n, times in pieces["nbytes"] for _ in range(times)], self.count)
+        elif pieces != self._pieces:
+            raise _Refused(
+                f"host {member.index} reads another catalogue of tensors from this torrent than the others",
+                "run the same version of gdist with the same options on every host",
+            )
+        self._leases.enrol(
+            member.index,
+            member.boot,
+            gateway=member.gateway,
+            needs=from_json(body["needs"]),
+            held=from_json(body["held"]),
+            done=bool(body["done"]),
+            now=time.monotonic(),
+        )
+        self.changed.notify_all()
+
+    def _report(self, leases: Leases, member: Member, body: Json) -> None:
+        sets = {name: from_json(body.get(name) or []) for name in ("held", "dropped", "got")}
+        done = bool(body.get("done"))
+        leases.report(member.index, rate=float(body.get("rate", 0)), done=done, now=time.monotonic(), **sets)
+        if done and member.state == "live":
+            member.state = "done"
+            self._changed(member)
+        if any(sets.values()):
+            self.changed.notify_all()
+
+    def _common(self, member: Member, body: Json) -> Json:
+        """What every answer to a poll has; the members when this host does not know them yet."""
+        found: Json = {"coordinator": self.boot, "index": self.index, "roster": self._roster}
+        if body.get("roster") != self._roster or body.get("coordinator") != self.boot:
+            found["members"] = [
+                [m.index, m.address if m.index != self.index else "", m.gateway, m.state, m.name]
+                for m in self.members.values()
+            ]
+        member.roster = self._roster
+        return found
+
+    def _wait(self, deadline: float) -> bool:
+        """Waits for a change; False when the time is up."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        self.changed.wait(min(left, WAKE_SECONDS))
+        return True
+
+    def _coalesce(self, member: Member) -> None:
+        """Waits a little where news come thick and fast: one answer then says what many would have."""
+        rest = member.told + COALESCE_SECONDS + COALESCE_SECONDS_PER_HOST * self.count - time.monotonic()
+        end = time.monotonic() + rest
+        while (left := end - time.monotonic()) > 0:
+            self.changed.wait(left)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        if self._leases:
+            self._leases.expire(now)
+        for member in self.members.values():
+            if member.state in ("live", "done") and now - member.seen > LOST_SECONDS:
+                member.state = "lost"
+                self._changed(member)
+
+    def _leave(self, request: Request, body: Json) -> Response:
+        """The first time the others are told to hurry; with `gone` what the host holds is not counted on."""
+        with self.changed:
+            member = self._member(body)
+            if member is None:
+                return _response({})
+            leases = self._leases
+            if leases and leases.knows(member.index, member.boot):
+                if body.get("gone"):
+                    leases.remove(member.index)
+                else:
+                    leases.leave(member.index)
+            if body.get("gone"):
+                member.state = "left"
+            self._changed(member)
+        return _response({})
+
+    def progress(self) -> Json:
+        """The job's pieces in numbers."""
+        with self.changed:
+            leases = self._leases
+            if leases is None:
+                return {"pieces": 0, "inside": 0, "brought": 0, "enrolled": 0, "done": False}
+            inside = leases.inside
+            return {
+                "pieces": sum(times for _, times in self._pieces["nbytes"]),
+                "inside": inside.bit_count(),
+                "brought": leases.brought,
+                "enrolled": leases.enrolled,
+                "done": leases.done(),
+            }
+
+
+class _Refused(Exception):
+    def __init__(self, message: str, hint: str):
+        super().__init__(message)
+        self.message, self.hint = message, hint
+
+
+def _answer(answer: Answer, leases: Leases) -> Json:
+    return {
+        "version": answer.version,
+        "fresh": answer.fresh,
+        "changes": [[change.piece, change.host, change.held] for change in answer.changes],
+        "lease": to_json(answer.lease),
+        "spent": to_json(answer.spent),
+        "spare": to_json(answer.spare),
+        "wanted": answer.wanted,
+        "done": leases.done(),
+        "brought": leases.brought,
+    }
+
+
+def _response(document: Json, status: int = 200) -> Response:
+    return Response(status, json.dumps(document).encode())
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

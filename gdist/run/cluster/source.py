@@ -1,0 +1,385 @@
+"""Pieces from outside and from the other hosts, as one source of a fetch.
+
+    leases ──▶ outside (a torrent source that wants just those) ──▶ held, told ──▶ others take parts of it
+    news   ──▶ pieces that others hold ──▶ read from them, by the workers that place them
+
+To the coordinator of the fetch it looks like a torrent: pieces become readable, are read once, and are
+released. A piece that another host holds is readable as soon as that is known; only the boxes that this host
+needs of it cross the wire, with a digest. Where (nearly) all of it is needed it comes whole, and is hashed
+against the torrent here.
+
+Where few hosts may use the outside and all need whole pieces, the line out of those few would carry each piece
+once for every host. So each piece has a home among the hosts, by its number: the home takes it first and passes
+it on, and the others wait for that a little.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gdist.core.magnet import InfoHash
+from gdist.core.payload import Payload
+from gdist.core.piece_set import PieceSet, members, set_of
+from gdist.core.placer import Placement
+from gdist.errors import CorruptError, Gone, PieceLost, StalledError, TransferError
+from gdist.run.cluster.held import Held, write_held
+from gdist.run.cluster.link import Link
+from gdist.sources.torrent import TorrentSource, TransferStats
+
+WHOLE_SHARE = 0.9  # of a piece's bytes: who needs so much takes all, and checks it against the torrent
+HOME_SECONDS = 2.0  # how long a piece's home is waited for
+SUSPECT_SECONDS = 3.0  # how long a host that did not answer is not asked
+HELD_SECONDS = 1.0  # between two writings of what is held: what a kill may cost of the outside's bytes
+RATE_SECONDS = 0.25
+READ_SECONDS = 5.0  # without a byte from another host
+
+
+class ClusterSource:
+    """Both kinds of pieces; `order` is the loading order of all pieces, the same on every host."""
+
+    def __init__(
+        self,
+        outside: TorrentSource,
+        link: Link,
+        held: Held,
+        order: Sequence[int],
+        record: Path,
+        *,
+        stall_seconds: float,
+        hold: int,
+    ):
+        self._outside, self._link, self.held, self._record = outside, link, held, record
+        self._order = order
+        self._place = {piece: place for place, piece in enumerate(order)}
+        self._stall_seconds, self._hold = stall_seconds, hold
+        self._wanted: set[int] = set()
+        self._given: set[int] = set()
+        self._waiting: dict[int, float] = {}  # pieces that others hold, since when that is known
+        self._suspects: dict[int, float] = {}
+        self._busy: dict[int, int] = {}
+        self._lease: PieceSet = 0
+        self._recorded: frozenset[int] = frozenset()
+        self._written = self._rated = 0.0
+        self._progress = time.monotonic()
+        link.on_news = outside.wake
+
+    # --- what a fetch asks of its source --------------------------------------------------------------
+
+    @property
+    def info_hash(self) -> InfoHash:
+        """The torrent's identity."""
+        return self._outside.info_hash
+
+    @property
+    def name(self) -> str:
+        """The torrent's own name."""
+        return self._outside.name
+
+    @property
+    def payload(self) -> Payload:
+        """The torrent's files and pieces."""
+        return self._outside.payload
+
+    @property
+    def torrent_file(self) -> bytes:
+        """The content of a .torrent file."""
+        return self._outside.torrent_file
+
+    @property
+    def had(self) -> frozenset[int]:
+        """Pieces that were here when the source was opened."""
+        return self._outside.had
+
+    def path_of(self, file: int) -> Path:
+        """Where file `file` of the payload lies."""
+        return self._outside.path_of(file)
+
+    def sync(self) -> None:
+        """Nothing of the payload is kept for good."""
+
+    def limit_backlog(self, nbytes: int) -> None:
+        """More than a fetch alone lets wait: pieces stay until every host has them, `hold` bytes at most."""
+        self._outside.limit_backlog(max(nbytes, self._hold))
+
+    def want(self, ordered: Sequence[int], *, urgent: Collection[int] = ()) -> None:
+        """Says to the others what this host needs."""
+        self._wanted = {*ordered, *urgent}
+        self.held.add(self._outside.had)
+        pieces = self.payload
+        lengths = [pieces.extent_of(piece).length for piece in self._order]
+        enrolment = {"order": _digest(self._order), "nbytes": _runs(lengths)}
+        self._link.enrol(enrolment, self._set(self._wanted), self._set(self.held.pieces()))
+        self._progress = time.monotonic()
+
+    def verified(self, timeout: float) -> tuple[int, ...]:
+        """Pieces that can be read and were not given out before; waits up to `timeout` seconds for one."""
+        self._link.check()
+        self._follow()
+        ready = self._readable()
+        arrived = self._outside.verified(0.0 if ready else timeout)
+        if arrived:
+            self.held.add(arrived)
+            self._link.tell(held=self._set(arrived))
+            self._progress = time.monotonic()
+        now = time.monotonic()
+        if now - self._rated > RATE_SECONDS:
+            self._rated = now
+            self._link.set_rate(self._outside.stats().download_rate)
+        if now - self._written > HELD_SECONDS:
+            self._write_held()
+        own = tuple(p for p in arrived if p in self._wanted and p not in self._given)
+        self._given.update(own)
+        return (*own, *(ready or self._readable()))
+
+    def wake(self) -> None:
+        """Ends a wait of `verified` early."""
+        self._outside.wake()
+
+    def read_piece(
+        self, piece: int, buffer: memoryview | None = None, placements: Sequence[Placement] | None = None
+    ) -> memoryview:
+        """The bytes of a piece; of one that another host holds just those that `placements` take, if given.
+
+        Raises:
+            PieceLost: it was readable and is not any more; `verified` gives it out again.
+        """
+        extent = self.payload.extent_of(piece)
+        view = memoryview(bytearray(extent.length)) if buffer is None else buffer[: extent.length]
+        with self.held.use(piece) as held:
+            if held:
+                try:
+                    return self.held.read(piece, view)
+                except CorruptError as error:  # what an earlier run left was damaged meanwhile
+                    self._lose(piece)
+                    raise PieceLost(f"piece {piece} has to come again: {error.message}") from error
+        self._read_remote(piece, view, placements)
+        return view
+
+    def release(self, piece: int) -> None:
+        """All of the piece that this host needs is in its shards; from any thread."""
+        self._link.tell(got=1 << self._place[piece])
+        self._progress = time.monotonic()
+
+    def stats(self) -> TransferStats:
+        """Where the transfer from outside stands."""
+        return self._outside.stats()
+
+    def check_alive(self) -> None:
+        """Returns while there is hope.
+
+        Raises:
+            NoPeersError, StalledError: nothing arrived for the stall window, neither from outside nor inside.
+        """
+        waited = time.monotonic() - self._progress
+        if waited < self._stall_seconds:
+            return
+        self._outside.check_alive()
+        with self._link.changed:
+            here = [peer.index for peer in self._link.inside.peers.values() if peer.state in ("live", "done")]
+        raise StalledError(
+            f"nothing arrived for {waited:.0f} seconds, from outside or from other hosts "
+            f"(hosts {', '.join(map(str, sorted(here))) or 'none'} are here)",
+            hint="look at the other hosts with gdist cluster status, or run the same command again",
+        )
+
+    def close(self) -> None:
+        """Leaves the swarm."""
+        self._write_held()
+        self._outside.close()
+
+    # --- leases, news, and what is spent --------------------------------------------------------------
+
+    def serve(self) -> bool:
+        """One turn of a host that has all it needs; False once nobody wants anything of it any more."""
+        self._link.check()
+        self._follow()
+        arrived = self._outside.verified(0.25)
+        if arrived:
+            self.held.add(arrived)
+            self._link.tell(held=self._set(arrived))
+        self._link.set_rate(self._outside.stats().download_rate)
+        if time.monotonic() - self._written > HELD_SECONDS:
+            self._write_held()
+        with self._link.changed:
+            inside = self._link.inside
+            return not inside.done and bool(inside.wanted or inside.lease)
+
+    def _follow(self) -> None:
+        """Does what the coordinator said since."""
+        with self._link.changed:
+            inside = self._link.inside
+            lease, spent, spare = inside.lease, inside.spent, inside.spare
+            news, inside.news = inside.news, []
+        now = time.monotonic()
+        for place in news:
+            piece = self._order[place]
+            if piece in self._wanted and piece not in self._given:
+                self._waiting.setdefault(piece, now)
+        if lease != self._lease:
+            self._lease = lease
+            leased = [self._order[place] for place in members(lease)]
+            again = [piece for piece in leased if piece not in self.held]
+            self._outside.fetch_again(again)
+            self._outside.want(leased)
+        if spent:
+            self._drop(members(spent))
+        if spare and self.held.nbytes > self._hold:
+            self._drop(place for place in members(spare))
+
+    def _drop(self, places: Collection[int] | object) -> None:
+        pieces = [self._order[place] for place in places]  # type: ignore[attr-defined]
+        self._write_held(without=pieces)
+        dropped = self.held.drop(pieces)
+        self._link.tell(dropped=self._set(dropped))
+
+    def _lose(self, piece: int) -> None:
+        """A piece that was held is not, or is damaged."""
+        self.held.drop((piece,))
+        self._link.tell(dropped=self._set((piece,)))
+        self._given.discard(piece)
+
+    def _write_held(self, without: Collection[int] = ()) -> None:
+        """Before pieces go: who reads the file must not take holes for them."""
+        pieces = self.held.brought() - set(without)
+        if pieces != self._recorded:
+            write_held(self._record, pieces)
+            self._recorded = pieces
+        self._written = time.monotonic()
+
+    def _readable(self) -> tuple[int, ...]:
+        """Pieces of others that can be read now, in loading order."""
+        if not self._waiting:
+            return ()
+        now = time.monotonic()
+        ready = [piece for piece in self._waiting if self._holder(piece, now) is not None]
+        for piece in ready:
+            del self._waiting[piece]
+        self._given.update(ready)
+        return tuple(sorted(ready, key=self._place.__getitem__))
+
+    def _holder(self, piece: int, now: float) -> int | None:
+        """Whom to take a piece from; None while there is nobody, or its home is waited for."""
+        since = self._waiting.get(piece, 0.0)
+        with self._link.changed:
+            inside = self._link.inside
+            holders = [h for h in inside.holders.get(self._place[piece], ()) if self._suspects.get(h, 0.0) < now]
+            homes = [p.index for p in inside.peers.values() if p.state in ("live", "done")]
+            gateways = sum(p.gateway for p in inside.peers.values() if p.state in ("live", "done"))
+        if not holders:
+            return None
+        if self._relays(homes, gateways):
+            home = sorted(homes)[self._place[piece] % len(homes)]
+            if home in holders:
+                return home
+            if home != self._link.index and now - since < HOME_SECONDS:
+                return None
+        return min(holders, key=lambda host: (self._busy.get(host, 0), random.random()))
+
+    def _relays(self, hosts: Sequence[int], gateways: int) -> bool:
+        """True when whole pieces go by their homes: the few that bring them in cannot give each to all."""
+        return self.takes_whole and gateways * 2 <= len(hosts)
+
+    takes_whole = False  # set for a host whose shards need nearly all of the payload
+
+    # --- reading from other hosts ---------------------------------------------------------------------
+
+    def _read_remote(self, piece: int, view: memoryview, placements: Sequence[Placement] | None) -> None:
+        """Fills in what is needed of a piece from a host that has it."""
+        now = time.monotonic()
+        holder = self._holder(piece, now)
+        with self._link.changed:
+            peer = self._link.inside.peers.get(holder) if holder is not None else None
+        if holder is None or peer is None:
+            self._again(piece)
+            raise PieceLost(f"nobody has piece {piece} any more")
+        needed = sum(placement.nbytes for placement in placements or ())
+        whole = placements is None or needed >= WHOLE_SHARE * len(view)
+        self._busy[holder] = self._busy.get(holder, 0) + 1
+        try:
+            client = self._link.client(peer.address)
+            if whole:
+                self._read_whole(client, piece, view)
+            else:
+                assert placements is not None
+                self._read_parts(client, piece, view, placements)
+        except Gone as error:
+            self._forget_holder(piece, holder)
+            raise PieceLost(f"host {holder} has piece {piece} no more") from error
+        except TransferError as error:
+            self._suspects[holder] = time.monotonic() + SUSPECT_SECONDS
+            self._again(piece)
+            raise PieceLost(f"host {holder} did not give piece {piece}: {error.message}") from error
+        finally:
+            self._busy[holder] -= 1
+        if whole and self._is_home(piece):
+            self.held.relay(piece, view)
+            self._link.tell(held=self._set((piece,)))
+
+    def _read_whole(self, client: object, piece: int, view: memoryview) -> None:
+        body = json.dumps({"piece": piece}).encode()
+        self._fetch(client, body, view)
+        if self._outside.knows_hash(piece) and not self._outside.matches(piece, view):
+            raise TransferError(f"piece {piece} came with a wrong hash")
+
+    def _read_parts(
+        self, client: object, piece: int, view: memoryview, placements: Sequence[Placement]
+    ) -> None:
+        takes = [
+            [p.source.start, p.view, p.take.start, p.take.stop] for p in placements
+        ]
+        got = memoryview(bytearray(sum(p.nbytes for p in placements)))
+        self._fetch(client, json.dumps({"piece": piece, "takes": takes}).encode(), got)
+        data, position = np.frombuffer(view, np.uint8), 0
+        for p in placements:
+            run = data[p.source.start : p.source.stop].reshape(p.view)
+            part = np.frombuffer(got, np.uint8, p.nbytes, position)
+            run[p.take.slices()] = part.reshape(p.take.shape)
+            position += p.nbytes
+
+    def _fetch(self, client: object, body: bytes, into: memoryview) -> None:
+        received = client.fetch("/slices", body, into, timeout=READ_SECONDS)  # type: ignore[attr-defined]
+        if received != len(into):
+            raise TransferError(f"{received} bytes came, not {len(into)}")
+
+    def _is_home(self, piece: int) -> bool:
+        with self._link.changed:
+            peers = [p for p in self._link.inside.peers.values() if p.state in ("live", "done")]
+        hosts = sorted(peer.index for peer in peers)
+        gateways = sum(peer.gateway for peer in peers)
+        return self._relays(hosts, gateways) and hosts[self._place[piece] % len(hosts)] == self._link.index
+
+    def _forget_holder(self, piece: int, holder: int) -> None:
+        with self._link.changed:
+            self._link.inside.holders.get(self._place[piece], set()).discard(holder)
+        self._again(piece)
+
+    def _again(self, piece: int) -> None:
+        """A piece that was given out and could not be read."""
+        self._given.discard(piece)
+        self._waiting[piece] = time.monotonic()
+
+    def _set(self, pieces: Collection[int]) -> PieceSet:
+        return set_of(self._place[piece] for piece in pieces)
+
+
+def _digest(order: Sequence[int]) -> str:
+    from blake3 import blake3
+
+    return blake3(np.asarray(order, np.int64).tobytes()).hexdigest()[:32]
+
+
+def _runs(values: Sequence[int]) -> list[list[int]]:
+    """A row of numbers as [number, how many times in a row]."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and runs[-1][0] == value:
+            runs[-1][1] += 1
+        else:
+            runs.append([value, 1])
+    return runs
