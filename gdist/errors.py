@@ -77,6 +77,10 @@ class InterruptedRun(TransferError):
     """The run was asked to stop; the same command goes on where it stopped."""
 
 
+class PieceLost(TransferError):
+    """A piece that could be read is not there any more; whoever gave it out gives it out again."""
+
+
 class ResumeError(GdistError):
     """The destination holds another job's work, or its record cannot be read."""
 

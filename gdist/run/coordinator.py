@@ -19,7 +19,7 @@ from typing import Any
 from gdist.core.journal import ShardRecord, asset_line, file_line, pieces_line, shard_line
 from gdist.core.placer import Placement, Placer
 from gdist.core.plan import HostPlan, ShardTask
-from gdist.errors import GdistError
+from gdist.errors import GdistError, PieceLost
 from gdist.events import (
     AssetKept,
     Binds,
@@ -153,7 +153,8 @@ class Coordinator:
             self._placing[placing] = piece
             placing.add_done_callback(self._wake)
         for placed in [future for future in self._placing if future.done()]:
-            self._settle(self._placing.pop(placed), placed.result())
+            with contextlib.suppress(PieceLost):
+                self._settle(self._placing.pop(placed), placed.result())
         for committed in [future for future in self._committing if future.done()]:
             task = self._committing.pop(committed)
             self._record(task, committed.result())
@@ -181,7 +182,10 @@ class Coordinator:
         if not hasattr(self._buffers, "piece"):
             self._buffers.piece = bytearray(self._plan.payload.piece_length)
         with self._timing.measure("reading and checking pieces"):
-            data = self._source.read_piece(piece, memoryview(self._buffers.piece))
+            whole = self._collector.wants(piece)
+            data = self._source.read_piece(
+                piece, memoryview(self._buffers.piece), None if whole else placements
+            )
         with self._timing.measure("placing pieces"):
             self._sink.place(placements, data)
         collected = self._collector.take(piece, data)

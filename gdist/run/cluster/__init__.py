@@ -8,6 +8,7 @@ serving      what a host gives to the others
 """
 
 from gdist.run.cluster.agent import cluster_fetch
+
 from gdist.run.cluster.options import ClusterOptions
 
 __all__ = ["ClusterOptions", "cluster_fetch"]

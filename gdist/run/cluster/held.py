@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from gdist.exchange import Response
 
 from gdist.core.payload import Payload, PayloadFile
 from gdist.core.piece_set import from_json, members, set_of, to_json
-from gdist.errors import CorruptError, GdistError, translate
-from gdist.exchange import Response
+from gdist.errors import CorruptError, GdistError, Gone, RequestError, translate
 from gdist.sinks.local import write_atomically
 from gdist.sources.torrent import TorrentSource
 from gdist.sources.torrent.files import PayloadFiles
@@ -170,17 +170,17 @@ class Held:
             if not 0 <= piece < self._payload.pieces or len(takes) > MOST_TAKES:
                 raise ValueError(f"piece {piece}, {len(takes)} parts")
         except (ValueError, KeyError, TypeError) as error:
-            return Response(400, json.dumps({"message": f"not a request for a piece: {error}"}).encode())
+            raise RequestError(f"not a request for a piece: {error}") from error
         with self.use(piece) as held:
             if not held:
-                return Response(410, json.dumps({"message": f"piece {piece} is not here"}).encode())
+                raise Gone(f"piece {piece} is not here")
             try:
                 data = self._load(piece)
                 parts = [_cut(data, *take) for take in takes] if takes else [data]
             except ValueError as error:
-                return Response(400, json.dumps({"message": f"no such part of a piece: {error}"}).encode())
-            except GdistError as error:
-                return Response(410, json.dumps({"message": f"piece {piece}: {error.message}"}).encode())
+                raise RequestError(f"no such part of a piece: {error}") from error
+            except CorruptError as error:
+                raise Gone(f"piece {piece}: {error.message}") from error
         return Response(200, parts)
 
     def _load(self, piece: int) -> memoryview:
@@ -229,7 +229,9 @@ def _read_take(value: object) -> _Take:
     return int(start), view, low, high
 
 
-def _cut(data: memoryview, start: int, view: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]) -> memoryview:
+def _cut(
+    data: memoryview, start: int, view: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]
+) -> memoryview:
     nbytes = int(np.prod(view, dtype=np.int64))
     run = np.frombuffer(data, np.uint8, nbytes, start).reshape(view)
     box = run[tuple(map(slice, low, high))]

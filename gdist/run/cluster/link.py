@@ -12,7 +12,6 @@ stand-in looks for the first coordinator every few seconds and goes back to it.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 import time
@@ -20,9 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gdist.core.piece_set import PieceSet, from_json, members, to_json
-from gdist.errors import GdistError, InterruptedRun, RefusedError, TransferError
-from gdist.exchange import Client, Key
+from gdist.exchange import Client, Key, Meter
+
+from gdist.core.piece_set import PieceSet, from_json, to_json
+from gdist.errors import GdistError, RefusedError, TransferError
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ TAKEOVER_SECONDS = 6.0
 RETURN_SECONDS = 5.0
 RETRY_SECONDS = 0.25
 ANSWER_SECONDS = 5.0  # without a byte: the other is gone or frozen
-HELLO_SECONDS = 1.0
+WHO_SECONDS = 1.0
 TELL_SECONDS = 0.02  # what changes within it is told in one message
 POLL_WAIT_SECONDS = 1.0
 
@@ -82,6 +82,7 @@ class Link:
         self.changed = threading.Condition()
         self.inside = Inside()
         self.on_news: Callable[[], None] = lambda: None
+        self.meter = Meter()
         self._clients: dict[str, Client] = {}
         self._clients_lock = threading.Lock()
         self._coordinator = 0  # index
@@ -117,7 +118,9 @@ class Link:
 
     def _try_join(self) -> bool:
         try:
-            found = self.client(self._address()).json("POST", "/join", self._me, timeout=ANSWER_SECONDS)
+            found = self.client(self._address()).json(
+                "POST", "/join", self._me, timeout=ANSWER_SECONDS, idempotent=True
+            )
         except RefusedError:
             raise
         except TransferError as error:
@@ -147,7 +150,12 @@ class Link:
         with self._clients_lock:
             if address not in self._clients:
                 self._clients[address] = Client(
-                    address, self._key, member=self.index, encrypt=self._encrypt, timeout=ANSWER_SECONDS
+                    address,
+                    self._key,
+                    member=self.index,
+                    encrypt=self._encrypt,
+                    timeout=ANSWER_SECONDS,
+                    meter=self.meter,
                 )
             return self._clients[address]
 
@@ -177,7 +185,7 @@ class Link:
 
     def _would_lead(self, address: str) -> bool:
         try:
-            found = self.client(address).json("GET", "/hello", None, timeout=HELLO_SECONDS)
+            found = self.client(address).json("GET", "/who", None, timeout=WHO_SECONDS)
         except GdistError:
             return False
         return bool(found["follows"] == found["index"] or not found["alive"])
@@ -213,7 +221,9 @@ class Link:
         """One question to the coordinator; None when it has to be asked again."""
         who = {"index": self.index, "boot": self._me["boot"]}
         try:
-            found: Json = self.client(self._address()).json(method, path, {**who, **body}, timeout=timeout)
+            found: Json = self.client(self._address()).json(
+                method, path, {**who, **body}, timeout=timeout, idempotent=True
+            )
         except RefusedError:
             raise
         except TransferError as error:
@@ -373,7 +383,7 @@ class Link:
         """Tells that this host will go, or that it goes; nobody is waited for."""
         with contextlib.suppress(GdistError):
             who = {"index": self.index, "boot": self._me["boot"], "gone": gone}
-            self.client(self._address()).json("POST", "/leave", who, timeout=HELLO_SECONDS)
+            self.client(self._address()).json("POST", "/leave", who, timeout=WHO_SECONDS)
 
     def flush(self, seconds: float) -> None:
         """Waits until everything here was told, at most so long."""
@@ -392,8 +402,3 @@ class Link:
                 client.close()
         for thread in self._threads:
             thread.join(ANSWER_SECONDS)
-
-    def wire_bytes(self) -> int:
-        """Bytes of pieces that came from other hosts."""
-        with self._clients_lock:
-            return sum(client.received for client in self._clients.values())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gdist.clusters import Membership
+
 from gdist.run.options import FetchOptions
 
 DEFAULT_PORT = 7611

@@ -9,22 +9,22 @@ has, with its next message.
     PUT /catalogue   found out
     POST /poll       what I have since; answered with what I should know, at once or when there is something
     POST /leave      I am going: take over what I hold
-    GET /hello       who answers here, and whom he follows
+    GET /who         who answers here, and whom he follows
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gdist.exchange import Request, Response
+
 from gdist.core.leases import LOST_SECONDS, Answer, Leases
 from gdist.core.piece_set import PieceSet, from_json, to_json
-from gdist.errors import RequestError
-from gdist.exchange import Request, Response
+from gdist.errors import RefusedError, RequestError
 
 POLL_SECONDS = 1.0  # the longest that an answer is held back; a host is late by as much after a lost message
 CATALOGUE_SECONDS = 10.0
@@ -79,16 +79,13 @@ class Rendezvous:
         if handle is None:
             return None
         try:
-            body = json.loads(request.body or b"{}")
-            return handle(request, body)
-        except _Refused as refused:
-            return _response({"message": refused.message, "hint": refused.hint}, 409)
-        except (ValueError, KeyError, TypeError, RequestError) as error:
-            return _response({"message": f"not a request of this version of gdist: {error}"}, 400)
+            return Response.json(handle(request, request.json()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"not a request of this version of gdist: {error!r}") from error
 
     # --- joining --------------------------------------------------------------------------------------
 
-    def _join(self, request: Request, body: Json) -> Response:
+    def _join(self, request: Request, body: Json) -> Json:
         index, boot = int(body["index"]), str(body["boot"])
         self._check_job(index, body["job"])
         address = str(body.get("address") or "") or f"{_bracketed(request.peer)}:{int(body['port'])}"
@@ -100,9 +97,9 @@ class Rendezvous:
             and before.state == "live"
             and self._probe(before.address) == before.boot
         ):
-            raise _Refused(
+            raise RefusedError(
                 f"host {index} is {before.name} at {before.address} already",
-                "give each host an index of its own",
+                hint="give each host an index of its own",
             )
         with self.changed:
             member = Member(
@@ -112,11 +109,11 @@ class Rendezvous:
             if self._scout == index:
                 self._scout = None
             self._changed(member)
-        return _response({"coordinator": self.boot, "index": self.index})
+        return {"coordinator": self.boot, "index": self.index}
 
     def _check_job(self, index: int, job: Json) -> None:
         if not 0 <= index < self.count:
-            raise _Refused(
+            raise RefusedError(
                 f"host index {index} is not in 0 to {self.count - 1}", "check the job's host count"
             )
         for word, ours in self._job.items():
@@ -126,10 +123,10 @@ class Rendezvous:
             else:
                 same = theirs == ours
             if not same:
-                raise _Refused(
+                raise RefusedError(
                     f"the hosts disagree on the {word}: host {index} has {_words(theirs)}, "
                     f"host {self.index} has {_words(ours)}",
-                    "run the same line on every host",
+                    hint="run the same line on every host",
                 )
 
     def _member(self, body: Json) -> Member | None:
@@ -150,41 +147,41 @@ class Rendezvous:
 
     # --- the catalogue --------------------------------------------------------------------------------
 
-    def _ask_catalogue(self, request: Request, body: Json) -> Response:
+    def _ask_catalogue(self, request: Request, body: Json) -> Json:
         deadline = time.monotonic() + CATALOGUE_SECONDS
         with self.changed:
             while True:
                 member = self._member(body)
                 if member is None:
-                    return _response({"join": True})
+                    return {"join": True}
                 self._expire()
                 if self._catalogue:
-                    return _response(self._catalogue)
+                    return self._catalogue
                 scout = self.members.get(self._scout) if self._scout is not None else None
                 if (scout is None or scout.state != "live" or scout is member) and member.gateway:
                     self._scout = member.index
-                    return _response({"scout": True})
+                    return {"scout": True}
                 if time.monotonic() > deadline:
-                    return _response({"wait": True})
+                    return {"wait": True}
                 self.changed.wait(WAKE_SECONDS)
 
-    def _put_catalogue(self, request: Request, body: Json) -> Response:
+    def _put_catalogue(self, request: Request, body: Json) -> Json:
         with self.changed:
             if self._member(body) is None:
-                return _response({"join": True})
+                return {"join": True}
             self._catalogue = self._catalogue or {"torrent": str(body["torrent"]), "headers": body["headers"]}
             self.changed.notify_all()
-        return _response({})
+        return {}
 
     # --- pieces ---------------------------------------------------------------------------------------
 
-    def _poll(self, request: Request, body: Json) -> Response:
+    def _poll(self, request: Request, body: Json) -> Json:
         wait = min(float(body.get("wait", 0)), POLL_SECONDS)
         deadline = time.monotonic() + wait
         with self.changed:
             member = self._member(body)
             if member is None:
-                return _response({"join": True})
+                return {"join": True}
             member.status = dict(body.get("status") or {})
             if body.get("enrol"):
                 self._enrol(member, body["enrol"])
@@ -200,7 +197,7 @@ class Rendezvous:
             while True:
                 self._expire()
                 if not leases.knows(member.index, member.boot):
-                    return _response({**self._common(member, body), "enrol": True})
+                    return {**self._common(member, body), "enrol": True}
                 answer = leases.answer(member.index, version, time.monotonic())
                 news = answer.fresh or answer.changes or answer.spent or answer.lease != member.lease
                 news = news or member.roster != self._roster or leases.done()
@@ -208,10 +205,10 @@ class Rendezvous:
                     break
             self._coalesce(member)
             if not leases.knows(member.index, member.boot):
-                return _response({**self._common(member, body), "enrol": True})
+                return {**self._common(member, body), "enrol": True}
             answer = leases.answer(member.index, version, time.monotonic())
             member.told, member.lease = time.monotonic(), answer.lease
-            return _response({**self._common(member, body), **_answer(answer, leases)})
+            return {**self._common(member, body), **_answer(answer, leases)}
 
     def _enrol(self, member: Member, body: Json) -> None:
         pieces = {"order": str(body["order"]), "nbytes": [list(map(int, run)) for run in body["nbytes"]]}
@@ -219,9 +216,9 @@ class Rendezvous:
             self._pieces = pieces
             self._leases = Leases([n for n, times in pieces["nbytes"] for _ in range(times)], self.count)
         elif pieces != self._pieces:
-            raise _Refused(
+            raise RefusedError(
                 f"host {member.index} reads another catalogue of tensors from this torrent than the others",
-                "run the same version of gdist with the same options on every host",
+                hint="run the same version of gdist with the same options on every host",
             )
         self._leases.enrol(
             member.index,
@@ -279,12 +276,12 @@ class Rendezvous:
                 member.state = "lost"
                 self._changed(member)
 
-    def _leave(self, request: Request, body: Json) -> Response:
+    def _leave(self, request: Request, body: Json) -> Json:
         """The first time the others are told to hurry; with `gone` what the host holds is not counted on."""
         with self.changed:
             member = self._member(body)
             if member is None:
-                return _response({})
+                return {}
             leases = self._leases
             if leases and leases.knows(member.index, member.boot):
                 if body.get("gone"):
@@ -294,7 +291,7 @@ class Rendezvous:
             if body.get("gone"):
                 member.state = "left"
             self._changed(member)
-        return _response({})
+        return {}
 
     def progress(self) -> Json:
         """The job's pieces in numbers."""
@@ -312,12 +309,6 @@ class Rendezvous:
             }
 
 
-class _Refused(Exception):
-    def __init__(self, message: str, hint: str):
-        super().__init__(message)
-        self.message, self.hint = message, hint
-
-
 def _answer(answer: Answer, leases: Leases) -> Json:
     return {
         "version": answer.version,
@@ -330,10 +321,6 @@ def _answer(answer: Answer, leases: Leases) -> Json:
         "done": leases.done(),
         "brought": leases.brought,
     }
-
-
-def _response(document: Json, status: int = 200) -> Response:
-    return Response(status, json.dumps(document).encode())
 
 
 def _bracketed(address: str) -> str:

@@ -18,10 +18,11 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from gdist.exchange import Client
 
 from gdist.core.magnet import InfoHash
 from gdist.core.payload import Payload
@@ -232,8 +233,8 @@ class ClusterSource:
         if spare and self.held.nbytes > self._hold:
             self._drop(place for place in members(spare))
 
-    def _drop(self, places: Collection[int] | object) -> None:
-        pieces = [self._order[place] for place in places]  # type: ignore[attr-defined]
+    def _drop(self, places: Iterable[int]) -> None:
+        pieces = [self._order[place] for place in places]
         self._write_held(without=pieces)
         dropped = self.held.drop(pieces)
         self._link.tell(dropped=self._set(dropped))
@@ -257,7 +258,7 @@ class ClusterSource:
         if not self._waiting:
             return ()
         now = time.monotonic()
-        ready = [piece for piece in self._waiting if self._holder(piece, now) is not None]
+        ready = [piece for piece in tuple(self._waiting) if self._holder(piece, now) is not None]
         for piece in ready:
             del self._waiting[piece]
         self._given.update(ready)
@@ -268,7 +269,9 @@ class ClusterSource:
         since = self._waiting.get(piece, 0.0)
         with self._link.changed:
             inside = self._link.inside
-            holders = [h for h in inside.holders.get(self._place[piece], ()) if self._suspects.get(h, 0.0) < now]
+            holders = [
+                h for h in inside.holders.get(self._place[piece], ()) if self._suspects.get(h, 0.0) < now
+            ]
             homes = [p.index for p in inside.peers.values() if p.state in ("live", "done")]
             gateways = sum(p.gateway for p in inside.peers.values() if p.state in ("live", "done"))
         if not holders:
@@ -321,18 +324,16 @@ class ClusterSource:
             self.held.relay(piece, view)
             self._link.tell(held=self._set((piece,)))
 
-    def _read_whole(self, client: object, piece: int, view: memoryview) -> None:
+    def _read_whole(self, client: Client, piece: int, view: memoryview) -> None:
         body = json.dumps({"piece": piece}).encode()
         self._fetch(client, body, view)
-        if self._outside.knows_hash(piece) and not self._outside.matches(piece, view):
+        if not self._outside.matches(piece, view):
             raise TransferError(f"piece {piece} came with a wrong hash")
 
     def _read_parts(
-        self, client: object, piece: int, view: memoryview, placements: Sequence[Placement]
+        self, client: Client, piece: int, view: memoryview, placements: Sequence[Placement]
     ) -> None:
-        takes = [
-            [p.source.start, p.view, p.take.start, p.take.stop] for p in placements
-        ]
+        takes = [[p.source.start, p.view, p.take.start, p.take.stop] for p in placements]
         got = memoryview(bytearray(sum(p.nbytes for p in placements)))
         self._fetch(client, json.dumps({"piece": piece, "takes": takes}).encode(), got)
         data, position = np.frombuffer(view, np.uint8), 0
@@ -342,8 +343,8 @@ class ClusterSource:
             run[p.take.slices()] = part.reshape(p.take.shape)
             position += p.nbytes
 
-    def _fetch(self, client: object, body: bytes, into: memoryview) -> None:
-        received = client.fetch("/slices", body, into, timeout=READ_SECONDS)  # type: ignore[attr-defined]
+    def _fetch(self, client: Client, body: bytes, into: memoryview) -> None:
+        received = client.fetch("/slices", body, into, timeout=READ_SECONDS)
         if received != len(into):
             raise TransferError(f"{received} bytes came, not {len(into)}")
 

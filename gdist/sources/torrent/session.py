@@ -110,6 +110,8 @@ class Session:
     def remove(self, handle: lt.torrent_handle) -> None:
         """Removes a torrent, leaving its files, and waits until it is gone."""
         assert self._lt is not None, "session is closed"
+        with self.changed:
+            self.swarm.removed = False
         self._lt.remove_torrent(handle)
         self.wait(lambda swarm: swarm.removed, 10)
 

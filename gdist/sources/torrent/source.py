@@ -235,8 +235,31 @@ class TorrentSource:
             self._open.swarm.woken = True
             self._open.changed.notify_all()
 
-    def read_piece(self, piece: int, buffer: memoryview | None = None) -> memoryview:
+    def fetch_again(self, pieces: Iterable[int]) -> None:
+        """Makes pieces missing that were had and given back to the disk, so that they can be wanted again."""
+        lost = self._had.intersection(pieces)
+        if not lost:
+            return
+        self._had -= lost
+        self._old -= lost
+        params = load_torrent(self.torrent_file)
+        self._open.remove(self._handle)
+        self._window, self._urgent = Window(self.payload.piece_length), frozenset()
+        # What libtorrent has, it has for good: the torrent is added anew without them.
+        self._handle, _ = start(
+            self._open, params, self._links, self._options, self._directory, self._had, self._emit
+        )
+
+    def matches(self, piece: int, data: memoryview) -> bool:
+        """True when these are the piece's bytes, or its hash is not known yet (v2 from a magnet)."""
+        return not self._hashes.knows(piece) or self._hashes.matches(piece, data)
+
+    def read_piece(
+        self, piece: int, buffer: memoryview | None = None, placements: object = None
+    ) -> memoryview:
         """The bytes of a verified piece; in the first bytes of `buffer` when one is given.
+
+        All of them, whatever the `placements` that a source with a choice would look at.
 
         Raises:
             CorruptError: neither the file nor libtorrent has bytes with the right hash.
