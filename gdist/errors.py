@@ -8,6 +8,11 @@ Four families answer a caller's two questions, whose fault it is and whether try
                                              InterruptedRun
     ResumeError     another job's work       ResumeError
 
+
+    TransferError   may pass; retrying helps NoPeersError, StalledError, SpaceError, InterruptedRun,
+                                             Unreachable, Gone
+    ResumeError     another job's work       ResumeError, RefusedError
+
 An error carries its facts as attributes, says them in one sentence, and may carry a `hint`: what to do
 next. The exit code of each class is in `gdist.cli.exits` and in `docs/reference/exit-codes.md`.
 """
@@ -81,8 +86,20 @@ class PieceLost(TransferError):
     """A piece that could be read is not there any more; whoever gave it out gives it out again."""
 
 
+class Unreachable(TransferError):
+    """Another host of the cluster does not answer, or stopped in the middle of an answer."""
+
+
+class Gone(TransferError):
+    """Another host of the cluster does not have what was asked for, or not any more."""
+
+
 class ResumeError(GdistError):
     """The destination holds another job's work, or its record cannot be read."""
+
+
+class RefusedError(ResumeError):
+    """Another host of the cluster works by another plan, or was given another secret."""
 
 
 def translate(error: OSError, doing: str) -> GdistError:

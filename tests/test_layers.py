@@ -4,7 +4,7 @@
     api
     pictures
     run, loader
-    formats, sources, sinks, stores, views, clusters     (never one another)
+    formats, sources, sinks, stores, views, clusters, exchange     (never one another)
     reading
     kvstore, releases, rule_files, zarr_dtypes     (one file each, never one another)
     events
@@ -35,7 +35,7 @@ LEVELS = (
     ("events",),
     ("kvstore", "releases", "rule_files", "zarr_dtypes"),
     ("reading",),
-    ("formats", "sources", "sinks", "stores", "views", "clusters"),
+    ("formats", "sources", "sinks", "stores", "views", "clusters", "exchange"),
     ("run", "loader"),
     ("pictures",),
     ("api",),
@@ -55,10 +55,11 @@ HOMES = {
     "yaml": ("gdist.rule_files",),
     "jinja2": ("gdist.pictures",),
     "markupsafe": ("gdist.pictures",),
+    "cryptography": ("gdist.exchange.certificate",),
     "tensorstore": ("gdist.kvstore", "gdist.sinks.tensorstore", "gdist.stores"),
 }
 
-HEAVY = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "click", "rich", "yaml", "jinja2")
+HEAVY = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "click", "rich", "yaml", "jinja2", "cryptography")
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -47,17 +47,24 @@ class Collector:
         """True when a piece holds bytes that are not gathered yet."""
         return piece in self._by_piece
 
+    def extents(self, piece: int) -> tuple[Extent, ...]:
+        """Where in a piece the bytes lie that are to be gathered from it."""
+        whole = self._payload.extent_of(piece)
+        found = []
+        for file, gap in self._by_piece.get(piece, ()):
+            common = gap.shift(self._payload.files[file].offset).intersect(whole)
+            assert common is not None, f"piece {piece} and gap {gap} of file {file}"
+            found.append(common.shift(-whole.start))
+        return tuple(found)
+
     def take(self, piece: int, data: memoryview) -> list[tuple[int, int, bytes]]:
         """Copies of a piece's bytes that belong here, to be given to `add`; changes nothing."""
-        found = []
-        whole = self._payload.extent_of(piece)
-        for file, gap in self._by_piece.get(piece, ()):
-            offset = self._payload.files[file].offset
-            common = gap.shift(offset).intersect(whole)
-            assert common is not None, f"piece {piece} and gap {gap} of file {file}"
-            begin = common.start - whole.start
-            found.append((file, common.start - offset, bytes(data[begin : begin + common.length])))
-        return found
+        offsets = [(file, self._payload.files[file].offset) for file, _ in self._by_piece.get(piece, ())]
+        start = self._payload.extent_of(piece).start
+        return [
+            (file, start + extent.start - offset, bytes(data[extent.start : extent.stop]))
+            for (file, offset), extent in zip(offsets, self.extents(piece), strict=True)
+        ]
 
     def add(self, piece: int, found: Iterable[tuple[int, int, bytes]]) -> list[int]:
         """Keeps what `take` gave; the files that are whole since."""

@@ -182,10 +182,8 @@ class Coordinator:
         if not hasattr(self._buffers, "piece"):
             self._buffers.piece = bytearray(self._plan.payload.piece_length)
         with self._timing.measure("reading and checking pieces"):
-            whole = self._collector.wants(piece)
-            data = self._source.read_piece(
-                piece, memoryview(self._buffers.piece), None if whole else placements
-            )
+            buffer = memoryview(self._buffers.piece)
+            data = self._source.read_piece(piece, buffer, placements, self._collector.extents(piece))
         with self._timing.measure("placing pieces"):
             self._sink.place(placements, data)
         collected = self._collector.take(piece, data)

@@ -1,9 +1,9 @@
 """Pieces that this host has whole, for itself and for others, and what it gives of them.
 
-Most were brought in from outside and lie in the torrent's own files in the work directory. Where few hosts may
-use the outside, others keep pieces that came from them and pass them on; those lie in one sparse file beside.
-`held.json` there says which pieces were brought in: after a kill they are not fetched again. It is a hint: a
-piece that was there at the start is hashed before its first use.
+Most were brought in from outside and lie in the torrent's own files in the work directory. Where few hosts
+may use the outside, others keep pieces that came from them and pass them on; those lie in one sparse file
+beside. `held.json` there says which pieces were brought in: after a kill they are not fetched again. It is a
+hint: a piece that was there at the start is hashed before its first use.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from gdist.exchange import Response
 
 from gdist.core.payload import Payload, PayloadFile
 from gdist.core.piece_set import from_json, members, set_of, to_json
 from gdist.errors import CorruptError, GdistError, Gone, RequestError, translate
+from gdist.exchange import Response
 from gdist.sinks.local import write_atomically
 from gdist.sources.torrent import TorrentSource
 from gdist.sources.torrent.files import PayloadFiles
@@ -176,7 +176,7 @@ class Held:
                 raise Gone(f"piece {piece} is not here")
             try:
                 data = self._load(piece)
-                parts = [_cut(data, *take) for take in takes] if takes else [data]
+                parts = [_cut(data, take) for take in takes] if takes else [data]
             except ValueError as error:
                 raise RequestError(f"no such part of a piece: {error}") from error
             except CorruptError as error:

@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gdist.exchange import Client, Key, Meter
-
 from gdist.core.piece_set import PieceSet, from_json, to_json
 from gdist.errors import GdistError, RefusedError, TransferError
+from gdist.exchange import Client, Key, Meter
 
 _log = logging.getLogger(__name__)
 

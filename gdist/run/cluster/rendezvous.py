@@ -20,11 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gdist.exchange import Request, Response
-
 from gdist.core.leases import LOST_SECONDS, Answer, Leases
 from gdist.core.piece_set import PieceSet, from_json, to_json
 from gdist.errors import RefusedError, RequestError
+from gdist.exchange import Request, Response
 
 POLL_SECONDS = 1.0  # the longest that an answer is held back; a host is late by as much after a lost message
 CATALOGUE_SECONDS = 10.0
@@ -189,9 +188,7 @@ class Rendezvous:
             if leases is None or not leases.knows(member.index, member.boot):
                 self._wait(deadline)
                 self._expire()
-                return _response(
-                    {**self._common(member, body), "enrol": "enrol" not in body and leases is not None}
-                )
+                return {**self._common(member, body), "enrol": "enrol" not in body and leases is not None}
             self._report(leases, member, body)
             version = body.get("version") if body.get("coordinator") == self.boot else None
             while True:

@@ -8,9 +8,9 @@ released. A piece that another host holds is readable as soon as that is known; 
 needs of it cross the wire, with a digest. Where (nearly) all of it is needed it comes whole, and is hashed
 against the torrent here.
 
-Where few hosts may use the outside and all need whole pieces, the line out of those few would carry each piece
-once for every host. So each piece has a home among the hosts, by its number: the home takes it first and passes
-it on, and the others wait for that a little.
+Where few hosts may use the outside and all need whole pieces, the line out of those few would carry each
+piece once for every host. So each piece has a home among the hosts, by its number: the home takes it first
+and passes it on, and the others wait for that a little.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ import json
 import random
 import time
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gdist.exchange import Client
+from blake3 import blake3
 
+from gdist.core.box import Box
+from gdist.core.extent import Extent
 from gdist.core.magnet import InfoHash
 from gdist.core.payload import Payload
 from gdist.core.piece_set import PieceSet, members, set_of
 from gdist.core.placer import Placement
 from gdist.errors import CorruptError, Gone, PieceLost, StalledError, TransferError
+from gdist.exchange import Client
 from gdist.run.cluster.held import Held, write_held
 from gdist.run.cluster.link import Link
 from gdist.sources.torrent import TorrentSource, TransferStats
@@ -39,6 +43,15 @@ SUSPECT_SECONDS = 3.0  # how long a host that did not answer is not asked
 HELD_SECONDS = 1.0  # between two writings of what is held: what a kill may cost of the outside's bytes
 RATE_SECONDS = 0.25
 READ_SECONDS = 5.0  # without a byte from another host
+
+
+@dataclass(frozen=True, slots=True)
+class _Take:
+    """A box of a run of a piece's bytes that is seen as `view`."""
+
+    source: Extent
+    view: tuple[int, ...]
+    box: Box
 
 
 class ClusterSource:
@@ -143,15 +156,14 @@ class ClusterSource:
         self._outside.wake()
 
     def read_piece(
-        self, piece: int, buffer: memoryview | None = None, placements: Sequence[Placement] | None = None
+        self, piece: int, buffer: memoryview, placements: Sequence[Placement], extents: Sequence[Extent]
     ) -> memoryview:
-        """The bytes of a piece; of one that another host holds just those that `placements` take, if given.
+        """The bytes of a piece; of one that another host holds just those in `placements` and `extents`.
 
         Raises:
             PieceLost: it was readable and is not any more; `verified` gives it out again.
         """
-        extent = self.payload.extent_of(piece)
-        view = memoryview(bytearray(extent.length)) if buffer is None else buffer[: extent.length]
+        view = buffer[: self.payload.extent_of(piece).length]
         with self.held.use(piece) as held:
             if held:
                 try:
@@ -159,7 +171,9 @@ class ClusterSource:
                 except CorruptError as error:  # what an earlier run left was damaged meanwhile
                     self._lose(piece)
                     raise PieceLost(f"piece {piece} has to come again: {error.message}") from error
-        self._read_remote(piece, view, placements)
+        takes = [_Take(p.source, p.view, p.take) for p in placements]
+        takes += [_Take(e, (e.length,), Box((0,), (e.length,))) for e in extents]
+        self._read_remote(piece, view, takes)
         return view
 
     def release(self, piece: int) -> None:
@@ -292,7 +306,7 @@ class ClusterSource:
 
     # --- reading from other hosts ---------------------------------------------------------------------
 
-    def _read_remote(self, piece: int, view: memoryview, placements: Sequence[Placement] | None) -> None:
+    def _read_remote(self, piece: int, view: memoryview, takes: Sequence[_Take]) -> None:
         """Fills in what is needed of a piece from a host that has it."""
         now = time.monotonic()
         holder = self._holder(piece, now)
@@ -301,16 +315,14 @@ class ClusterSource:
         if holder is None or peer is None:
             self._again(piece)
             raise PieceLost(f"nobody has piece {piece} any more")
-        needed = sum(placement.nbytes for placement in placements or ())
-        whole = placements is None or needed >= WHOLE_SHARE * len(view)
+        whole = sum(take.box.size for take in takes) >= WHOLE_SHARE * len(view)
         self._busy[holder] = self._busy.get(holder, 0) + 1
         try:
             client = self._link.client(peer.address)
             if whole:
                 self._read_whole(client, piece, view)
             else:
-                assert placements is not None
-                self._read_parts(client, piece, view, placements)
+                self._read_parts(client, piece, view, takes)
         except Gone as error:
             self._forget_holder(piece, holder)
             raise PieceLost(f"host {holder} has piece {piece} no more") from error
@@ -330,18 +342,16 @@ class ClusterSource:
         if not self._outside.matches(piece, view):
             raise TransferError(f"piece {piece} came with a wrong hash")
 
-    def _read_parts(
-        self, client: Client, piece: int, view: memoryview, placements: Sequence[Placement]
-    ) -> None:
-        takes = [[p.source.start, p.view, p.take.start, p.take.stop] for p in placements]
-        got = memoryview(bytearray(sum(p.nbytes for p in placements)))
-        self._fetch(client, json.dumps({"piece": piece, "takes": takes}).encode(), got)
+    def _read_parts(self, client: Client, piece: int, view: memoryview, takes: Sequence[_Take]) -> None:
+        asked = [[take.source.start, take.view, take.box.start, take.box.stop] for take in takes]
+        got = memoryview(bytearray(sum(take.box.size for take in takes)))
+        self._fetch(client, json.dumps({"piece": piece, "takes": asked}).encode(), got)
         data, position = np.frombuffer(view, np.uint8), 0
-        for p in placements:
-            run = data[p.source.start : p.source.stop].reshape(p.view)
-            part = np.frombuffer(got, np.uint8, p.nbytes, position)
-            run[p.take.slices()] = part.reshape(p.take.shape)
-            position += p.nbytes
+        for take in takes:
+            run = data[take.source.start : take.source.stop].reshape(take.view)
+            part = np.frombuffer(got, np.uint8, take.box.size, position)
+            run[take.box.slices()] = part.reshape(take.box.shape)
+            position += take.box.size
 
     def _fetch(self, client: Client, body: bytes, into: memoryview) -> None:
         received = client.fetch("/slices", body, into, timeout=READ_SECONDS)
@@ -370,8 +380,6 @@ class ClusterSource:
 
 
 def _digest(order: Sequence[int]) -> str:
-    from blake3 import blake3
-
     return blake3(np.asarray(order, np.int64).tobytes()).hexdigest()[:32]
 
 

@@ -255,11 +255,11 @@ class TorrentSource:
         return not self._hashes.knows(piece) or self._hashes.matches(piece, data)
 
     def read_piece(
-        self, piece: int, buffer: memoryview | None = None, placements: object = None
+        self, piece: int, buffer: memoryview | None = None, placements: object = (), extents: object = ()
     ) -> memoryview:
         """The bytes of a verified piece; in the first bytes of `buffer` when one is given.
 
-        All of them, whatever the `placements` that a source with a choice would look at.
+        All of them: `placements` and `extents` say which are needed, to sources that can give just those.
 
         Raises:
             CorruptError: neither the file nor libtorrent has bytes with the right hash.
