@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,10 +30,12 @@ from gdist.reading import read_mesh as read_mesh
 from gdist.reading import read_rules as read_rules
 
 if TYPE_CHECKING:
+    from gdist.clusters import Membership
     from gdist.core.rules import Rules
     from gdist.run.fetch import FetchResult
     from gdist.run.inspect import Inspection
     from gdist.run.job import FetchJob
+    from gdist.run.options import FetchOptions
     from gdist.run.plan import PlanReport
     from gdist.run.reshard import ReshardResult
     from gdist.run.rules import RulesReport
@@ -98,17 +101,59 @@ def fetch(
     Raises:
         GdistError: of the family that says whose fault it is; what is done is kept for the next call.
     """
-    _check_profile(profile)
     if dest is not None and not os.fspath(dest):
         raise RequestError("the destination is empty", hint="give a directory or a URL, or none at all")
+    from gdist.run.fetch import fetch as run
+
+    options = _fetch_options(
+        mesh=mesh,
+        axes=axes,
+        devices=devices,
+        devices_per_host=devices_per_host,
+        device_order=device_order,
+        rules=rules,
+        host=host,
+        payload=payload,
+        memory=memory,
+        codec=codec,
+        dtype=dtype,
+        select=select,
+        profile=profile,
+        ignore=ignore,
+        work_dir=work_dir,
+        **swarm,
+    )
+    return run(source, dest, options, observe=observe, stop=stop)
+
+
+def _fetch_options(
+    *,
+    mesh: MeshLike = None,
+    axes: Axes = None,
+    devices: int | None = None,
+    devices_per_host: int | None = None,
+    device_order: OrderLike = None,
+    rules: RulesLike = None,
+    host: HostLike = None,
+    payload: str = "discard",
+    memory: int | str = "1GiB",
+    codec: str = "none",
+    dtype: str | None = None,
+    select: str | Iterable[str] = (),
+    profile: str | None = None,
+    ignore: Iterable[str] = (),
+    work_dir: str | os.PathLike[str] | None = None,
+    **swarm: Unpack[Swarm],
+) -> FetchOptions:
+    """What is asked of a fetch, as one value."""
+    _check_profile(profile)
     group, table = read_host(host) or HostGroup(), read_rules(rules)
     devices = all_devices(devices, devices_per_host, group.count)
     cut = _cut(mesh, axes, devices, device_order, table)
     group.devices(cut)
-    from gdist.run.fetch import fetch as run
     from gdist.run.options import FetchOptions
 
-    options = FetchOptions(
+    return FetchOptions(
         mesh=cut,
         rules=table,
         host=group,
@@ -122,7 +167,127 @@ def fetch(
         work=Path(work_dir) if work_dir is not None else None,
         torrent=torrent_options(**swarm),
     )
+
+
+def cluster_fetch(
+    source: str,
+    dest: str | os.PathLike[str] | None = None,
+    *,
+    cluster: str = "auto",
+    host: HostLike = None,
+    coordinator: str | None = None,
+    hosts: str | Iterable[str] = (),
+    port: int | None = None,
+    secret: str | None = None,
+    encrypt: bool = False,
+    gateways: str | Iterable[int] = "all",
+    exchange: str = "auto",
+    max_lan: int | str = 0,
+    hold: int | str | None = None,
+    deadline: float | str = 0,
+    min_hosts: int = 0,
+    linger: float | str = "10m",
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+    **fetching: Any,  # Any: those of `fetch`, which knows their types
+) -> FetchResult:
+    """Fetches this host's part of a release together with the other hosts of a job; safe to repeat.
+
+    Called on every host, in any order. `cluster` says whose environment tells which host this is (`auto`: all
+    known are asked), `host`, `coordinator` and `hosts` say it outright. `secret` is shared by the job, a text or
+    `@FILE`; `gateways` are the hosts that may use the outside: `0,1` or `0-3`. `hold` bounds what is kept for
+    others, `linger` how long a host that is done waits for hosts that never came. The rest is as for `fetch`.
+
+    Raises:
+        GdistError: of a fetch, and when the hosts disagree or do not come.
+    """
+    from gdist.run.cluster import ClusterOptions
+    from gdist.run.cluster import cluster_fetch as run
+
+    where = find_host(cluster, host, coordinator, hosts)
+    options = ClusterOptions(
+        fetch=_fetch_options(host=where.host, **fetching),
+        coordinator=where.coordinator,
+        hosts=where.hosts,
+        job=where.job,
+        port=port,
+        secret=_read_secret(secret),
+        encrypt=encrypt,
+        gateways=_read_gateways(gateways, where.host.count),
+        exchange=exchange,
+        max_lan=parse_rate(max_lan, "max lan"),
+        hold=None if hold is None else parse_bytes(hold, "hold"),
+        deadline=parse_seconds(deadline, "deadline"),
+        min_hosts=min_hosts,
+        linger=parse_seconds(linger, "linger"),
+    )
     return run(source, dest, options, observe=observe, stop=stop)
+
+
+def find_host(
+    cluster: str = "auto",
+    host: HostLike = None,
+    coordinator: str | None = None,
+    hosts: str | Iterable[str] = (),
+) -> Membership:
+    """Which host of a cluster this is, and where the others are; what is given here wins over the environment.
+
+    Raises:
+        RequestError: when it is said nowhere, or twice and differently.
+    """
+    from gdist.clusters import detect
+
+    said = dict(os.environ)
+    group = read_host(host)
+    if group is not None:
+        said |= {"GDIST_RANK": str(group.index), "GDIST_WORLD": str(group.count)}
+    if coordinator:
+        said["GDIST_COORDINATOR"] = coordinator
+    if hosts:
+        said["GDIST_HOSTS"] = _read_list(hosts)
+    return detect(said, cluster, hostname=socket.gethostname())
+
+
+def _read_list(value: str | Iterable[str]) -> str:
+    """A list given as text, as `@FILE`, or as texts."""
+    if not isinstance(value, str):
+        return ",".join(value)
+    return ",".join(_read_file(value[1:], "hosts").split()) if value.startswith("@") else value
+
+
+def _read_secret(value: str | None) -> str:
+    if value is None:
+        return ""
+    text = _read_file(value[1:], "secret") if value.startswith("@") else value
+    if not text.strip():
+        raise RequestError("the secret is empty", hint="give some random text, the same on every host")
+    return text.strip()
+
+
+def _read_file(path: str, what: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RequestError(f"the file of the {what}, {path!r}, cannot be read: {error}") from error
+
+
+def _read_gateways(value: str | Iterable[int], count: int) -> frozenset[int] | None:
+    """Indices of hosts, as `0,1` or `0-3`; None for all."""
+    if value == "all":
+        return None
+    found: set[int] = set()
+    hint = "give indices of hosts, like 0,1 or 0-3"
+    for item in value.split(",") if isinstance(value, str) else map(str, value):
+        match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", item)
+        if not match:
+            raise RequestError(f"gateways {value!r} are no hosts", hint=hint)
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    strange = sorted(index for index in found if index >= count)
+    if strange or not found:
+        raise RequestError(
+            f"gateway {strange[0] if strange else value!r} is none of {count} hosts", hint=hint
+        )
+    return frozenset(found)
 
 
 @contextmanager

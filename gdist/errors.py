@@ -98,6 +98,10 @@ class ResumeError(GdistError):
     """The destination holds another job's work, or its record cannot be read."""
 
 
+class LockedError(ResumeError):
+    """Another process of this host works on the destination."""
+
+
 class RefusedError(ResumeError):
     """Another host of the cluster works by another plan, or was given another secret."""
 

@@ -146,6 +146,17 @@ def touched(plan: TensorPlan, gap: int) -> Iterator[Extent]:
     yield from coalesce(extents, gap)
 
 
+def piece_order(payload: Payload, tensors: Sequence[StoredTensor]) -> tuple[int, ...]:
+    """All pieces, first those with tensors, as these are loaded; the same whatever a host needs of them."""
+    ordered: dict[int, None] = {}
+    for tensor in tensors:
+        for factor in tensor.sources:
+            for part in factor.tensor.parts:
+                ordered.update(dict.fromkeys(payload.pieces_of(part.extent)))
+    ordered.update(dict.fromkeys(range(payload.pieces)))
+    return tuple(ordered)
+
+
 def piece_runs(plan: TensorPlan, payload: Payload) -> Iterator[range]:
     """Runs of the pieces that hold a byte of the plan's shards, in order, no piece twice."""
     return (payload.pieces_of(extent) for extent in touched(plan, payload.piece_length - 1))

@@ -11,18 +11,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gdist.core.magnet import format_magnet
 from gdist.core.payload import Payload
 from gdist.core.profile import INDEX_SUFFIX, FileArrays, check_index, name_tensors
 from gdist.core.rules import Rules
 from gdist.core.select import chosen_names
 from gdist.core.source_manifest import SourceManifest
-from gdist.core.store_manifest import StoreSource
 from gdist.core.tensor import StoredTensor
 from gdist.errors import UnsupportedError
 from gdist.run.header_cache import load_headers, save_headers
 from gdist.run.headers import HeaderScan
-from gdist.sources.torrent import TorrentSource, magnet_of
+from gdist.sources.torrent import TorrentSource
 
 MAX_ASSET_BYTES = 64 * 2**20  # all assets together are held in memory while they arrive
 
@@ -127,19 +125,6 @@ def read_catalogue(
         assets,
         arrived=frozenset(scan.arrived),
         ignored=ignored,
-    )
-
-
-def source_of(source: TorrentSource, catalogue: Catalogue) -> StoreSource:
-    """What the manifest of a store says of the torrent it came from."""
-    return StoreSource(
-        info_hash_v1=source.info_hash.v1_hex,
-        info_hash_v2=source.info_hash.v2_hex,
-        name=source.name,
-        piece_length=catalogue.payload.piece_length,
-        nbytes=sum(file.length for file in catalogue.payload.files),
-        magnet=format_magnet(magnet_of(source.torrent_file)),
-        profile=catalogue.profile or "",
     )
 
 

@@ -31,10 +31,10 @@ from gdist.events import (
 from gdist.run.collect import Collector
 from gdist.run.journal_file import JournalFile
 from gdist.run.memory import give_back
+from gdist.run.opening import PieceSource
 from gdist.run.preflight import in_flight_limit
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
-from gdist.sources.torrent import TorrentSource
 
 CHECKPOINT_SECONDS = 10.0  # what a kill may cost: pieces placed since the last one are fetched again
 PROGRESS_SECONDS = 0.5
@@ -60,7 +60,7 @@ class Coordinator:
     def __init__(
         self,
         plan: HostPlan,
-        source: TorrentSource,
+        source: PieceSource,
         sink: Sink,
         placer: Placer,
         collector: Collector,
@@ -128,6 +128,7 @@ class Coordinator:
 
     def _want(self) -> None:
         wanted = (*self._placer.wanted(), *self._collector.pieces, *sorted(self._payload_only))
+        self._source.expect(self._plan)
         if self._release:
             self._source.limit_backlog(in_flight_limit(self._plan))
         self._source.want(tuple(dict.fromkeys(wanted)))

@@ -8,7 +8,6 @@ asked                          and files   pieces   memory       there      shar
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from gdist.core.store_manifest import PLANNED_NAME, StoreManifest, StoreSource, 
 from gdist.errors import InterruptedRun, RequestError, ResumeError, translate
 from gdist.events import Finished, Note, Observer, Planned, Stage, StageStarted
 from gdist.kvstore import kvstore_spec
-from gdist.run.catalogue import Catalogue, read_catalogue, source_of
+from gdist.run.catalogue import Catalogue
 from gdist.run.collect import Collector
 from gdist.run.coordinator import Coordinator, Keep
 from gdist.run.destination import (
@@ -44,7 +43,8 @@ from gdist.run.destination import (
     reopen,
 )
 from gdist.run.journal_file import JournalFile, Lock
-from gdist.run.manifest import finish, store_manifest
+from gdist.run.manifest import finish, source_of, store_manifest
+from gdist.run.opening import Opener, Opening, PieceSource, open_alone
 from gdist.run.options import PAYLOAD_CHOICES, FetchOptions
 from gdist.run.preflight import check_space, shard_limit
 from gdist.run.resolve import Resolved, resolve
@@ -52,7 +52,7 @@ from gdist.run.timing import Timing
 from gdist.sinks import Sink
 from gdist.sinks.convert import ConvertingSink
 from gdist.sinks.local import LocalSink, write_atomically
-from gdist.sources.torrent import TorrentOptions, TorrentSource, magnet_of
+from gdist.sources.torrent import TorrentOptions, magnet_of
 from gdist.stores import files_of
 
 MAX_WORKERS = 4
@@ -76,12 +76,14 @@ def fetch(
     *,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
+    opener: Opener = open_alone,
 ) -> FetchResult:
     """Fetches a release into a store, or goes on where an earlier call stopped.
 
     `source` is a release's name, a magnet, an info-hash, a .torrent file or URL; `dest` a directory or a
     URL (default: the source's name, here). `observe` gets events on this thread; setting `stop` ends the
-    run with its progress on disk. Safe to repeat: a complete store returns at once.
+    run with its progress on disk. Safe to repeat: a complete store returns at once. `opener` is how it comes
+    to its pieces.
 
     Raises:
         GdistError: of the family that says whose fault it is; what is done is kept for the next call.
@@ -124,7 +126,14 @@ def fetch(
         if done:
             reopen(where, done, job_of(asked, done.mesh, done.plan))
         manifest = _Fetch(
-            resolved, where, asked, tell, timing, stop or threading.Event(), neighbours=neighbours
+            resolved,
+            where,
+            asked,
+            tell,
+            timing,
+            stop or threading.Event(),
+            neighbours=neighbours,
+            opener=opener,
         ).run()
         clean(where)
         return result(manifest, already=False)
@@ -145,9 +154,10 @@ class _Fetch:
         stop: threading.Event,
         *,
         neighbours: Sequence[StoreManifest],
+        opener: Opener,
     ):
         self._resolved, self._dest, self._options = resolved, dest, options
-        self._neighbours = neighbours
+        self._neighbours, self._opener = neighbours, opener
         self._observe, self._timing, self._stop = observe, timing, stop
         self._keep = options.payload == "keep"
         self._journal_path = dest.work / "journal.jsonl"
@@ -155,35 +165,24 @@ class _Fetch:
     def run(self) -> StoreManifest:
         for note in self._resolved.notes:
             self._observe(Note(note))
-        payload = self._dest.payload if self._keep else self._dest.work / "payload"
         cached = self._dest.work / "source.torrent"
         spec = self._resolved.spec
         if cached.exists():
             spec = cached.read_bytes()
             self._check_identity(magnet_of(spec).info_hash)
-        if not self._keep:
-            shutil.rmtree(payload, ignore_errors=True)  # pieces half way here say nothing any more
-        kept = self._pieces_kept()
-        source = TorrentSource(spec, self._torrent_options(), self._observe, tick=self._check_stop)
-        try:
-            self._enter(Stage.METADATA)
-            with self._timing.measure("metadata"):
-                source.open(payload, kept, look=True)
-            _check_memory(self._options.memory, source.payload.piece_length)
-            write_atomically(cached, source.torrent_file)
-            self._enter(Stage.HEADERS)
-            with self._timing.measure("headers"):
-                catalogue = read_catalogue(
-                    source,
-                    self._resolved.manifest,
-                    profile=self._options.profile,
-                    ignore=self._options.ignore,
-                    cache=self._dest.work / "headers.json",
-                    tick=self._check_stop,
-                )
+        opening = Opening(
+            self._resolved,
+            self._dest,
+            self._options,
+            self._torrent_options(),
+            spec,
+            self._pieces_kept(),
+            self._observe,
+            self._timing,
+            self._check_stop,
+        )
+        with self._opener(opening) as (source, catalogue):
             return self._convert(source, catalogue.select(self._options.select))
-        finally:
-            source.close()
 
     def _enter(self, stage: Stage) -> None:
         self._observe(StageStarted(stage))
@@ -234,7 +233,7 @@ class _Fetch:
             )
         return frozenset(progress.pieces) if progress and self._keep else frozenset()
 
-    def _convert(self, source: TorrentSource, catalogue: Catalogue) -> StoreManifest:
+    def _convert(self, source: PieceSource, catalogue: Catalogue) -> StoreManifest:
         options = self._options
         self._enter(Stage.PLAN)
         staged = self._dest.root is None or options.codec != "none"
@@ -354,7 +353,7 @@ class _Fetch:
     def _coordinate(
         self,
         plan: HostPlan,
-        source: TorrentSource,
+        source: PieceSource,
         sink: Sink,
         placer: Placer,
         catalogue: Catalogue,
@@ -410,7 +409,7 @@ def _records(
     }
 
 
-def _make_empty_files(source: TorrentSource) -> None:
+def _make_empty_files(source: PieceSource) -> None:
     """The torrent's files of no bytes: no piece brings them."""
     for number, file in enumerate(source.payload.files):
         if not file.length:
@@ -420,15 +419,6 @@ def _make_empty_files(source: TorrentSource) -> None:
                 path.touch()
             except OSError as error:
                 raise translate(error, f"making {path}") from error
-
-
-def _check_memory(memory: int, piece_length: int) -> None:
-    """That one piece, and its parts while a column is cut out, are within what may be held."""
-    if memory < 2 * piece_length:
-        raise RequestError(
-            f"memory of {memory:,} bytes is too little for pieces of {piece_length:,}",
-            hint=f"give --memory {2 * piece_length // 2**20 + 1}MiB or more",
-        )
 
 
 def _workers(memory: int, piece_length: int) -> int:

@@ -18,7 +18,7 @@ from gdist.core.journal import (
     pieces_line,
     shard_line,
 )
-from gdist.errors import ResumeError, translate
+from gdist.errors import LockedError, ResumeError, translate
 from gdist.sinks.local import write_atomically
 
 # A reader that looks whether a fetch is alive holds its lock for some microseconds, on a busy machine for
@@ -107,7 +107,7 @@ class Lock:
                 self._file = _open_lock(path)
         except BlockingIOError as error:
             self._file.close()
-            raise ResumeError(
+            raise LockedError(
                 f"another gdist is writing to {doing}", hint="wait for it, or choose another destination"
             ) from error
         except OSError:

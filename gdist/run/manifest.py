@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from gdist import __version__
 from gdist.core.dtypes import DType
 from gdist.core.layout import array_document, group_documents, to_document
+from gdist.core.magnet import format_magnet
 from gdist.core.orbax import COMMIT_MARKER, orbax_documents
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.core.store_manifest import (
@@ -17,7 +18,10 @@ from gdist.core.store_manifest import (
     StoreTensor,
     tensor_attributes,
 )
+from gdist.run.catalogue import Catalogue
+from gdist.run.opening import PieceSource
 from gdist.sinks import Sink
+from gdist.sources.torrent import magnet_of
 from gdist.stores import files_of
 
 
@@ -95,3 +99,16 @@ def finish(sink: Sink, address: str, plan: HostPlan, manifest: StoreManifest) ->
     sink.finish(manifest, documents)
     if plan.host.count > 1 and len(files_of(address).manifests()) == plan.host.count:
         sink.write_document(COMMIT_MARKER, marker)
+
+
+def source_of(source: PieceSource, catalogue: Catalogue) -> StoreSource:
+    """What the manifest of a store says of the torrent it came from."""
+    return StoreSource(
+        info_hash_v1=source.info_hash.v1_hex,
+        info_hash_v2=source.info_hash.v2_hex,
+        name=source.name,
+        piece_length=catalogue.payload.piece_length,
+        nbytes=sum(file.length for file in catalogue.payload.files),
+        magnet=format_magnet(magnet_of(source.torrent_file)),
+        profile=catalogue.profile or "",
+    )

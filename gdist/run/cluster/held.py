@@ -201,13 +201,13 @@ class Held:
             return data
 
 
-def read_held(path: Path, pieces: int) -> frozenset[int]:
+def read_held(path: Path) -> frozenset[int]:
     """The pieces that an earlier run left, as far as it wrote them down."""
     try:
         found = from_json(json.loads(path.read_bytes()))
     except (OSError, ValueError, GdistError):
         return frozenset()
-    return frozenset(piece for piece in members(found) if piece < pieces)
+    return frozenset(members(found))
 
 
 def write_held(path: Path, pieces: Iterable[int]) -> None:
@@ -229,9 +229,8 @@ def _read_take(value: object) -> _Take:
     return int(start), view, low, high
 
 
-def _cut(
-    data: memoryview, start: int, view: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]
-) -> memoryview:
+def _cut(data: memoryview, take: _Take) -> memoryview:
+    start, view, low, high = take
     nbytes = int(np.prod(view, dtype=np.int64))
     run = np.frombuffer(data, np.uint8, nbytes, start).reshape(view)
     box = run[tuple(map(slice, low, high))]

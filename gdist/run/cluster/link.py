@@ -21,7 +21,8 @@ from typing import Any
 
 from gdist.core.piece_set import PieceSet, from_json, to_json
 from gdist.errors import GdistError, RefusedError, TransferError
-from gdist.exchange import Client, Key, Meter
+from gdist.exchange import Client, Key
+from gdist.exchange.channel import Meter
 
 _log = logging.getLogger(__name__)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gdist.clusters import Membership
-
 from gdist.run.options import FetchOptions
 
 DEFAULT_PORT = 7611
@@ -16,14 +14,18 @@ DEFAULT_PORT = 7611
 class ClusterOptions:
     """How the hosts of a job work together; times in seconds, rates in bytes a second, 0 for no limit.
 
-    `member` says which host this is, and where the others are. `secret` is shared by the job; `gateways` are
-    the hosts that may use the outside (None: all). `hold` bounds the bytes of pieces that wait on this host's
-    disk for others (None: what the disk can spare). A host that has all it needs waits `linger` for those who
-    never came. `http` is where probes and metrics are served; `report` is a page about the run.
+    `fetch.host` says which host this is. `coordinator` is where host 0's agent is asked, `hosts` are the
+    addresses of all in order, where they are known; `job` tells two jobs of one cluster apart. `secret` is
+    shared by the job; `gateways` are the hosts that may use the outside (None: all). `hold` bounds the bytes
+    of pieces that wait on this host's disk for others (None: what the disk can spare). A host that has all it
+    needs waits `linger` for those who never came. `http` is where probes and metrics are served; `report` is
+    a page about the run.
     """
 
-    member: Membership
     fetch: FetchOptions = field(default_factory=FetchOptions)
+    coordinator: str = ""
+    hosts: tuple[str, ...] = ()
+    job: str = ""
     port: int | None = None
     secret: str = ""
     encrypt: bool = False
@@ -40,4 +42,4 @@ class ClusterOptions:
     @property
     def gateway(self) -> bool:
         """True when this host may use the outside."""
-        return self.gateways is None or self.member.host.index in self.gateways
+        return self.gateways is None or self.fetch.host.index in self.gateways

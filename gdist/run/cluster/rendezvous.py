@@ -113,7 +113,7 @@ class Rendezvous:
     def _check_job(self, index: int, job: Json) -> None:
         if not 0 <= index < self.count:
             raise RefusedError(
-                f"host index {index} is not in 0 to {self.count - 1}", "check the job's host count"
+                f"host index {index} is not in 0 to {self.count - 1}", hint="check the job's host count"
             )
         for word, ours in self._job.items():
             theirs = job.get(word)
@@ -208,10 +208,11 @@ class Rendezvous:
             return {**self._common(member, body), **_answer(answer, leases)}
 
     def _enrol(self, member: Member, body: Json) -> None:
-        pieces = {"order": str(body["order"]), "nbytes": [list(map(int, run)) for run in body["nbytes"]]}
+        runs = [(int(nbytes), int(times)) for nbytes, times in body["nbytes"]]
+        pieces = {"order": str(body["order"]), "nbytes": runs}
         if self._leases is None:
             self._pieces = pieces
-            self._leases = Leases([n for n, times in pieces["nbytes"] for _ in range(times)], self.count)
+            self._leases = Leases([nbytes for nbytes, times in runs for _ in range(times)], self.count)
         elif pieces != self._pieces:
             raise RefusedError(
                 f"host {member.index} reads another catalogue of tensors from this torrent than the others",

@@ -16,6 +16,7 @@ and passes it on, and the others wait for that a little.
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -31,6 +32,7 @@ from gdist.core.magnet import InfoHash
 from gdist.core.payload import Payload
 from gdist.core.piece_set import PieceSet, members, set_of
 from gdist.core.placer import Placement
+from gdist.core.plan import HostPlan
 from gdist.errors import CorruptError, Gone, PieceLost, StalledError, TransferError
 from gdist.exchange import Client
 from gdist.run.cluster.held import Held, write_held
@@ -40,6 +42,7 @@ from gdist.sources.torrent import TorrentSource, TransferStats
 WHOLE_SHARE = 0.9  # of a piece's bytes: who needs so much takes all, and checks it against the torrent
 HOME_SECONDS = 2.0  # how long a piece's home is waited for
 SUSPECT_SECONDS = 3.0  # how long a host that did not answer is not asked
+HELD_SHARES = 2  # of the payload, over the hosts: what one may hold for the others
 HELD_SECONDS = 1.0  # between two writings of what is held: what a kill may cost of the outside's bytes
 RATE_SECONDS = 0.25
 READ_SECONDS = 5.0  # without a byte from another host
@@ -66,12 +69,14 @@ class ClusterSource:
         record: Path,
         *,
         stall_seconds: float,
-        hold: int,
+        hold: int | None,
+        hosts: int,
     ):
         self._outside, self._link, self.held, self._record = outside, link, held, record
         self._order = order
         self._place = {piece: place for place, piece in enumerate(order)}
-        self._stall_seconds, self._hold = stall_seconds, hold
+        self._stall_seconds, self._most, self._hosts = stall_seconds, hold, hosts
+        self._hold = 0
         self._wanted: set[int] = set()
         self._given: set[int] = set()
         self._waiting: dict[int, float] = {}  # pieces that others hold, since when that is known
@@ -81,6 +86,7 @@ class ClusterSource:
         self._recorded: frozenset[int] = frozenset()
         self._written = self._rated = 0.0
         self._progress = time.monotonic()
+        self.takes_whole = False
         link.on_news = outside.wake
 
     # --- what a fetch asks of its source --------------------------------------------------------------
@@ -117,9 +123,18 @@ class ClusterSource:
     def sync(self) -> None:
         """Nothing of the payload is kept for good."""
 
+    def expect(self, plan: HostPlan) -> None:
+        """Learns what part of the payload this host needs, and what its disk can spare for others."""
+        self.takes_whole = plan.amplification * WHOLE_SHARE <= 1.0
+        status = os.statvfs(self._record.parent)
+        spare = max(status.f_bavail * status.f_frsize - plan.store_nbytes, 0) // 2
+        share = HELD_SHARES * self.payload.length // self._hosts
+        self._hold = min(spare, share) if self._most is None else self._most
+
     def limit_backlog(self, nbytes: int) -> None:
-        """More than a fetch alone lets wait: pieces stay until every host has them, `hold` bytes at most."""
-        self._outside.limit_backlog(max(nbytes, self._hold))
+        """More than a fetch alone lets wait: pieces stay until every host has them."""
+        self._hold = max(nbytes, self._hold)
+        self._outside.limit_backlog(self._hold)
 
     def want(self, ordered: Sequence[int], *, urgent: Collection[int] = ()) -> None:
         """Says to the others what this host needs."""
@@ -150,6 +165,11 @@ class ClusterSource:
         own = tuple(p for p in arrived if p in self._wanted and p not in self._given)
         self._given.update(own)
         return (*own, *(ready or self._readable()))
+
+    @property
+    def union_nbytes(self) -> int:
+        """Bytes of all pieces: what comes in when the hosts need all of them."""
+        return self.payload.length
 
     def wake(self) -> None:
         """Ends a wait of `verified` early."""
@@ -301,8 +321,6 @@ class ClusterSource:
     def _relays(self, hosts: Sequence[int], gateways: int) -> bool:
         """True when whole pieces go by their homes: the few that bring them in cannot give each to all."""
         return self.takes_whole and gateways * 2 <= len(hosts)
-
-    takes_whole = False  # set for a host whose shards need nearly all of the payload
 
     # --- reading from other hosts ---------------------------------------------------------------------
 

@@ -43,6 +43,8 @@ def gather_links(named: Magnet | lt.add_torrent_params, options: TorrentOptions)
     Raises:
         CorruptError: a URL in the .torrent file is not text.
     """
+    if not options.outside:
+        return Links((), (), ())
     if isinstance(named, Magnet):
         trackers, web_seeds, peers = named.trackers, named.web_seeds, named.peers
     else:

@@ -53,9 +53,10 @@ class TorrentOptions:
     """How to take part in the swarm.
 
     `trackers`, `peers` and `web_seeds` are added to those the magnet or torrent names; hosts of peers may
-    be names. `listen` is libtorrent's list of `address:port`, port 0 for any. Rates are bytes a second, 0
-    for no limit. `stall_seconds` is how long wanted pieces may bring nothing. With `upload` off nobody is
-    ever unchoked: needed where pieces are released, because their bytes are gone from disk.
+    be names. `listen` is libtorrent's list of `address:port`, port 0 for any. Rates are bytes a second, 0 for
+    no limit. `stall_seconds` is how long wanted pieces may bring nothing. With `upload` off nobody is ever
+    unchoked: needed where pieces are released, because their bytes are gone from disk. With `outside` off the
+    torrent is only read: nobody is asked, and nobody can ask.
     """
 
     trackers: tuple[str, ...] = ()
@@ -70,6 +71,7 @@ class TorrentOptions:
     download_rate: int = 0
     upload_rate: int = 0
     upload: bool = True
+    outside: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,9 @@ def session_settings(options: TorrentOptions) -> dict[str, object]:
     return {
         "alert_mask": ALERTS,
         "alert_queue_size": ALERT_QUEUE_SIZE,
-        "listen_interfaces": options.listen,
-        "enable_dht": options.dht,
-        "enable_lsd": options.lsd,
+        "listen_interfaces": options.listen if options.outside else "",
+        "enable_dht": options.dht and options.outside,
+        "enable_lsd": options.lsd and options.outside,
         "enable_upnp": False,  # a cluster's router is not ours to configure
         "enable_natpmp": False,
         # Whoever listens for uTP listens for TCP too, so calling out by TCP loses nobody and costs half the

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from gdist.core.magnet import InfoHash, Magnet
 from gdist.core.payload import Payload
+from gdist.core.plan import HostPlan
 from gdist.errors import CorruptError, NoPeersError, StalledError, TransferError
 from gdist.events import MetadataReceived, Observer, PieceVerified
 from gdist.sources.torrent.files import PayloadFiles
@@ -110,7 +111,8 @@ class TorrentSource:
         self._files = PayloadFiles(self.payload, tuple(directory / path for path in self._metadata.paths))
         if look and have is not None:
             sizes = self._files.sizes()
-            have = [piece for piece in have if self._files.reach(self.payload.extent_of(piece), sizes)]
+            count = self.payload.pieces
+            have = [p for p in have if p < count and self._files.reach(self.payload.extent_of(p), sizes)]
         self._numbers = written_files(params)
         self._window = Window(self.payload.piece_length)
         self._handle, had = start(session, params, links, self._options, directory, have, self._emit)
@@ -181,6 +183,9 @@ class TorrentSource:
         for host, port in peers:
             for address in addresses_of(host, port):
                 self._handle.connect_peer(address)
+
+    def expect(self, plan: HostPlan) -> None:
+        """Nothing: a torrent's pieces are the same whatever they are for."""
 
     def limit_backlog(self, nbytes: int) -> None:
         """Bounds what waits on disk: while more than `nbytes` are verified and not released, little comes.

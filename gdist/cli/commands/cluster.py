@@ -1,0 +1,138 @@
+"""`gdist cluster`: one line on every host of a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gdist import api
+from gdist.cli.options import (
+    CODECS,
+    fetch_options,
+    given,
+    hint_at_quotes,
+    mesh_options,
+    option,
+    output_options,
+    reading_options,
+    source_argument,
+    swarm_options,
+)
+from gdist.cli.output import Output
+from gdist.cli.signals import stop_on_signals
+from gdist.cli.words import kept_nbytes
+
+SCHEDULERS = (
+    "auto",
+    "manual",
+    "alone",
+    "openmpi",
+    "slurm",
+    "jax",
+    "tpu",
+    "kubernetes",
+    "skypilot",
+    "ray",
+    "torchrun",
+    "mpich",
+)
+EXCHANGES = ("auto", "swarm", "collective")
+
+
+@click.group()
+def cluster() -> None:
+    """Fetch with all hosts of a cluster at once."""
+
+
+@cluster.command()
+@source_argument
+@click.argument("dest", required=False, type=click.Path(readable=False))
+@mesh_options()
+@option(
+    "--cluster",
+    type=click.Choice(SCHEDULERS),
+    default="auto",
+    show_default=True,
+    help="Whose environment says which host this is.",
+)
+@option("--coordinator", metavar="HOST:PORT", help="Host 0's address.  [default: the scheduler's]")
+@option("--hosts", metavar="LIST|@FILE", help="The addresses of all hosts, in order; only these may connect.")
+@option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="What this host listens on.  [default: 7611 on host 0, any on others]",
+)
+@option("--secret", metavar="TEXT|@FILE", help="Shared by the hosts of the job.")
+@option("--encrypt", is_flag=True, help="Encrypt what goes between hosts (TLS from the secret).")
+@option(
+    "--gateways",
+    metavar="LIST",
+    default="all",
+    show_default=True,
+    help="Hosts that may use the outside: 0,1 or 0-3.",
+)
+@option(
+    "--exchange",
+    type=click.Choice(EXCHANGES),
+    default="auto",
+    show_default=True,
+    help="How hosts get what others brought in.",
+)
+@option("--max-lan", metavar="RATE", help="Of what this host gives to others.  [default: no limit]")
+@option("--hold", metavar="SIZE", help="Pieces kept for others, at most.  [default: what the disk can spare]")
+@option("--deadline", metavar="TIME", help="End, wherever the fetch stands.  [default: none]")
+@option(
+    "--min-hosts",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Fewer than N hosts at the deadline are an error, even when this one is done.",
+)
+@option(
+    "--linger",
+    metavar="TIME",
+    default="10m",
+    show_default=True,
+    help="How long a host that is done waits for hosts that never came.",
+)
+@fetch_options
+@option(
+    "--codec", type=click.Choice(CODECS), default="none", show_default=True, help="Compression of chunks."
+)
+@reading_options
+@option(
+    "--work-dir",
+    type=click.Path(),
+    metavar="DIR",
+    help="Where unfinished shards of a bucket wait.  [default: the user's cache]",
+)
+@swarm_options
+@output_options
+def fetch(source: str, dest: str | None, output: Output, **values: Any) -> None:  # Any: options by name
+    """Fetch SOURCE with all hosts of the job; each keeps its part at DEST.
+
+    The same line on every host, in any order, at any time, safe to repeat. Which host this is comes from
+    Slurm, Kubernetes, TPU VMs, MPI, torchrun, SkyPilot, Ray or JAX, or from --host I/N and --coordinator.
+    Every byte comes into the cluster once, by the host whose line is free; each host takes from the others
+    just what its shards need. One process a host does the work: other ranks wait for it.
+    """
+    with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
+        asked = given(values)
+        names = ("cluster", "host", "coordinator", "hosts")
+        host = api.find_host(**{name: asked[name] for name in names if name in asked})
+        output.host = host.host.index
+        done = api.cluster_fetch(source, dest, observe=observe, stop=stop, **asked)
+    output.result(
+        done.path,
+        {
+            "path": done.path,
+            "already": done.already,
+            "nbytes": done.manifest.nbytes,
+            "kept_nbytes": kept_nbytes(done.manifest),
+            "tensors": len(done.manifest.tensors),
+            "info_hash": done.manifest.source.info_hash,
+            "seconds": done.seconds,
+        },
+    )
