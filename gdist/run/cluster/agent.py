@@ -31,6 +31,7 @@ from gdist.errors import (
     RefusedError,
     RequestError,
     StalledError,
+    translate,
 )
 from gdist.events import ClusterProgress, Event, MemberChanged, Note, Observer, Progress, Stage, StageStarted
 from gdist.exchange import EVERYONE, Allow, Client, Key, Limiter, Request, Response, Server, parse_address
@@ -123,10 +124,7 @@ class _Agent:
         if self._host.count == 1:
             return fetch(self._source, dest, asked, observe=self._observe, stop=self._stop)
         try:
-            done = fetch(self._source, dest, asked, observe=self._watch, stop=self._stop, opener=self._open)
-            if self._link is None:
-                self._announce(done)
-            return done
+            return fetch(self._source, dest, asked, observe=self._watch, stop=self._stop, opener=self._open)
         finally:
             self._close()
 
