@@ -163,6 +163,11 @@ class Leases:
             if host.done:
                 self._finished.add(index)
 
+    def finish(self, index: int) -> None:
+        """A host has all it needs since an earlier run, and will not enrol."""
+        if index not in self._hosts:
+            self._finished.add(index)
+
     def expire(self, now: float) -> tuple[int, ...]:
         """Removes hosts that were not heard of; which."""
         lost = tuple(i for i, host in self._hosts.items() if now - host.seen > LOST_SECONDS)
@@ -211,15 +216,6 @@ class Leases:
             spare=unused if absent else 0,
             wanted=bool(host.held & self._open(but=index)) or absent,
         )
-
-    def version_for(self, index: int, version: int) -> int:
-        """The newest version that tells a host something, or else the one that it knows."""
-        needs = self._hosts[index].open
-        for number in range(len(self._log), version, -1):
-            change = self._log[number - 1]
-            if change.host != index and needs >> change.piece & 1:
-                return number
-        return version
 
     def _holders(self) -> Iterator[Change]:
         for index, host in self._hosts.items():
