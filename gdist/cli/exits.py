@@ -8,13 +8,16 @@ from gdist.errors import (
     CorruptError,
     FilesystemError,
     GdistError,
+    Gone,
     InterruptedRun,
     NoPeersError,
+    RefusedError,
     RequestError,
     ResumeError,
     SpaceError,
     StalledError,
     TransferError,
+    Unreachable,
     UnsupportedError,
 )
 
@@ -39,7 +42,7 @@ EXITS = (
     Exit(10, (NoPeersError,), True, "no peers, or no metadata, in the time allowed"),
     Exit(
         11,
-        (StalledError, TransferError),
+        (StalledError, TransferError, Unreachable, Gone),
         True,
         "nothing arrived for the stall window, or the transfer failed",
     ),
@@ -49,7 +52,10 @@ EXITS = (
         14, (UnsupportedError,), False, "the payload holds something gdist does not read, or that is not safe"
     ),
     Exit(
-        15, (ResumeError,), False, "the destination holds another job's work, or hosts disagree on the plan"
+        15,
+        (ResumeError, RefusedError),
+        False,
+        "the destination holds another job's work, or hosts disagree on the plan or the secret",
     ),
     Exit(17, (FilesystemError,), False, "the target file system lacks something, or refuses access"),
     Exit(20, (InterruptedRun,), True, "asked to stop (Ctrl-C, SIGTERM); the same command goes on"),
