@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
 from gdist.core.magnet import InfoHash
+from gdist.core.status import Binds as Binds
+from gdist.core.status import MemberState
+from gdist.core.status import Stage as Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +79,6 @@ class PeerCount(Event):
 # --- run ------------------------------------------------------------------------------------------------
 
 
-class Stage(Enum):
-    """What a run is doing."""
-
-    METADATA = "metadata"
-    HEADERS = "headers"
-    PLAN = "plan"
-    FETCH = "fetch"
-    RESHARD = "reshard"
-    FINISH = "finish"
-    DONE = "done"
-
-
-class Binds(Enum):
-    """What keeps a run from being faster: the wire, reading and placing pieces, or making shards durable."""
-
-    NETWORK = "network"
-    CONVERT = "convert"
-    DISK = "disk"
-
-
 @dataclass(frozen=True, slots=True)
 class StageStarted(Event):
     """A run enters a stage."""
@@ -125,6 +107,13 @@ class Planned(Event):
     mesh: str
     host_index: int
     host_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorsPlanned(Event):
+    """The names of all tensors that a run brings, in loading order; it follows `Planned`."""
+
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,3 +204,38 @@ class Finished(Event):
     seconds: float
     already: bool
     timing: tuple[tuple[str, float], ...]
+
+
+# --- cluster --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MemberChanged(Event):
+    """A host of the cluster came, fell silent, left or has its part; `address` is its agent's `host:port`."""
+
+    index: int
+    state: MemberState
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterProgress(Event):
+    """Where a cluster stands, as this host knows it; bytes, bytes a second, pieces.
+
+    Of `hosts`, some are `live` and some `done`. Of the `union_bytes` that the hosts need together,
+    `inside_bytes` came in. Rates, `held_bytes` (kept for others) and `leased_pieces` (to be brought in from
+    outside) are this host's; `slowest` is the host that is furthest behind, None when none is at work.
+    """
+
+    hosts: int
+    live: int
+    done: int
+    union_bytes: int
+    inside_bytes: int
+    wan_rate: int
+    lan_in_rate: int
+    lan_out_rate: int
+    held_bytes: int
+    leased_pieces: int
+    slowest: int | None
+    binds: Binds

@@ -13,16 +13,25 @@ from gdist.events import Binds, Finished, Planned, Progress, ReshardPlanned, Res
 Plan = Planned | ReshardPlanned
 
 STAGES = {
+    Stage.JOIN: "looking for the other hosts",
     Stage.METADATA: "looking for peers and metadata",
     Stage.HEADERS: "reading headers",
     Stage.PLAN: "planning",
     Stage.FETCH: "fetching",
     Stage.RESHARD: "resharding",
     Stage.FINISH: "writing the manifest",
+    Stage.SERVE: "complete, and serving other hosts",
     Stage.DONE: "done",
+    Stage.FAILED: "failed",
 }
-RESHARD_BINDS = {Binds.NETWORK: "network", Binds.CONVERT: "read and place", Binds.DISK: "disk"}
-BINDS = {Binds.NETWORK: "network", Binds.CONVERT: "hash and place", Binds.DISK: "disk"}
+BINDS = {
+    Binds.NETWORK: "network",
+    Binds.LAN: "network between hosts",
+    Binds.CONVERT: "hash and place",
+    Binds.DISK: "disk",
+    Binds.WAITING: "waiting for other hosts",
+}
+RESHARD_BINDS = {**BINDS, Binds.CONVERT: "read and place"}
 
 
 def planned(event: Plan) -> str:
