@@ -5,7 +5,7 @@ Four families answer a caller's two questions, whose fault it is and whether try
     RequestError    ask differently          RequestError, UnsupportedError, FilesystemError
     CorruptError    the bytes are wrong      CorruptError
     TransferError   may pass; retrying helps NoPeersError, StalledError, SpaceError, InterruptedRun,
-                                             Unreachable, Gone
+                                             HostsMissing, Unreachable, Gone
     ResumeError     another job's work       ResumeError, RefusedError
 
 An error carries its facts as attributes, says them in one sentence, and may carry a `hint`: what to do
@@ -67,6 +67,10 @@ class StalledError(TransferError):
 
 class SpaceError(TransferError):
     """The disk cannot hold the result; resumable once there is space."""
+
+
+class HostsMissing(TransferError):
+    """Hosts of the cluster were not there, or not done, at the deadline; `missing` are their indices."""
 
 
 class InterruptedRun(TransferError):

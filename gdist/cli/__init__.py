@@ -41,8 +41,8 @@ def cli() -> None:
 
     Every option can be given by an environment variable: --mesh is GDIST_MESH. Progress goes to standard
     error, the result alone to standard output; --json gives both as JSON lines. Exit codes: 0 done, 2 usage,
-    10 no peers, 11 stalled, 12 corrupt, 13 no space, 14 unsupported, 15 another job's work, 17 file system,
-    20 interrupted.
+    10 no peers, 11 stalled, 12 corrupt, 13 no space, 14 unsupported, 15 another job's work, 16 hosts missing,
+    17 file system, 20 interrupted.
     """
 
 

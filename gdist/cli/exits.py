@@ -9,6 +9,7 @@ from gdist.errors import (
     FilesystemError,
     GdistError,
     Gone,
+    HostsMissing,
     InterruptedRun,
     NoPeersError,
     RefusedError,
@@ -57,10 +58,10 @@ EXITS = (
         False,
         "the destination holds another job's work, or hosts disagree on the plan or the secret",
     ),
+    Exit(16, (HostsMissing,), True, "hosts of the cluster were missing at the deadline"),
     Exit(17, (FilesystemError,), False, "the target file system lacks something, or refuses access"),
     Exit(20, (InterruptedRun,), True, "asked to stop (Ctrl-C, SIGTERM); the same command goes on"),
 )
-RESERVED = {16: "hosts missing at the deadline"}
 
 _CODES = {error: entry for entry in EXITS for error in entry.errors}
 

@@ -49,14 +49,12 @@ def test_the_page_names_the_codes_that_are_no_errors_of_ours() -> None:
     text = PAGE.read_text()
     for code in (exits.DONE, exits.INTERNAL, exits.KEYBOARD, exits.PIPE):
         assert f"| {code} |" in text
-    for code, meaning in exits.RESERVED.items():
-        assert f"{code} is reserved: {meaning}" in text
 
 
-def test_codes_are_distinct_and_none_is_reserved() -> None:
+def test_codes_are_distinct_and_none_has_another_meaning_already() -> None:
     codes = [entry.code for entry in exits.EXITS]
     assert len(set(codes)) == len(codes)
-    assert not {*codes} & {exits.DONE, 1, exits.INTERNAL, exits.KEYBOARD, exits.PIPE, *exits.RESERVED}
+    assert not {*codes} & {exits.DONE, 1, exits.INTERNAL, exits.KEYBOARD, exits.PIPE}
 
 
 @pytest.mark.parametrize("kind", KINDS)
