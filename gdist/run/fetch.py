@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,16 @@ from gdist.core.plan import HostPlan, ShardTask, plan_host
 from gdist.core.select import check_patterns
 from gdist.core.store_manifest import PLANNED_NAME, StoreManifest, StoreSource, store_manifest_to_json
 from gdist.errors import InterruptedRun, RequestError, ResumeError, translate
-from gdist.events import Finished, Note, Observer, Planned, Stage, StageStarted
+from gdist.events import (
+    Finished,
+    Note,
+    Observer,
+    Planned,
+    Stage,
+    StageStarted,
+    TensorsPlanned,
+    Waiting,
+)
 from gdist.kvstore import kvstore_spec
 from gdist.run.catalogue import Catalogue, read_catalogue, source_of
 from gdist.run.collect import Collector
@@ -43,6 +53,7 @@ from gdist.run.destination import (
     lost_shards,
     reopen,
 )
+from gdist.run.failures import left_behind
 from gdist.run.journal_file import JournalFile, Lock
 from gdist.run.manifest import finish, store_manifest
 from gdist.run.options import PAYLOAD_CHOICES, FetchOptions
@@ -56,6 +67,8 @@ from gdist.sources.torrent import TorrentOptions, TorrentSource, magnet_of
 from gdist.stores import files_of
 
 MAX_WORKERS = 4
+WAITING_SECONDS = 5.0  # between signs of life in stages that have few events of their own
+_QUIET = (Stage.METADATA, Stage.HEADERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,8 @@ def fetch(
     tell: Observer = observe or (lambda event: None)
 
     def result(manifest: StoreManifest, already: bool) -> FetchResult:
+        if already:
+            tell(TensorsPlanned(tuple(tensor.name for tensor in manifest.tensors)))
         tell(Finished(text, manifest.nbytes, timing.elapsed, already, timing.table()))
         return FetchResult(text, manifest, already, timing.elapsed, timing.table())
 
@@ -123,9 +138,10 @@ def fetch(
             return result(done, already=True)
         if done:
             reopen(where, done, job_of(asked, done.mesh, done.plan))
-        manifest = _Fetch(
-            resolved, where, asked, tell, timing, stop or threading.Event(), neighbours=neighbours
-        ).run()
+        with left_behind(where.work):
+            manifest = _Fetch(
+                resolved, where, asked, tell, timing, stop or threading.Event(), neighbours=neighbours
+            ).run()
         clean(where)
         return result(manifest, already=False)
     finally:
@@ -151,6 +167,8 @@ class _Fetch:
         self._observe, self._timing, self._stop = observe, timing, stop
         self._keep = options.payload == "keep"
         self._journal_path = dest.work / "journal.jsonl"
+        self._stage = Stage.METADATA
+        self._entered = self._told = time.monotonic()
 
     def run(self) -> StoreManifest:
         for note in self._resolved.notes:
@@ -186,9 +204,15 @@ class _Fetch:
             source.close()
 
     def _enter(self, stage: Stage) -> None:
+        self._stage, self._entered = stage, time.monotonic()
+        self._told = self._entered
         self._observe(StageStarted(stage))
 
     def _check_stop(self) -> None:
+        now = time.monotonic()
+        if self._stage in _QUIET and now - self._told > WAITING_SECONDS:
+            self._told = now
+            self._observe(Waiting(self._stage, now - self._entered))
         if self._stop.is_set():
             raise InterruptedRun(
                 "the run was asked to stop", hint="the same command goes on where this one stopped"
@@ -350,6 +374,7 @@ class _Fetch:
                 host_count=plan.host.count,
             )
         )
+        self._observe(TensorsPlanned(tuple(tensor.tensor.spec.name for tensor in plan.tensors)))
 
     def _coordinate(
         self,
