@@ -231,7 +231,7 @@ def find_host(
     coordinator: str | None = None,
     hosts: str | Iterable[str] = (),
 ) -> Membership:
-    """Which host of a cluster this is, and where the others are; what is given here wins over the environment.
+    """Which host of a cluster this is, and where the others are; what is given wins over the environment.
 
     Raises:
         RequestError: when it is said nowhere, or twice and differently.
