@@ -118,11 +118,10 @@ def fetch(source: str, dest: str | None, output: Output, **values: Any) -> None:
     Every byte comes into the cluster once, by the host whose line is free; each host takes from the others
     just what its shards need. One process a host does the work: other ranks wait for it.
     """
+    asked = given(values)
+    names = ("cluster", "host", "coordinator", "hosts")
+    output.host = api.find_host(**{name: asked[name] for name in names if name in asked}).host.index
     with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
-        asked = given(values)
-        names = ("cluster", "host", "coordinator", "hosts")
-        host = api.find_host(**{name: asked[name] for name in names if name in asked})
-        output.host = host.host.index
         done = api.cluster_fetch(source, dest, observe=observe, stop=stop, **asked)
     output.result(
         done.path,
