@@ -63,7 +63,14 @@ class Agents:
     def command(self, index: int, *options: str) -> list[str]:
         """The line of a host; what is given here comes after what is given for all, and wins."""
         return [
-            *(sys.executable, "-m", "gdist", "cluster", "fetch", self._source, str(self.dest(index))),
+            *(
+                sys.executable,
+                *(os.environ.get("GDBG", "-m gdist").split()),
+                "cluster",
+                "fetch",
+                self._source,
+                str(self.dest(index)),
+            ),
             *("--host", f"{index}/{self.count}", "--coordinator", f"{LOCALHOST}:{self.port}"),
             *("--no-dht", "--listen", f"{LOCALHOST}:0", "--json", *self._options, *options),
         ]

@@ -232,7 +232,6 @@ class _Agent:
                 held_path,
                 stall_seconds=self._options.fetch.torrent.stall_seconds,
                 hold=self._options.hold,
-                hosts=self._host.count,
             )
             self._pieces = pieces
             yield pieces, catalogue
