@@ -126,6 +126,8 @@ class Channel:
         del self._ahead[:ahead]
         if hasher:
             hasher.update(view[:ahead])
+        if self._limiter:
+            self._limiter.reserve(ahead)  # too little to wait for
         self.sock.settimeout(self.stall)
         step = READ_BYTES
         if self._limiter:
