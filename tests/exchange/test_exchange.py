@@ -135,6 +135,10 @@ def test_files_go_out_where_the_system_cannot_send_them(
     assert room == data
 
 
+def test_an_empty_answer_is_no_document(serve: Serve, call: Call) -> None:
+    assert call(serve(lambda _: Response())).json("POST", "/leave", {"why": "done"}) is None
+
+
 def test_headers_come_along(serve: Serve, call: Call) -> None:
     server = serve(lambda _: Response(206, b"x", {"Gdist-Left": "7"}))
     answer = call(server).request("GET", "/")
@@ -421,6 +425,16 @@ def test_closing_a_client_wakes_who_waits(serve: Serve, call: Call, encrypt: boo
     assert left.wait(GRACE_SECONDS)  # the handler learns that nobody waits any more
     with pytest.raises(Unreachable, match="closed"):
         client.request("GET", "/")
+
+
+def test_a_handler_may_close_its_server(serve: Serve, call: Call) -> None:
+    def leave(request: Request) -> Response:
+        server.close()
+        return Response()
+
+    server = serve(leave)
+    with pytest.raises(Unreachable):
+        call(server).request("POST", "/leave")
 
 
 def test_a_port_that_is_taken_is_said_to_be(serve: Serve) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -155,6 +157,19 @@ def test_a_frozen_host_is_unreachable(
         client.request("GET", "/", timeout=0.2)
     os.kill(process.pid, signal.SIGCONT)
     assert client.request("GET", "/").body == b"here"
+
+
+def test_a_host_without_descriptors_goes_on_once_it_has_some(
+    host: tuple[subprocess.Popen[str], int], call: Call, encrypt: bool
+) -> None:
+    process, port = host
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (24, 24))
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):  # the kernel accepts them all
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), GRACE_SECONDS))
+        with pytest.raises(Unreachable):
+            call(port, encrypt=encrypt, timeout=0.3).request("GET", "/")
+    assert call(port, encrypt=encrypt).request("GET", "/").body == b"here"
 
 
 def test_a_killed_host_is_unreachable(
