@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gdist.errors import RefusedError
+from gdist.errors import RefusedError, Unreachable
 from gdist.exchange import Client, Key, Request, Response, Server
 from gdist.exchange.certificate import private_and_certificate
 
@@ -99,6 +102,43 @@ def test_who_shows_another_certificate_is_not_heard(serve: Serve, key: Key, tmp_
         else:
             context = key.client_context
         assert (b"401" in said_to(server, context)) is heard
+
+
+def signed_by(key: Key) -> bytes:
+    """Another certificate, with its private key, that the job's certificate vouches for."""
+    private, certificate = key._pem
+    issuer = x509.load_pem_x509_certificate(certificate)
+    own = Ed25519PrivateKey.generate()
+    signer = serialization.load_pem_private_key(private, None)
+    assert isinstance(signer, Ed25519PrivateKey)
+    leaf = (
+        x509.CertificateBuilder(issuer.subject, issuer.subject, own.public_key(), 2)
+        .not_valid_before(issuer.not_valid_before_utc)
+        .not_valid_after(issuer.not_valid_after_utc)
+        .sign(signer, None)
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    return own.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain) + leaf.public_bytes(pem)
+
+
+@pytest.mark.parametrize("changed", ["server_context", "client_context"])
+def test_the_certificate_itself_is_trusted_and_none_that_it_signed(
+    call: Call, key: Key, changed: str, tmp_path: Path
+) -> None:
+    (tmp_path / "pem").write_bytes(signed_by(key))
+    keys = {"server_context": Key.from_hex(key.hex()), "client_context": Key.from_hex(key.hex())}
+    getattr(keys[changed], changed).load_cert_chain(tmp_path / "pem")
+    asked: list[Request] = []
+
+    def handler(request: Request) -> Response:
+        asked.append(request)
+        return Response()
+
+    with Server("127.0.0.1:0", keys["server_context"], handler=handler, encrypt=True) as server:
+        client = call(server, key=keys["client_context"], encrypt=True)
+        with pytest.raises((RefusedError, Unreachable)):
+            client.request("POST", "/", b"mine")
+    assert asked == []
 
 
 def test_older_tls_is_not_spoken(serve: Serve) -> None:
