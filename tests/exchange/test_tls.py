@@ -109,10 +109,11 @@ def signed_by(key: Key) -> bytes:
     private, certificate = key._pem
     issuer = x509.load_pem_x509_certificate(certificate)
     own = Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "another")])
     signer = serialization.load_pem_private_key(private, None)
     assert isinstance(signer, Ed25519PrivateKey)
     leaf = (
-        x509.CertificateBuilder(issuer.subject, issuer.subject, own.public_key(), 2)
+        x509.CertificateBuilder(issuer.subject, name, own.public_key(), 2)
         .not_valid_before(issuer.not_valid_before_utc)
         .not_valid_after(issuer.not_valid_after_utc)
         .sign(signer, None)
