@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+import subprocess
+import sys
 
 import pytest
 from cryptography import x509
@@ -65,3 +67,9 @@ def test_only_tls_1_3_with_a_certificate_is_spoken(key: Key) -> None:
         assert context.minimum_version is ssl.TLSVersion.TLSv1_3
         assert context.verify_mode is ssl.CERT_REQUIRED
         assert context.get_ca_certs(binary_form=True) == [key.certificate]
+
+
+def test_a_plain_cluster_needs_no_library_for_keys() -> None:
+    script = "import sys, gdist.exchange as e; e.Key.from_secret('a'); print('cryptography' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
