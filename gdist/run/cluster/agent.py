@@ -216,6 +216,7 @@ class _Agent:
         opening = replace(opening, tick=self._also(opening.tick))
         link = self._connect(opening.dest.work)
         self._watch(StageStarted(Stage.JOIN))
+        self._check_alone(link)
         link.join()
         held_path = opening.dest.work / "held.json"
         opening.enter(Stage.METADATA)
@@ -260,7 +261,7 @@ class _Agent:
             self._key,
             handler=self._answer,
             encrypt=options.encrypt,
-            allow=Allow([parse_address(a)[0] for a in candidates]) if len(candidates) > 1 else EVERYONE,
+            allow=_allowed(candidates),
             limiter=Limiter(options.max_lan) if options.max_lan else None,
         )
         self._server.start()
@@ -282,6 +283,18 @@ class _Agent:
         if agent_file:
             self._write_agent_file(work / "agent.json", own)
         return link
+
+    def _check_alone(self, link: Link) -> None:
+        """That no other process is host 0: it would coordinate hosts that know nothing of these.
+
+        Raises:
+            RefusedError: when one answers where host 0 is looked for.
+        """
+        address = link.candidates[0]
+        if self._host.index == 0 and self._probe(address) not in ("", self._boot):
+            raise RefusedError(
+                f"host 0 is another process already, at {address}", hint="give each host an index of its own"
+            )
 
     def _write_agent_file(self, path: Path, own: str) -> None:
         """How `gdist status` and `gdist wait` find this agent; it goes with the work directory."""
@@ -456,6 +469,13 @@ def _job(source: str, options: ClusterOptions) -> dict[str, Any]:  # Any: a docu
         "profile": asked.profile or "any",
         "exchange": options.exchange,
     }
+
+
+def _allowed(candidates: tuple[str, ...]) -> Allow:
+    """Who may connect: the listed hosts and this machine; everyone where no list is known."""
+    if len(candidates) < 2:
+        return EVERYONE
+    return Allow(["127.0.0.0/8", "::1", *(parse_address(address)[0] for address in candidates)])
 
 
 def _with_port(address: str, port: int) -> str:

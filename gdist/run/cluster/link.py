@@ -77,7 +77,7 @@ class Link:
         status: Callable[[], Json],
         stop: Callable[[], None],
     ):
-        self._me, self._candidates, self._key, self._encrypt = me, candidates, key, encrypt
+        self._me, self.candidates, self._key, self._encrypt = me, candidates, key, encrypt
         self._status, self._stop = status, stop
         self.index: int = me["index"]
         self.changed = threading.Condition()
@@ -146,7 +146,7 @@ class Link:
         peer = self.inside.peers.get(self._coordinator)
         if peer and peer.address:
             return peer.address
-        return self._candidates[min(self._coordinator, len(self._candidates) - 1)]
+        return self.candidates[min(self._coordinator, len(self.candidates) - 1)]
 
     def client(self, address: str) -> Client:
         """The connections to an agent."""
@@ -179,8 +179,8 @@ class Link:
     def _others(self) -> Iterator[tuple[int, str]]:
         """Whom to ask in the coordinator's place, lowest first; this host is one of them."""
         known = {peer.index: peer.address for peer in self.inside.peers.values() if peer.state != "left"}
-        if len(self._candidates) > 1:
-            known = dict(enumerate(self._candidates)) | {i: a for i, a in known.items() if a}
+        if len(self.candidates) > 1:
+            known = dict(enumerate(self.candidates)) | {i: a for i, a in known.items() if a}
         known[self.index] = str(self._me["own"])
         for index in sorted(known):
             if known[index]:
@@ -308,7 +308,7 @@ class Link:
 
     def _return(self) -> None:
         """Back to the first coordinator, once it answers for itself."""
-        address = self._candidates[0]
+        address = self.candidates[0]
         if self.index == 0:
             self._coordinator = 0
         elif self._would_lead(address):

@@ -42,7 +42,7 @@ from gdist.sources.torrent import TorrentSource, TransferStats
 WHOLE_SHARE = 0.9  # of a piece's bytes: who needs so much takes all, and checks it against the torrent
 HOME_SECONDS = 2.0  # how long a piece's home is waited for
 SUSPECT_SECONDS = 3.0  # how long a host that did not answer is not asked
-HELD_SECONDS = 1.0  # between two writings of what is held: what a kill may cost of the outside's bytes
+HELD_SECONDS = 0.25  # between two writings of what is held: what a kill may cost of the outside's bytes
 RATE_SECONDS = 0.25
 READ_SECONDS = 5.0  # without a byte from another host
 
