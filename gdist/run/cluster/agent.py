@@ -61,6 +61,7 @@ ANNOUNCE_SECONDS = 3.0
 QUIET_SECONDS = 10.0  # host 0 of a finished job waits so long for others that are not finished
 RECEIPT = ".gdist.hosts"  # in a store that all hosts have finished: how many they were
 HAND_OVER_SECONDS = 6.0  # of the ten that a host has between SIGTERM and its end
+IDLE_SECONDS = 1.0
 FLUSH_SECONDS = 3.0
 NO_SECRET = "gdist: no secret was given"
 
@@ -389,7 +390,7 @@ class _Agent:
         """Leaves, after others had a chance to take what only this host has."""
         link, server = self._link, self._server
         if link is not None:
-            if self._pieces is not None and not link.inside.done:
+            if self._pieces is not None and link.inside.wanted and not link.inside.done:
                 self._hand_over(link, self._pieces)
             link.leave(gone=True)
             link.close()
@@ -399,14 +400,13 @@ class _Agent:
     def _hand_over(self, link: Link, pieces: ClusterSource) -> None:
         """Gives the others a few seconds to take the pieces that they need and only this host has."""
         link.leave(gone=False)
-        end = time.monotonic() + HAND_OVER_SECONDS
-        sent, since = -1, time.monotonic()
+        given = pieces.held.given
+        since = time.monotonic()
+        end = since + HAND_OVER_SECONDS
         while time.monotonic() < end and pieces.held.pieces():
-            server = self._server
-            assert server is not None
-            if server.meter.sent - sent > 4096:
-                sent, since = server.meter.sent, time.monotonic()
-            if time.monotonic() - since > 1.0:  # nobody takes anything
+            if pieces.held.given > given:
+                given, since = pieces.held.given, time.monotonic()
+            if time.monotonic() - since > IDLE_SECONDS:  # nobody takes anything
                 return
             time.sleep(0.1)
 

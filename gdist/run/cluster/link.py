@@ -198,6 +198,11 @@ class Link:
         """The coordinator's index, and whether it answers."""
         return self._coordinator, self._silent_since is None
 
+    @property
+    def coordinates(self) -> bool:
+        """True when this host's agent is the one that the others ask."""
+        return self._coordinator == self.index
+
     # --- the catalogue --------------------------------------------------------------------------------
 
     def catalogue(self) -> Json | None:

@@ -44,6 +44,7 @@ HOME_SECONDS = 2.0  # how long a piece's home is waited for
 SUSPECT_SECONDS = 3.0  # how long a host that did not answer is not asked
 HELD_SECONDS = 0.25  # between two writings of what is held: what a kill may cost of the outside's bytes
 RATE_SECONDS = 0.25
+PATIENCE_SECONDS = 10.0  # that a host nobody needs stays, to see all others done
 READ_SECONDS = 5.0  # without a byte from another host
 
 
@@ -83,7 +84,7 @@ class ClusterSource:
         self._lease: PieceSet = 0
         self._recorded: frozenset[int] = frozenset()
         self._written = self._rated = 0.0
-        self._progress = time.monotonic()
+        self._progress = self._needed = time.monotonic()
         self.takes_whole = False
         link.on_news = outside.wake
 
@@ -235,7 +236,11 @@ class ClusterSource:
             self._write_held()
         with self._link.changed:
             inside = self._link.inside
-            return not inside.done and bool(inside.wanted or inside.lease)
+            if inside.done:
+                return False
+            if inside.wanted or inside.lease or self._link.coordinates:
+                self._needed = time.monotonic()
+        return time.monotonic() - self._needed < PATIENCE_SECONDS
 
     def _follow(self) -> None:
         """Does what the coordinator said since."""
