@@ -77,6 +77,7 @@ class Placer:
             self._missing[task.tensor, task.index] = 0
         if done or placed:
             self._replay(set(placed), frozenset((task.tensor, task.index) for task in partial))
+        self._missing_nbytes = sum(self._missing.values())
 
     def _replay(self, placed: set[int], partial: frozenset[tuple[int, tuple[int, ...]]]) -> None:
         for piece in sorted(placed & set(self._plan.pieces)):
@@ -98,7 +99,7 @@ class Placer:
     @property
     def missing_nbytes(self) -> int:
         """Bytes of this host's shards that are not placed yet."""
-        return sum(self._missing.values())
+        return self._missing_nbytes
 
     def whole(self) -> tuple[ShardTask, ...]:
         """Shards that miss nothing, in plan order."""
@@ -163,6 +164,7 @@ class Placer:
         for placement in self.accept(piece):
             key = placement.shard.tensor, placement.shard.index
             self._missing[key] -= placement.nbytes
+            self._missing_nbytes -= placement.nbytes
             assert self._missing[key] >= 0, (
                 f"shard {key} of {self._plan.identity} overfilled by piece {piece}"
             )
