@@ -64,9 +64,9 @@ class JournalFile:
         except OSError as error:
             raise translate(error, f"opening {self._path}") from error
 
-    def append(self, line: str) -> None:
-        """Adds a line and returns once it is on the disk; after an error the journal is as before."""
-        data = memoryview(line.encode() + b"\n")
+    def append(self, *lines: str) -> None:
+        """Adds lines and returns once they are on the disk; after an error the journal is as before."""
+        data = memoryview("".join(f"{line}\n" for line in lines).encode())
         before = os.fstat(self._file.fileno()).st_size
         try:
             while data:
