@@ -97,6 +97,7 @@ def cluster() -> None:
     show_default=True,
     help="How long a host that is done waits for hosts that never came.",
 )
+@option("--http", metavar="ADDRESS:PORT", help="Serve /livez, /readyz and /metrics there.")
 @fetch_options
 @option(
     "--codec", type=click.Choice(CODECS), default="none", show_default=True, help="Compression of chunks."
