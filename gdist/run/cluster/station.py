@@ -86,13 +86,9 @@ class Station:
             "job": job,
         }
         self.link = Link(
-            me,
-            candidates,
-            self._key,
-            encrypt=options.encrypt,
-            status=lambda: self.status().to_json(),
-            stop=stop,
+            me, candidates, self._key, encrypt=options.encrypt, status=self._document, stop=stop
         )
+        self._complete.set()
         self._http: AgentHttp | None = None
         try:
             if options.http:
