@@ -22,7 +22,7 @@ from gdist.core.magnet import parse_peer
 from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.profiles import PROFILES
 from gdist.core.units import parse_bytes, parse_rate, parse_seconds
-from gdist.errors import GdistError, RequestError
+from gdist.errors import GdistError, RequestError, TransferError
 from gdist.events import Observer
 from gdist.reading import HostLike, MeshLike, OrderLike, RulesLike, all_devices
 from gdist.reading import read_host as read_host
@@ -32,6 +32,7 @@ from gdist.reading import read_rules as read_rules
 if TYPE_CHECKING:
     from gdist.clusters import Membership
     from gdist.core.rules import Rules
+    from gdist.core.status import ClusterStatus
     from gdist.run.fetch import FetchResult
     from gdist.run.inspect import Inspection
     from gdist.run.job import FetchJob
@@ -225,6 +226,67 @@ def cluster_fetch(
         http=http or "",
     )
     return run(source, dest, options, observe=observe, stop=stop)
+
+
+def cluster_status(
+    dest: str | os.PathLike[str] | None = None,
+    *,
+    host: HostLike = None,
+    coordinator: str | None = None,
+    hosts: str | Iterable[str] = (),
+    job: str | None = None,
+    secret: str | None = None,
+    encrypt: bool = False,
+    work_dir: str | os.PathLike[str] | None = None,
+) -> ClusterStatus:
+    """Where a cluster's fetch stands: of every host what it has, what binds, and which is the slowest.
+
+    With `dest` the agent is asked that writes there on this machine. Without, the `coordinator`, or the first
+    of `hosts` that answers; by default those that the scheduler's variables name. `secret`, `encrypt` and
+    `job` (the scheduler's id of the job) are those of the job.
+
+    Raises:
+        RequestError: nothing says whom to ask.
+        TransferError: nobody answers.
+        RefusedError: the secret or the job is another.
+    """
+    from gdist.run.local_agent import AgentAddress, ask_cluster
+
+    if dest is not None:
+        from gdist.run.watch import Watch
+
+        work = Path(work_dir) if work_dir is not None else None
+        with Watch(os.fspath(dest), read_host(host), work) as watch:
+            agents = watch.agents()
+        if not agents:
+            raise TransferError(
+                f"no fetch of a cluster is at work on {os.fspath(dest)} on this machine",
+                hint="ask its coordinator with --coordinator, or look at what is there with gdist status",
+            )
+        return ask_cluster(agents)
+    from gdist.exchange import Key
+    from gdist.run.cluster.station import NO_SECRET
+
+    addresses = [coordinator or "", *_read_list(hosts).split(",")]
+    with suppress(RequestError):  # this may be a machine outside the job
+        where = find_host()
+        job = where.job if job is None else job
+        addresses += (where.coordinator, *where.hosts) if not any(addresses) else ()
+    addresses = [*dict.fromkeys(filter(None, map(str.strip, addresses)))]
+    if not addresses:
+        raise RequestError(
+            "whom to ask is not known",
+            hint="give the destination of a fetch on this machine, or --coordinator HOST:PORT",
+        )
+    key = Key.from_secret(_read_secret(secret) or NO_SECRET, job or "")
+    return ask_cluster([AgentAddress(_with_port(address), key, encrypt) for address in addresses])
+
+
+def _with_port(address: str) -> str:
+    from gdist.exchange import format_address, parse_address
+    from gdist.run.cluster.options import DEFAULT_PORT
+
+    return format_address(*parse_address(address, DEFAULT_PORT))
 
 
 def find_host(

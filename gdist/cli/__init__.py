@@ -26,12 +26,28 @@ from gdist.cli.commands.releases import releases
 from gdist.cli.commands.reshard import reshard
 from gdist.cli.commands.rules import rules
 from gdist.cli.commands.seed import seed
+from gdist.cli.commands.status import status
 from gdist.cli.commands.verify import verify
+from gdist.cli.commands.wait import wait
 from gdist.cli.output import Output
 from gdist.cli.streams import ReaderGone, drop, open_streams
 from gdist.errors import GdistError
 
-COMMANDS = (fetch, cluster, reshard, inspect, verify, plan, seed, make_torrent, rules, releases, completion)
+COMMANDS = (
+    fetch,
+    cluster,
+    status,
+    wait,
+    reshard,
+    inspect,
+    verify,
+    plan,
+    seed,
+    make_torrent,
+    rules,
+    releases,
+    completion,
+)
 ISSUES = "run it again with --verbose and report what it shows"
 
 

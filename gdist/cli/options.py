@@ -37,12 +37,16 @@ SWARM = (
 
 
 class _Option(click.Option):
-    """An option whose variable may hold several values with blanks or commas between them."""
+    """An option whose variable may hold several values, with `separators` between them."""
+
+    def __init__(self, *names: Any, separators: str = r"[\s,]+", **settings: Any):  # Any: as in click
+        super().__init__(*names, **settings)
+        self._separators = separators
 
     def value_from_envvar(self, ctx: click.Context) -> Any:  # Any: as in click
         text = self.resolve_envvar_value(ctx)
         if text is not None and self.multiple:
-            return [item for item in re.split(r"[\s,]+", text.strip()) if item]
+            return [item for item in re.split(self._separators, text.strip()) if item]
         return super().value_from_envvar(ctx)
 
 
@@ -179,6 +183,20 @@ def fetch_options(function: F) -> F:
     text = "What becomes of the torrent's own files: keep them in DEST/payload, or not."
     kinds = click.Choice(PAYLOADS)
     return option("--payload", type=kinds, default="discard", show_default=True, help=text)(function)
+
+
+def http_option(function: F) -> F:
+    """Where probes and metrics are served."""
+    text = "Serve /livez, /readyz and /metrics here, to everybody."
+    return option("--http", metavar="ADDRESS:PORT", help=text)(function)
+
+
+def watch_options(function: F) -> F:
+    """Whose run to look at, from outside."""
+    text = "Where unfinished shards of a bucket wait.  [default: the user's cache]"
+    function = option("--work-dir", type=click.Path(), metavar="DIR", help=text)(function)
+    text = "Only this host's part, like 3/8.  [default: every part that is there]"
+    return option("--host", metavar="I/N", help=text)(function)
 
 
 def output_options(function: F) -> F:

@@ -28,7 +28,7 @@ from gdist.core.store_manifest import MANIFEST_NAME, PLANNED_NAME, StoreManifest
 from gdist.errors import CorruptError, GdistError, RequestError, ResumeError
 from gdist.kvstore import local_path
 from gdist.run.destination import find_destination
-from gdist.run.local_agent import find_agent
+from gdist.run.local_agent import AgentAddress, find_agent
 from gdist.stores import files_of
 from gdist.stores.local import Index, LocalFiles, unreadable
 from gdist.stores.manifests import Files, parse_part
@@ -96,6 +96,12 @@ class Watch:
         sights = [self._runs[name].look() for name in sorted(self._runs)]
         found = (sight for sight in sights if sight is not None)
         return tuple(self._asked(sight) if self._ask and sight.running else sight for sight in found)
+
+    def agents(self) -> tuple[AgentAddress, ...]:
+        """Where the agents of the runs that are at work answer, as far as they have any."""
+        working = (sight.manifest for sight in self.look() if sight.running)
+        found = (find_agent(self._work_of(name)) for name in working)
+        return tuple(agent for agent in found if agent is not None)
 
     def close(self) -> None:
         """Closes the journals."""

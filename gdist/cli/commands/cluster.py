@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from gdist import api
+from gdist.cli.commands.cluster_status import status
 from gdist.cli.options import (
     CODECS,
     fetch_options,
@@ -43,6 +44,9 @@ EXCHANGES = ("auto", "swarm", "collective")
 @click.group()
 def cluster() -> None:
     """Fetch with all hosts of a cluster at once."""
+
+
+cluster.add_command(status)
 
 
 @cluster.command()
