@@ -14,7 +14,7 @@ from gdist.core.arrivals import Arrival, Stage, arrivals, stages_of
 from gdist.core.bound import Bound, lower_bound, wan_shares
 from gdist.core.convert import converted, parse_dtype
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
-from gdist.core.plan import HostPlan, TensorPlan, plan_host
+from gdist.core.plan import HostPlan, TensorPlan, plan_hosts
 from gdist.core.rules import Rules
 from gdist.errors import RequestError
 from gdist.events import Observer
@@ -134,12 +134,8 @@ def plan(
     dtype = parse_dtype(asked.dtype) if asked.dtype is not None else None
     found = survey(source, asked.survey, piece_length=asked.piece_length, observe=observe, stop=stop)
     tensors = converted(found.tensors, dtype) if dtype else found.tensors
-    plans = [
-        plan_host(
-            found.payload, tensors, asked.mesh, asked.rules or found.rules, h, some=bool(asked.survey.select)
-        )
-        for h in asked.hosts
-    ]
+    rules, some = asked.rules or found.rules, bool(asked.survey.select)
+    plans = plan_hosts(found.payload, tensors, asked.mesh, rules, asked.hosts, some=some)
     pieces = [plan.pieces for plan in plans]
 
     def nbytes_of(piece: int) -> int:
