@@ -247,6 +247,7 @@ def plan(
     piece_length: int | str | None = None,
     wan: float | str | None = None,
     lan: float | str | None = None,
+    interconnect: float | str | None = None,
     dtype: str | None = None,
     select: str | Iterable[str] = (),
     details: bool = False,
@@ -258,8 +259,9 @@ def plan(
 ) -> PlanReport:
     """What a fetch would cost each of `hosts` hosts, or the one `host`, and the least time it can take.
 
-    `wan` is the rate into the cluster, `lan` that of each host (`10Gb/s`). With `details` the report says
-    what every tensor costs and when it arrives.
+    `wan` is the rate into the cluster, `lan` that of each host (`10Gb/s`), `interconnect` that of the link
+    which XLA's collectives have, where JAX runs. With `details` the report says what every tensor costs and
+    when it arrives.
 
     Raises:
         RequestError: for every tensor without a rule or that the mesh does not divide, all at once.
@@ -284,6 +286,7 @@ def plan(
         piece_length=_piece_length(piece_length),
         wan=_positive_rate(wan, "wan"),
         lan=_positive_rate(lan, "lan"),
+        interconnect=_positive_rate(interconnect, "interconnect"),
         dtype=dtype,
         details=details,
         survey=_survey(profile, ignore, select, swarm),
