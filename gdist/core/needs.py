@@ -55,7 +55,7 @@ def band_of(extent: Extent, shape: Sequence[int], box: Box) -> Band:
         if inner == pitch:  # whole from here on: one run of bytes
             dims.append((1, start * pitch, stop * pitch, 1))
             break
-        if size > 1:
+        if stop - start < size or size > 1:
             dims.append((pitch, start, stop, inner))
     return Band(extent, tuple(dims))
 

@@ -23,7 +23,7 @@ MESH = Mesh((("data", 2), ("model", 4)))
 
 @st.composite
 def boxes(draw: st.DrawFn) -> tuple[tuple[int, ...], Box]:
-    shape = tuple(draw(st.lists(st.integers(1, 5), max_size=4)))
+    shape = tuple(draw(st.lists(st.integers(1, 4), max_size=3)))
     edges = [sorted(draw(st.tuples(st.integers(0, size), st.integers(0, size)))) for size in shape]
     return shape, Box(tuple(a for a, _ in edges), tuple(b for _, b in edges))
 
@@ -34,13 +34,14 @@ def test_a_band_has_the_bytes_of_its_box(case: tuple[tuple[int, ...], Box], firs
     inside = np.zeros(shape, int)
     inside[box.slices()] = 1
     flat = inside.ravel()
+    sums = [0, *flat.cumsum().tolist()]
     band = band_of(Extent(first, flat.size), shape, box)
     for position in range(flat.size + 1):
-        assert band.before(position) == flat[:position].sum()
+        assert band.before(position) == sums[position]
         for stop in range(position, flat.size + 1):
             extent = Extent(first + position, stop - position)
-            assert band.nbytes_in(extent) == flat[position:stop].sum()
-    assert band.nbytes_in(Extent(0, first + flat.size + 5)) == flat.sum()
+            assert band.nbytes_in(extent) == sums[stop] - sums[position]
+    assert band.nbytes_in(Extent(0, first + flat.size + 5)) == sums[-1]
     assert band.nbytes_in(Extent(first + flat.size, 5)) == 0
 
 
