@@ -1,4 +1,4 @@
-"""The command line: `gdist fetch`, `reshard`, `inspect`, `verify`, `plan`, `seed`, `rules`, and more.
+"""The command line: `gdist fetch`, `reshard`, `inspect`, `verify`, `plan`, `simulate`, `seed`, and more.
 
 Commands read options, call `gdist.api`, and say what came of it. What is said, and with which exit code, is
 decided here and in `gdist.cli.exits` alone: an error of ours never shows a traceback.
@@ -25,12 +25,13 @@ from gdist.cli.commands.releases import releases
 from gdist.cli.commands.reshard import reshard
 from gdist.cli.commands.rules import rules
 from gdist.cli.commands.seed import seed
+from gdist.cli.commands.simulate import simulate
 from gdist.cli.commands.verify import verify
 from gdist.cli.output import Output
 from gdist.cli.streams import ReaderGone, drop, open_streams
 from gdist.errors import GdistError
 
-COMMANDS = (fetch, reshard, inspect, verify, plan, seed, make_torrent, rules, releases, completion)
+COMMANDS = (fetch, reshard, inspect, verify, plan, simulate, seed, make_torrent, rules, releases, completion)
 ISSUES = "run it again with --verbose and report what it shows"
 
 

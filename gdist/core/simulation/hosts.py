@@ -1,7 +1,9 @@
 """Hosts of a simulated cluster: what each has to do, in turn, on its link, cores, interpreter and disk.
 
-A resource is a queue that serves what comes in order, without a gap; all that is remembered of it is when it
-will have done all it was given. Work passes from one to the next while it is under way, as a stream does.
+A resource is a queue that serves what comes in order, without a gap; all that is remembered of it is when
+it will have done all it was given. What is to come by the link soon takes its place at the next resource at
+once, so that nothing is idle while there is work. Bytes pass from link to link while they are under way, as a
+stream does.
 """
 
 from __future__ import annotations
@@ -61,54 +63,60 @@ class Host:
         self._link_in_meter.add(start, stop, seconds * share)
         return max(ended, start + seconds)
 
-    def compute(self, now: float, seconds: float, share: float = 1.0) -> float:
-        """When work of so many CPU seconds is done; one core does it."""
+    def compute(self, now: float, ready: float, seconds: float, share: float = 1.0) -> float:
+        """When work of so many CPU seconds is done, which can begin when it is ready; one core does it."""
         if not seconds:
-            return now
+            return ready
         start = max(self._cpu, now)
         self._cpu = stop = start + seconds * share / self._cores
         self._cpu_meter.add(start, stop, stop - start)
-        return max(stop, now + seconds)
+        return max(stop, ready + seconds)
 
-    def _interpret(self, now: float, seconds: float) -> float:
+    def _interpret(self, now: float, ready: float, seconds: float) -> float:
         """When work is done that nothing else in the interpreter can run beside."""
         if not seconds:
-            return now
+            return ready
         start = max(self._python, now)
         self._python = stop = start + seconds
         self._python_meter.add(start, stop, seconds)
-        return stop
+        return max(stop, ready + seconds)
 
-    def _write(self, now: float, nbytes: float, share: float = 1.0) -> float:
+    def _write(self, now: float, ready: float, nbytes: float, share: float = 1.0) -> float:
         """When bytes are on the disk."""
         seconds = nbytes / self._disk_rate
         if not seconds:
-            return now
+            return ready
         start = max(self._disk, now)
         self._disk = stop = start + seconds * share
         self._disk_meter.add(start, stop, seconds * share)
-        return max(stop, start + seconds)
+        return max(stop, ready + seconds)
 
     def bring_in(self, began: float, now: float, nbytes: float) -> float:
         """When a piece that came to one member from outside is received, hashed and in its place."""
         costs, size, each = self._costs, nbytes / GB, self.each
         through = self.take_in(began, now, nbytes, each)
         if costs.receive:
-            seconds = costs.receive * size * each
-            self._receive_meter.add(began, now, seconds)
-            self.compute(began, costs.receive * size, each)
-        return max(self._write(through, nbytes, each), self.compute(through, costs.hash * size, each))
+            self._receive_meter.add(began, now, costs.receive * size * each)
+            self.compute(now, now, costs.receive * size, each)
+        return max(
+            self._write(now, through, nbytes, each), self.compute(now, through, costs.hash * size, each)
+        )
 
-    def place(self, now: float, nbytes: float, *, taken: bool, whole: bool) -> float:
-        """When bytes that are here are in the shards.
+    def take(self, began: float, now: float, nbytes: float, *, whole: bool) -> float:
+        """When bytes that came from another host are in the shards; a whole piece is hashed, too."""
+        costs = self._costs
+        seconds = costs.take + (costs.hash if whole else 0.0)
+        return self._place(now, self.take_in(began, now, nbytes), nbytes, seconds)
 
-        They were `taken` from another host, or brought in; a `whole` piece that was taken is hashed, too.
-        """
+    def place(self, now: float, nbytes: float) -> float:
+        """When bytes that this host brought in itself are in the shards."""
+        return self._place(now, now, nbytes, 0.0)
+
+    def _place(self, now: float, ready: float, nbytes: float, more: float) -> float:
         costs, size = self._costs, nbytes / GB
-        seconds = costs.place + costs.write + (costs.take if taken else 0.0)
-        seconds += costs.hash if taken and whole else 0.0
-        placed = self._interpret(now, costs.place * size)
-        return max(placed, self._write(now, nbytes), self.compute(now, seconds * size))
+        placed = self._interpret(now, ready, costs.place * size)
+        done = self.compute(now, ready, (costs.place + costs.write + more) * size)
+        return max(placed, done, self._write(now, ready, nbytes))
 
 
 def follow(demand: Demand, setting: Setting, usage: Usage) -> list[Host]:

@@ -91,6 +91,8 @@ class Setting:
             raise RequestError(f"of {self.hosts} hosts there is no number {max(named)}")
         if any(not 0 < share <= 1 for _, share in self.slow):
             raise RequestError("a slow host has a share of its links, more than 0 and at most 1")
+        if not self.outside:
+            raise RequestError("nobody may use the outside", hint="name gateways, or all")
         if not set(self.outside) - {host for host, _ in self.fails}:
             raise RequestError(
                 "every host that may use the outside fails",

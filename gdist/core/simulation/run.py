@@ -27,6 +27,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from gdist.core.simulation.holdings import Holdings
 from gdist.core.simulation.hosts import ASKED, HAS, UNKNOWN, Host, follow
 from gdist.core.simulation.leases import LOST_SECONDS, POLL_SECONDS, LeaseBook
 from gdist.core.simulation.line import FairLine
@@ -35,24 +36,17 @@ from gdist.core.simulation.outcome import HostTime, Outcome
 from gdist.core.simulation.usage import Cluster, Resource, Usage
 
 MOST_UNVERIFIED = 4  # pieces that came in to a host and wait for their hash, until the next one may come
-SPANS, SPANS_SHOWN = (
-    128,
-    16,
-)  # of the least time: how finely usage is counted; of the whole: how many are told
+SPANS, SPANS_SHOWN = 128, 16  # how finely usage is counted, of the least time; how many spans are told
 CHUNKS = 2  # in how many goes the hosts that one stands for ask
-OUT_OF_STEP = (
-    1024  # pieces that they are apart: more than keep every link busy, fewer than are left at the end
-)
-SOURCES_TRIED = 2  # of those that took a piece whole: the one with least to send gives it
+OUT_OF_STEP = 1024  # pieces that those are apart: enough to keep links busy, few enough to end together
+
+_Event = tuple[float, int, Any, Any]  # time, serial number; Any: a method and its arguments
 
 
 def simulate(demand: Demand, setting: Setting) -> Outcome:
     """Runs the model until every host that lives has all it needs; the same arguments, the same outcome."""
     assert demand.hosts == setting.hosts, f"{demand.hosts} of {setting.hosts} hosts"
     return _Run(demand, setting).run()
-
-
-_Event = tuple[float, int, Any, Any]  # Any: a method, and its arguments
 
 
 class _Run:
@@ -62,10 +56,8 @@ class _Run:
         self._demand, self._setting = demand, setting
         self._bound = least_time(demand, setting)
         self._usage = Usage(max(self._bound.seconds, 1e-6) / SPANS)
-        self._chance = random.Random(setting.seed)
-        self._events: list[
-            tuple[float, int, Callable[..., None], tuple[Any, ...]]
-        ] = []  # Any: their arguments
+        self._chance = random.Random(setting.seed).random
+        self._events: list[_Event] = []
         self._serial, self._now = 0, 0.0
         self._round = setting.round_seconds + 2 * setting.latency
         self._hosts = follow(demand, setting, self._usage)
@@ -80,15 +72,7 @@ class _Run:
         self._line_out = [0.0] * setting.hosts
         self._out_meters = [self._usage.meter(Resource.LINK_OUT, host) for host in range(setting.hosts)]
         self._dead: set[int] = set()
-        self._sources: list[list[int]] = [[] for _ in demand.nbytes]  # hosts that brought a piece in
-        self._copies: list[list[tuple[float, Host]]] = [
-            [] for _ in demand.nbytes
-        ]  # took it whole, since when
-        self._wanting = [0] * len(demand.nbytes)  # hosts that still want a piece
-        for host in self._hosts:
-            for piece, nbytes in enumerate(host.needs):
-                self._wanting[piece] += len(host.members) if nbytes else 0
-        self._held, self._held_most = [0] * setting.hosts, 0
+        self._holdings = Holdings(demand, self._hosts, self._chance)
         self._lan = 0.0
 
     def run(self) -> Outcome:
@@ -157,14 +141,12 @@ class _Run:
         if host in self._dead:
             return
         self._unverified[host] -= 1
-        self._sources[piece].append(host)
-        self._held[host] += self._demand.nbytes[piece]
-        self._held_most = max(self._held_most, self._held[host])
+        self._holdings.hold(piece, host)
         self._at(self._now + self._round, self._tell, piece)
         own = self._stands[host]
         if own.number == host and own.needs[piece] and own.state[piece] == UNKNOWN:
             own.state[piece] = ASKED
-            placed = own.place(self._now, own.needs[piece], taken=False, whole=False)
+            placed = own.place(self._now, own.needs[piece])
             self._at(placed, self._placed, own, piece, False)
             if len(own.members) > 1:  # the others that it stands for take it from it
                 self._at(self._now + self._round, self._send, host, own.needs[piece], len(own.members) - 1)
@@ -173,8 +155,9 @@ class _Run:
     # --- between hosts ----------------------------------------------------------------------------------
 
     def _tell(self, piece: int) -> None:
-        """Everyone who needs a piece hears that it can be had."""
-        for host in self._hosts:
+        """Everyone who needs a piece hears that it can be had; who hears it first is up to chance."""
+        first = int(self._chance() * len(self._hosts))
+        for host in (*self._hosts[first:], *self._hosts[:first]):
             if host.needs[piece] and host.state[piece] == UNKNOWN and not host.dead:
                 host.state[piece] = ASKED
                 heapq.heappush(host.asked, piece)
@@ -197,27 +180,18 @@ class _Run:
     def _ask_alike(self, host: Host, piece: int) -> None:
         """The hosts that this one stands for take as many bytes, of any piece that it might ask for."""
         takers = len(host.members) - 1
-        for one in self._sources[piece]:  # members that have it already
+        for one in self._holdings.sources[piece]:  # members that have it already
             takers -= one != host.number and self._stands[one] is host
         chunks = min(takers, CHUNKS)
         for _ in range(chunks):
-            number = int(self._chance.random() * OUT_OF_STEP)
+            number = int(self._chance() * OUT_OF_STEP)
             other = host.asked[number] if number < len(host.asked) else piece
             source = self._choose(other)
             if source is not None:
                 self._send(source, host.needs[piece], takers / chunks)
 
     def _choose(self, piece: int) -> int | None:
-        """Who gives a piece: whoever has least to send of those that brought it in, or a few with a copy."""
-        found = [host for host in self._sources[piece] if host not in self._dead]
-        copies, random = self._copies[piece], self._chance.random
-        for _ in range(min(SOURCES_TRIED, len(copies))):
-            since, host = copies[int(random() * len(copies))]
-            if since <= self._now and not host.dead:
-                found.append(host.members[int(random() * len(host.members))])
-        if len(found) < 2:
-            return found[0] if found else None
-        return min(found, key=self._line_out.__getitem__)
+        return self._holdings.choose(piece, self._now, self._dead, self._line_out)
 
     def _send(self, source: int, nbytes: int, takers: float) -> tuple[float, float]:
         """A host sends bytes to each of so many; when those to the first of them begin and end."""
@@ -228,7 +202,7 @@ class _Run:
         self._lan += nbytes * takers
         if seconds:
             self._out_meters[source].add(start, stop, seconds * takers)
-        served = server.compute(start, setting.costs.serve * nbytes / GB, takers * server.each)
+        served = server.compute(self._now, start, setting.costs.serve * nbytes / GB, takers * server.each)
         ended = max(start + seconds, served)
         return ended - seconds, ended
 
@@ -240,13 +214,14 @@ class _Run:
             self._ask(host)
             return
         nbytes = host.needs[piece]
-        through = host.take_in(began, self._now, nbytes)
         whole = nbytes == self._demand.nbytes[piece]
-        placed = host.place(through, nbytes, taken=True, whole=whole)
+        placed = host.take(began, self._now, nbytes, whole=whole)
         self._at(placed, self._placed, host, piece, True)
 
     def _placed(self, host: Host, piece: int, taken: bool) -> None:
         """A host has what it needs of a piece in its shards."""
+        if host.dead:
+            return
         host.state[piece] = HAS
         host.open -= taken
         host.missing -= 1
@@ -255,17 +230,11 @@ class _Run:
             host.first = self._now
         if not host.missing:
             host.stop = self._now
-            self._missing -= not host.dead
+            self._missing -= 1
         if taken and host.needs[piece] == self._demand.nbytes[piece]:
-            self._copies[piece].append((self._now + self._round, host))
-        self._satisfied(piece, len(host.members))
+            self._holdings.copy(piece, host, self._now + self._round)
+        self._holdings.satisfied(piece, len(host.members))
         self._ask(host)
-
-    def _satisfied(self, piece: int, hosts: int) -> None:
-        self._wanting[piece] -= hosts
-        if not self._wanting[piece]:
-            for source in self._sources[piece]:
-                self._held[source] -= self._demand.nbytes[piece]
 
     # --- what goes wrong --------------------------------------------------------------------------------
 
@@ -284,15 +253,8 @@ class _Run:
     def _lost(self, number: int) -> None:
         """The coordinator gives a host up: what it had leased, and what it alone held, is free again."""
         self._book.gone(number)
-        host = self._stands[number]
-        for piece, sources in enumerate(self._sources):
-            if number in sources:
-                sources.remove(number)
-                alive = any(not copy.dead for _, copy in self._copies[piece])
-                if not sources and not alive and self._wanting[piece]:
-                    self._book.again(piece)
-            if host.needs[piece] and host.state[piece] != HAS:
-                self._satisfied(piece, 1)
+        for piece in self._holdings.lose(self._stands[number]):
+            self._book.again(piece)
 
     def _poll(self) -> None:
         """Gateways without work ask for some, and take over what takes others much longer."""
@@ -322,7 +284,7 @@ class _Run:
             union=self._demand.union,
             wan=self._line.carried,
             lan=self._lan,
-            held_most=self._held_most,
-            spans=self._usage.spans(self._now, cluster, SPANS_SHOWN),
+            held_most=self._holdings.most,
+            spans=self._usage.spans(self._now, cluster, SPANS_SHOWN) if self._now else (),
             lost=len(self._dead),
         )
