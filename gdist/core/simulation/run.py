@@ -37,8 +37,7 @@ from gdist.core.simulation.usage import Cluster, Resource, Usage
 
 MOST_UNVERIFIED = 4  # pieces that came in to a host and wait for their hash, until the next one may come
 SPANS, SPANS_SHOWN = 128, 16  # how finely usage is counted, of the least time; how many spans are told
-CHUNKS = 2  # in how many goes the hosts that one stands for ask
-OUT_OF_STEP = 1024  # pieces that those are apart: enough to keep links busy, few enough to end together
+OUT_OF_STEP = 1024  # pieces that hosts are apart: enough to keep links busy, few enough to end together
 
 _Event = tuple[float, int, Any, Any]  # time, serial number; Any: a method and its arguments
 
@@ -182,18 +181,16 @@ class _Run:
         takers = len(host.members) - 1
         for one in self._holdings.sources[piece]:  # members that have it already
             takers -= one != host.number and self._stands[one] is host
-        chunks = min(takers, CHUNKS)
-        for _ in range(chunks):
-            number = int(self._chance() * OUT_OF_STEP)
-            other = host.asked[number] if number < len(host.asked) else piece
-            source = self._choose(other)
-            if source is not None:
-                self._send(source, host.needs[piece], takers / chunks)
+        number = int(self._chance() * OUT_OF_STEP)
+        other = host.asked[number] if number < len(host.asked) else piece
+        source = self._choose(other)
+        if source is not None and takers:
+            self._send(source, host.needs[piece], takers)
 
     def _choose(self, piece: int) -> int | None:
         return self._holdings.choose(piece, self._now, self._dead, self._line_out)
 
-    def _send(self, source: int, nbytes: int, takers: float) -> tuple[float, float]:
+    def _send(self, source: int, nbytes: int, takers: int) -> tuple[float, float]:
         """A host sends bytes to each of so many; when those to the first of them begin and end."""
         setting, server = self._setting, self._stands[source]
         seconds = nbytes / (setting.lan * self._shares[source])
