@@ -22,6 +22,7 @@ _HOMES = {
     "check_rules": "gdist.api",
     "plan": "gdist.api",
     "reshard": "gdist.api",
+    "simulate": "gdist.api",
     "make_torrent": "gdist.api",
     "verify": "gdist.run.verify",
     "open": "gdist.stores",
@@ -44,6 +45,7 @@ __all__ = [
     "open",
     "plan",
     "reshard",
+    "simulate",
     "stream",
     "verify",
 ]

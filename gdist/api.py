@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gdist.run.plan import PlanReport
     from gdist.run.reshard import ReshardResult
     from gdist.run.rules import RulesReport
+    from gdist.run.simulate import SimulationReport
     from gdist.run.survey import SurveyOptions
     from gdist.sources.torrent import TorrentOptions, Version
 
@@ -477,6 +478,7 @@ def plan(
     piece_length: int | str | None = None,
     wan: float | str | None = None,
     lan: float | str | None = None,
+    interconnect: float | str | None = None,
     dtype: str | None = None,
     select: str | Iterable[str] = (),
     details: bool = False,
@@ -488,8 +490,9 @@ def plan(
 ) -> PlanReport:
     """What a fetch would cost each of `hosts` hosts, or the one `host`, and the least time it can take.
 
-    `wan` is the rate into the cluster, `lan` that of each host (`10Gb/s`). With `details` the report says
-    what every tensor costs and when it arrives.
+    `wan` is the rate into the cluster, `lan` that of each host (`10Gb/s`), `interconnect` that of the link
+    which XLA's collectives have, where JAX runs. With `details` the report says what every tensor costs and
+    when it arrives.
 
     Raises:
         RequestError: for every tensor without a rule or that the mesh does not divide, all at once.
@@ -514,8 +517,90 @@ def plan(
         piece_length=_piece_length(piece_length),
         wan=_positive_rate(wan, "wan"),
         lan=_positive_rate(lan, "lan"),
+        interconnect=_positive_rate(interconnect, "interconnect"),
         dtype=dtype,
         details=details,
+        survey=_survey(profile, ignore, select, swarm),
+    )
+    return run(source, options, observe=observe, stop=stop)
+
+
+def simulate(
+    source: str,
+    *,
+    hosts: int,
+    wan: float | str,
+    lan: float | str | None = None,
+    host_wan: float | str | None = None,
+    disk: float | str | None = None,
+    gateways: str | Iterable[int] | None = None,
+    cores: int = 16,
+    cpu: str | Iterable[str] | Mapping[str, float] = (),
+    latency: float | str = "0.5ms",
+    round: float | str | None = None,
+    pulls: int = 16,
+    slow: str | Iterable[str] = (),
+    fail: str | Iterable[str] = (),
+    sample: int = 64,
+    seed: int = 0,
+    mesh: MeshLike = None,
+    axes: Axes = None,
+    devices: int | None = None,
+    devices_per_host: int | None = None,
+    device_order: OrderLike = None,
+    rules: RulesLike = None,
+    piece_length: int | str | None = None,
+    dtype: str | None = None,
+    select: str | Iterable[str] = (),
+    profile: str | None = None,
+    ignore: Iterable[str] = (),
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+    **swarm: Unpack[Swarm],
+) -> SimulationReport:
+    """How `hosts` hosts would fetch a release together, by a model of `gdist cluster fetch`.
+
+    `wan` is the rate into the cluster, `host_wan` the most of one host, `lan` the link of each host, in and
+    out, `disk` what each writes. `gateways` are the hosts that may use the outside, `0-7,12` (default: all).
+    `cpu` changes costs, `place=0.3` in seconds a gigabyte (`gdist.core.simulation.model.Costs`). `slow` is
+    `2@0.05`, 2 hosts with a twentieth of their links, `fail` is `1@30s`, one host that is gone after 30 s;
+    which they are is up to `seed`. `round` is the time between two answers of the coordinator to one host.
+    At most `pulls` slices are on their way to a host at once. `sample` hosts are followed one by one.
+
+    Raises:
+        RequestError: for every tensor without a rule or that the mesh does not divide, all at once, and for
+            what is no number, rate or time.
+        GdistError: when metadata or headers are needed and do not come.
+    """
+    from gdist.core.simulation.parse import parse_fail, parse_setting, parse_slow
+    from gdist.run.simulate import SimulateOptions
+    from gdist.run.simulate import simulate as run
+
+    table = read_rules(rules)
+    cut = _cut(mesh, axes, all_devices(devices, devices_per_host, hosts), device_order, table)
+    HostGroup(0, hosts).devices(cut)
+    options = SimulateOptions(
+        setting=parse_setting(
+            hosts,
+            wan=wan,
+            lan=lan,
+            host_wan=host_wan,
+            disk=disk,
+            gateways=gateways,
+            cores=cores,
+            cpu=cpu,
+            latency=latency,
+            round=round,
+            pulls=pulls,
+            sample=sample,
+            seed=seed,
+        ),
+        mesh=cut,
+        rules=table,
+        slow=parse_slow(slow),
+        fail=parse_fail(fail),
+        dtype=dtype,
+        piece_length=_piece_length(piece_length),
         survey=_survey(profile, ignore, select, swarm),
     )
     return run(source, options, observe=observe, stop=stop)

@@ -1,4 +1,4 @@
-"""The command line: `gdist fetch`, `reshard`, `inspect`, `verify`, `plan`, `seed`, `rules`, and more.
+"""The command line: `gdist fetch`, `reshard`, `inspect`, `verify`, `plan`, `simulate`, `seed`, and more.
 
 Commands read options, call `gdist.api`, and say what came of it. What is said, and with which exit code, is
 decided here and in `gdist.cli.exits` alone: an error of ours never shows a traceback.
@@ -26,6 +26,7 @@ from gdist.cli.commands.releases import releases
 from gdist.cli.commands.reshard import reshard
 from gdist.cli.commands.rules import rules
 from gdist.cli.commands.seed import seed
+from gdist.cli.commands.simulate import simulate
 from gdist.cli.commands.status import status
 from gdist.cli.commands.verify import verify
 from gdist.cli.commands.wait import wait
@@ -42,6 +43,7 @@ COMMANDS = (
     inspect,
     verify,
     plan,
+    simulate,
     seed,
     make_torrent,
     rules,

@@ -123,8 +123,8 @@ def hint_at_quotes(source: str, values: Mapping[str, object]) -> Iterator[None]:
         raise
 
 
-def mesh_options(*, host: bool = True) -> Callable[[F], F]:
-    """How the store is cut; with `host`, also who holds what of it."""
+def mesh_options(*, host: bool = True, hosts: bool = False) -> Callable[[F], F]:
+    """How the store is cut; with `host`, also who holds what of it; `hosts` is for all hosts at once."""
     from click.shell_completion import CompletionItem
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -148,7 +148,8 @@ def mesh_options(*, host: bool = True) -> Callable[[F], F]:
     rules = option("--rules", metavar="NAME|FILE", help=text, shell_complete=complete)
     text = "This host, counted from 0, of all: 3/8.  [default: 0/1]"
     this = option("--host", metavar="I/N", help=text)
-    chosen = (mesh, axes, devices, each, order, rules, this) if host else (mesh, axes, devices, rules)
+    several = (mesh, axes, devices, each, order, rules)
+    chosen = (*several, this) if host else several if hosts else (mesh, axes, devices, rules)
 
     def decorate(function: F) -> F:
         for option_of in reversed(chosen):

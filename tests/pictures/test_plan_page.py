@@ -111,6 +111,19 @@ def test_the_page_says_what_the_plan_says(report: PlanReport) -> None:
     assert r"(^|\.)moe\.linear_1\.w$P(None, model, data)" in page.text
 
 
+def test_both_exchanges_are_on_the_page_and_the_chosen_one_is_marked(report: PlanReport) -> None:
+    text = plan_page(report)
+    page = read(text)
+    swarm, collective = report.exchanges
+    for cost in (swarm, collective):
+        row = f"{cost.exchange.value}{format_bytes(cost.wan)}{format_bytes(cost.wan_most)}"
+        assert row + f"{format_bytes(cost.lan)}{format_bytes(cost.lan_most)}" in page.text
+    assert report.choice is not None and report.choice.reason in page.text
+    assert '<tr class="binds"><td>swarm</td>' in text
+    alone = replace(report, exchanges=(), choice=None)
+    assert "Between the hosts" not in plan_page(alone)
+
+
 def test_every_picture_has_a_title_a_description_and_a_table(report: PlanReport) -> None:
     page = read(plan_page(report))
     pictures = [attrs for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
@@ -119,7 +132,7 @@ def test_every_picture_has_a_title_a_description_and_a_table(report: PlanReport)
     assert len(ids) == len(set(ids))
     for attrs in pictures:
         assert all(name in ids for name in (attrs["aria-labelledby"] or "").split())
-    assert sum(tag == "table" for tag, _ in page.tags) == 6
+    assert sum(tag == "table" for tag, _ in page.tags) == 7
     assert {attrs.get("scope") for tag, attrs in page.tags if tag == "th"} == {"col", "row"}
     assert ("html", {"lang": "en"}) in page.tags
 
