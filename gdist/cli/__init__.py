@@ -16,6 +16,7 @@ import click
 
 from gdist import __version__
 from gdist.cli import exits
+from gdist.cli.commands.bootstrap import bootstrap
 from gdist.cli.commands.cluster import cluster
 from gdist.cli.commands.completion import completion
 from gdist.cli.commands.fetch import fetch
@@ -31,7 +32,10 @@ from gdist.cli.output import Output
 from gdist.cli.streams import ReaderGone, drop, open_streams
 from gdist.errors import GdistError
 
-COMMANDS = (fetch, cluster, reshard, inspect, verify, plan, seed, make_torrent, rules, releases, completion)
+COMMANDS = (
+    *(fetch, cluster, bootstrap, reshard, inspect, verify, plan, seed, make_torrent),
+    *(rules, releases, completion),
+)
 ISSUES = "run it again with --verbose and report what it shows"
 
 
