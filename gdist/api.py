@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -215,7 +214,7 @@ def cluster_fetch(
         hosts=where.hosts,
         job=where.job,
         port=port,
-        secret=_read_secret(secret),
+        secret=read_secret(secret),
         encrypt=encrypt,
         gateways=_read_gateways(gateways, where.host.count),
         exchange=exchange,
@@ -302,16 +301,18 @@ def find_host(
         RequestError: when it is said nowhere, or twice and differently.
     """
     from gdist.clusters import detect
+    from gdist.clusters.this_host import host_name, own_addresses
 
     said = dict(os.environ)
     group = read_host(host)
     if group is not None:
+        said.pop("GDIST_HOST", None)
         said |= {"GDIST_RANK": str(group.index), "GDIST_WORLD": str(group.count)}
     if coordinator:
         said["GDIST_COORDINATOR"] = coordinator
     if hosts:
         said["GDIST_HOSTS"] = _read_list(hosts)
-    return detect(said, cluster, hostname=socket.gethostname())
+    return detect(said, cluster, hostname=host_name(), addresses=own_addresses())
 
 
 def _read_list(value: str | Iterable[str]) -> str:
@@ -321,7 +322,12 @@ def _read_list(value: str | Iterable[str]) -> str:
     return ",".join(_read_file(value[1:], "hosts").split()) if value.startswith("@") else value
 
 
-def _read_secret(value: str | None) -> str:
+def read_secret(value: str | None) -> str:
+    """The secret of a job, from itself or from `@FILE`; '' where none is given.
+
+    Raises:
+        RequestError: when it is empty, or the file cannot be read.
+    """
     if value is None:
         return ""
     text = _read_file(value[1:], "secret") if value.startswith("@") else value
