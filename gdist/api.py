@@ -278,7 +278,7 @@ def cluster_status(
             "whom to ask is not known",
             hint="give the destination of a fetch on this machine, or --coordinator HOST:PORT",
         )
-    key = Key.from_secret(_read_secret(secret) or NO_SECRET, job or "")
+    key = Key.from_secret(read_secret(secret) or NO_SECRET, job or "")
     return ask_cluster([AgentAddress(_with_port(address), key, encrypt) for address in addresses])
 
 
