@@ -7,7 +7,6 @@ this host's shards are there, it goes on giving pieces to the others until they 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
 import os
@@ -16,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from gdist.core.plan import piece_order
@@ -26,17 +24,17 @@ from gdist.errors import (
     HostsMissing,
     InterruptedRun,
     LockedError,
-    RefusedError,
     RequestError,
     StalledError,
 )
 from gdist.events import Event, MemberChanged, Note, Observer, Stage, StageStarted
 from gdist.kvstore import local_path
 from gdist.run.catalogue import Catalogue
-from gdist.run.cluster.held import Held, read_held
+from gdist.run.cluster.learning import learn
 from gdist.run.cluster.link import Link
 from gdist.run.cluster.meters import Meters
 from gdist.run.cluster.options import ClusterOptions
+from gdist.run.cluster.rendezvous import FINAL_PHASE
 from gdist.run.cluster.source import ClusterSource
 from gdist.run.cluster.station import Station
 from gdist.run.fetch import FetchResult, fetch
@@ -44,7 +42,6 @@ from gdist.run.opening import Opening, PieceSource
 from gdist.run.resolve import resolve
 from gdist.run.status_of_events import StatusOfEvents
 from gdist.sinks.local import write_atomically
-from gdist.sources.torrent import TorrentSource
 
 _log = logging.getLogger(__name__)
 
@@ -200,27 +197,16 @@ class _Agent:
         station.check_alone()
         link = station.link
         link.join()
-        held_path = opening.dest.work / "held.json"
-        opening.enter(Stage.METADATA)
-        outside, catalogue = self._learn(opening, link, held_path)
+        record = opening.dest.work / "held.json"
+        options = self._options
+        learned, catalogue = learn(opening, station, record, gateway=options.gateway, hold=options.hold)
         try:
             order = piece_order(catalogue.payload, catalogue.tensors)
-            held = Held(outside, opening.dest.work)
-            held.add((*outside.had, *catalogue.arrived))
-            pieces = ClusterSource(
-                outside,
-                link,
-                held,
-                order,
-                held_path,
-                stall_seconds=self._options.fetch.torrent.stall_seconds,
-                hold=self._options.hold,
-            )
-            self._pieces = station.pieces = pieces
+            self._pieces = pieces = learned.source(order, FINAL_PHASE)
             yield pieces, catalogue
             self._serve(pieces, link)
         finally:
-            outside.close()
+            learned.outside.close()
 
     def _open_station(self) -> Station:
         job = _job(self._source, self._options)
@@ -229,33 +215,6 @@ class _Agent:
             MemberChanged(member.index, MemberState(member.state), member.address)
         )
         return station
-
-    def _learn(self, opening: Opening, link: Link, held: Path) -> tuple[TorrentSource, Catalogue]:
-        """The open torrent and what it holds: from the others, or found out for them."""
-        found = link.catalogue()
-        torrent, spec = opening.torrent, opening.spec
-        if found is not None:
-            spec = base64.b64decode(found["torrent"])
-            if found["headers"] is not None:
-                write_atomically(opening.headers_path, str(found["headers"]).encode(), sync=False)
-        if not self._options.gateway:
-            torrent = replace(torrent, outside=False)
-        outside = TorrentSource(spec, torrent, opening.observe, tick=opening.tick)
-        try:
-            opening.open_torrent(outside, read_held(held))
-            if not opening.resolved.info_hash.names(outside.info_hash):
-                raise RefusedError(
-                    "the other hosts fetch another torrent", hint="run the same line on every host"
-                )
-            catalogue = opening.catalogue(outside)
-            if found is None:
-                path = opening.headers_path
-                headers = path.read_text() if path.exists() else None
-                link.publish({"torrent": base64.b64encode(outside.torrent_file).decode(), "headers": headers})
-            return outside, catalogue
-        except BaseException:
-            outside.close()
-            raise
 
     def _afterwards(self, done: FetchResult) -> None:
         """Writes down that all hosts are done; of a store that was complete, tells the others if they wait.

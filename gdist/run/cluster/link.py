@@ -89,6 +89,7 @@ class Link:
         self._coordinator = 0  # index
         self._boot, self._version, self._roster = "", None, -1
         self._enrolment: Json | None = None
+        self._catalogue: Json | None = None
         self._needs: PieceSet = 0
         self._held: PieceSet = 0
         self._got: PieceSet = 0
@@ -206,7 +207,9 @@ class Link:
     # --- the catalogue --------------------------------------------------------------------------------
 
     def catalogue(self) -> Json | None:
-        """What the torrent holds, from inside: `torrent` and `headers`; None: this host is to find it out.
+        """What is known of the torrent inside: `torrent`, and `headers` once they are known (`whole`).
+
+        None: this host is to find it out.
 
         Raises:
             GdistError: from `stop`.
@@ -214,16 +217,26 @@ class Link:
         while True:
             self._stop()
             self.check()
-            found = self._request("POST", "/catalogue", {}, timeout=ANSWER_SECONDS + 10)
-            if found is None or found.get("wait"):
-                continue
-            return None if found.get("scout") else found
+            found = self._request("POST", "/catalogue", {"have": False}, timeout=ANSWER_SECONDS + 10)
+            if found is not None and not found.get("wait"):
+                return None if found.get("scout") else found
+
+    def look(self) -> Json | None:
+        """For a host that has the torrent: the whole catalogue, `scout` if it is to find it out, or None."""
+        found = self._request("POST", "/catalogue", {"have": True}, timeout=ANSWER_SECONDS)
+        return None if found is None or found.get("wait") else found
 
     def publish(self, catalogue: Json) -> None:
-        """Gives the others what was found out."""
+        """Gives the others what was found out; a coordinator that starts again gets it again."""
         while self._request("PUT", "/catalogue", catalogue, timeout=ANSWER_SECONDS) is None:
             self._stop()
             self.check()
+        self.keep(catalogue)
+
+    def keep(self, catalogue: Json) -> None:
+        """Remembers what the torrent holds, for a coordinator that forgets it."""
+        if catalogue["whole"]:
+            self._catalogue = catalogue
 
     def _request(self, method: str, path: str, body: Json, *, timeout: float) -> Json | None:
         """One question to the coordinator; None when it has to be asked again."""
@@ -252,6 +265,10 @@ class Link:
             self._enrolment, self._needs, self._held = enrolment, needs, held
             self._got, self._version = 0, None
             self._untold = dict.fromkeys(self._untold, 0)
+            self._gone.clear()
+            self.inside.holders.clear()
+            self.inside.news.clear()
+            self.inside.lease = self.inside.spent = self.inside.spare = 0
             self.changed.notify_all()
 
     def tell(
@@ -342,6 +359,8 @@ class Link:
             self._message += 1
             body |= {"message": self._message, "gone": gone}
             body |= {"rate": self._rate, "done": self._done, "wait": wait, "status": self._status()}
+            phase = self._enrolment["phase"] if self._enrolment else None
+            body["phase"] = phase
             if self._enrolment and self._version is None:
                 needs = to_json(self._needs & ~self._got)
                 body["enrol"] = {
@@ -358,8 +377,11 @@ class Link:
                     self._untold[name] |= value
                 self._untold["held"] &= ~self._untold["dropped"]
                 return
-            self._take(found)
+            if (self._enrolment["phase"] if self._enrolment else None) == phase:
+                self._take(found)
             self.changed.notify_all()
+        if self._catalogue and not found["catalogue"]:
+            self._request("PUT", "/catalogue", self._catalogue, timeout=ANSWER_SECONDS)
         self.on_news()
 
     def _take(self, found: Json) -> None:
@@ -375,7 +397,7 @@ class Link:
             }
         if found.get("enrol"):
             self._version = None
-        if "version" not in found:
+        if "version" not in found or not self._enrolment or found["phase"] != self._enrolment["phase"]:
             return
         if found["fresh"]:
             inside.holders.clear()

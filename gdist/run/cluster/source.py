@@ -68,11 +68,12 @@ class ClusterSource:
         order: Sequence[int],
         record: Path,
         *,
+        phase: int,
         stall_seconds: float,
         hold: int | None,
     ):
         self._outside, self._link, self.held, self._record = outside, link, held, record
-        self._order = order
+        self._order, self._phase = order, phase
         self._place = {piece: place for place, piece in enumerate(order)}
         self._stall_seconds, self._most = stall_seconds, hold
         self._hold = 0
@@ -82,10 +83,12 @@ class ClusterSource:
         self._suspects: dict[int, float] = {}
         self._busy: dict[int, int] = {}
         self._lease: PieceSet = 0
+        self._here: list[int] = []  # wanted and held from the start
         self._recorded: frozenset[int] = frozenset()
         self._written = self._rated = 0.0
         self._progress = self._needed = time.monotonic()
         self.takes_whole = False
+        outside.want(())  # nothing without a lease
         link.on_news = outside.wake
 
     # --- what a fetch asks of its source --------------------------------------------------------------
@@ -115,6 +118,11 @@ class ClusterSource:
         """Pieces that were here when the source was opened."""
         return self._outside.had
 
+    @property
+    def gives_parts(self) -> bool:
+        """True: parts of what another host holds cross the wire alone."""
+        return True
+
     def path_of(self, file: int) -> Path:
         """Where file `file` of the payload lies."""
         return self._outside.path_of(file)
@@ -137,10 +145,11 @@ class ClusterSource:
     def want(self, ordered: Sequence[int], *, urgent: Collection[int] = ()) -> None:
         """Says to the others what this host needs."""
         self._wanted = {*ordered, *urgent}
-        self.held.add(self._outside.had)
+        self._here = [piece for piece in self.held.pieces() & self._wanted if piece not in self._given]
+        self._here.sort(key=self._place.__getitem__)
         pieces = self.payload
         lengths = [pieces.extent_of(piece).length for piece in self._order]
-        enrolment = {"order": _digest(self._order), "nbytes": _runs(lengths)}
+        enrolment = {"phase": self._phase, "order": _digest(self._order), "nbytes": _runs(lengths)}
         self._link.enrol(enrolment, self._set(self._wanted), self._set(self.held.pieces()))
         self._progress = time.monotonic()
 
@@ -148,7 +157,9 @@ class ClusterSource:
         """Pieces that can be read and were not given out before; waits up to `timeout` seconds for one."""
         self._link.check()
         self._follow()
-        ready = self._readable()
+        here, self._here = self._here, []
+        self._given.update(here)
+        ready = (*here, *self._readable())
         arrived = self._outside.verified(0.0 if ready else timeout)
         if arrived:
             self.held.add(arrived)
@@ -180,7 +191,7 @@ class ClusterSource:
         with self.held.use(piece) as held:
             if held:
                 try:
-                    return self.held.read(piece, view)
+                    return self.held.read(piece, view) if placements else self.held.load(piece)
                 except CorruptError as error:  # what an earlier run left was damaged meanwhile
                     self._lose(piece)
                     raise PieceLost(f"piece {piece} has to come again: {error.message}") from error

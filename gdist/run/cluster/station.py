@@ -85,9 +85,7 @@ class Station:
             "name": socket.gethostname(),
             "job": job,
         }
-        self.link = Link(
-            me, candidates, self._key, encrypt=options.encrypt, status=self._document, stop=stop
-        )
+        self.link = Link(me, candidates, self._key, encrypt=options.encrypt, status=self._document, stop=stop)
         self._complete.set()
         self._http: AgentHttp | None = None
         try:
