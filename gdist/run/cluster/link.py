@@ -89,6 +89,7 @@ class Link:
         self._coordinator = 0  # index
         self._boot, self._version, self._roster = "", None, -1
         self._enrolment: Json | None = None
+        self._enrolments = 0  # how often; an answer to what was asked before the last one says nothing
         self._catalogue: Json | None = None
         self._needs: PieceSet = 0
         self._held: PieceSet = 0
@@ -263,6 +264,7 @@ class Link:
         """Says what this host needs and has; `enrolment` describes the pieces."""
         with self.changed:
             self._enrolment, self._needs, self._held = enrolment, needs, held
+            self._enrolments += 1
             self._got, self._version = 0, None
             self._untold = dict.fromkeys(self._untold, 0)
             self._gone.clear()
@@ -359,8 +361,8 @@ class Link:
             self._message += 1
             body |= {"message": self._message, "gone": gone}
             body |= {"rate": self._rate, "done": self._done, "wait": wait, "status": self._status()}
-            phase = self._enrolment["phase"] if self._enrolment else None
-            body["phase"] = phase
+            enrolments = self._enrolments
+            body["phase"] = self._enrolment["phase"] if self._enrolment else None
             if self._enrolment and self._version is None:
                 needs = to_json(self._needs & ~self._got)
                 body["enrol"] = {
@@ -377,7 +379,7 @@ class Link:
                     self._untold[name] |= value
                 self._untold["held"] &= ~self._untold["dropped"]
                 return
-            if (self._enrolment["phase"] if self._enrolment else None) == phase:
+            if enrolments == self._enrolments:
                 self._take(found)
             self.changed.notify_all()
         if self._catalogue and not found["catalogue"]:
