@@ -1,4 +1,4 @@
-"""The page on watching a fetch: its metrics are ours, its manifests are those of Kubernetes, its rules parse."""
+"""The page on watching a fetch: its metrics are ours, its manifests Kubernetes takes, its rules parse."""
 
 from __future__ import annotations
 
