@@ -67,8 +67,8 @@ def ssh_server(directory: Path, hosts: int = 4) -> Iterator[SshServer]:
     assert sshd and keygen, missing_programs()
     addresses = tuple(f"127.0.0.{n + 1}" for n in range(hosts))
     for name in ("host_key", "user_key"):
-        command = [keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)]
-        subprocess.run(command, check=True)
+        made = [keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)]
+        subprocess.run(made, check=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     key = (directory / "host_key.pub").read_text().rsplit(" ", 1)[0]
