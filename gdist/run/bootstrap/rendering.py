@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 LINE_LENGTH = 100
-_DIRECTIVE = re.compile(r"[\w.,:;=@%+/\[\]*-]+")
+_DIRECTIVE = re.compile(r"[\w.,:=@%+/\[\]*-]+")
 
 
 class Quoted(str):
@@ -119,7 +119,7 @@ def directive(value: object) -> Quoted:
     if not _DIRECTIVE.fullmatch(text):
         raise RequestError(
             f"{shorten(text, 80)!r} has characters that do not belong into a scheduler's directive",
-            hint="letters, digits and .,:;=@%+/[]*- only",
+            hint="letters, digits and .,:=@%+/[]*- only",
         )
     return Quoted(text)
 

@@ -26,7 +26,7 @@ def check_limits(memory: int, hosts: int, in_ram: int = 0) -> Iterator[Finding]:
 
 
 def machine_memory(root: Path) -> tuple[int, int] | None:
-    """Bytes of the machine, and those it can give without swapping, by /proc/meminfo; None if it says none."""
+    """Bytes of the machine, and those it can give without swapping, by /proc/meminfo; None if it is mute."""
     found = dict(
         re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
     )
@@ -66,7 +66,7 @@ def _group(place: Path, limit_name: str, used_name: str, inactive_name: str) -> 
 
 
 def about_memory(asked: int, machine: tuple[int, int] | None, group: tuple[int, int] | None) -> Finding:
-    """What follows from the memory asked for; of the machine all and available, of the group limit and used."""
+    """What follows from the memory asked for, the machine's (all, free) and the group's (limit, used)."""
     check, needed = "memory", asked + BESIDE_BYTES
     parts = [f"{format_bytes(needed)} needed"]
     most, free = UNLIMITED, UNLIMITED
