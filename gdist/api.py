@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gdist.run.job import FetchJob
     from gdist.run.options import FetchOptions
     from gdist.run.plan import PlanReport
+    from gdist.run.recorder import Recorder
     from gdist.run.reshard import ReshardResult
     from gdist.run.rules import RulesReport
     from gdist.run.simulate import SimulationReport
@@ -189,6 +190,7 @@ def cluster_fetch(
     min_hosts: int = 0,
     linger: float | str = "10m",
     http: str | None = None,
+    recorder: Recorder | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     **fetching: Any,  # Any: those of `fetch`, which knows their types
@@ -198,8 +200,8 @@ def cluster_fetch(
     Called on every host, in any order. `cluster` says whose environment tells which host this is (`auto`: all
     known are asked), `host`, `coordinator` and `hosts` say it outright. `secret` is shared by the job, a text
     or `@FILE`; `gateways` are the hosts that may use the outside: `0,1` or `0-3`. `hold` bounds what is kept
-    for others, `linger` how long a host that is done waits for hosts that never came. The rest is as for
-    `fetch`.
+    for others, `linger` how long a host that is done waits for hosts that never came. `recorder` is told how
+    the cluster fares, for a page about it. The rest is as for `fetch`.
 
     Raises:
         GdistError: of a fetch, and when the hosts disagree or do not come.

@@ -39,6 +39,7 @@ from gdist.run.cluster.source import ClusterSource
 from gdist.run.cluster.station import Station
 from gdist.run.fetch import FetchResult, fetch
 from gdist.run.opening import Opening, PieceSource
+from gdist.run.recorder import Recorder
 from gdist.run.resolve import resolve
 from gdist.run.status_of_events import StatusOfEvents
 from gdist.sinks.local import write_atomically
@@ -64,10 +65,12 @@ def cluster_fetch(
     *,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
+    recorder: Recorder | None = None,
 ) -> FetchResult:
     """Fetches this host's part of a release together with the other hosts of the job; safe to repeat.
 
-    The first process on a host does it; others wait until it is done, and take over should it die.
+    The first process on a host does it; others wait until it is done, and take over should it die. `recorder`
+    is told how the whole cluster fares while this host coordinates it.
 
     Raises:
         RefusedError: the hosts disagree on the plan or the secret, or another process is this host.
@@ -78,7 +81,7 @@ def cluster_fetch(
     stopped = stop or threading.Event()
     started, waiting = time.monotonic(), False
     while True:
-        agent = _Agent(source, options, tell, stopped, started)
+        agent = _Agent(source, options, tell, stopped, started, recorder)
         try:
             return agent.run(dest)
         except LockedError:
@@ -94,10 +97,16 @@ class _Agent:
     """One run; see the module's text."""
 
     def __init__(
-        self, source: str, options: ClusterOptions, observe: Observer, stop: threading.Event, started: float
+        self,
+        source: str,
+        options: ClusterOptions,
+        observe: Observer,
+        stop: threading.Event,
+        started: float,
+        recorder: Recorder | None,
     ):
         self._source, self._options, self._observe, self._stop = source, options, observe, stop
-        self._started = started
+        self._started, self._recorder = started, recorder
         self._host = options.fetch.host
         self._pieces: ClusterSource | None = None
         self._station: Station | None = None
@@ -179,6 +188,9 @@ class _Agent:
         now = time.monotonic()
         if now - self._told > EVENT_SECONDS and self._station and self._pieces:
             self._told = now
+            cluster = self._station.own_cluster() if self._recorder else None
+            if self._recorder and cluster:
+                self._recorder.add(cluster)
             self._watch(self._meters.progress(self._station.link, self._station.server, self._pieces))
 
     def _watch(self, event: Event) -> None:
