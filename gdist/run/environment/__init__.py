@@ -175,8 +175,8 @@ def _meet(
         options.encrypt,
         options.together or 0.0,
     )
-    met, claimed = meet(meeting, stop)
-    findings += about_meeting(meeting, met, claimed)
+    met, claims = meet(meeting, stop)
+    findings += about_meeting(meeting, met, claims)
     return met
 
 

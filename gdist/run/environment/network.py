@@ -181,6 +181,7 @@ def about_mtu(called: Sequence[Called], name: str, root: Path = Path("/")) -> Fi
     mtu, speed = int(text), _read(root / "sys/class/net" / name / "speed").strip()
     what = f"{name}, MTU {mtu}" + (f", {speed} Mb/s" if speed.isdecimal() else "")
     smaller = [(c.packet, c.address) for c in called if 0 < c.packet < mtu - SLACK_BYTES]
+    smaller = [] if name == "lo" else smaller  # there segments stay below half a window
     if smaller:
         packet, address = min(smaller)
         hint = (

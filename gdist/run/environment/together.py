@@ -10,6 +10,7 @@ another secret, or encryption on one side only, shows here.
 from __future__ import annotations
 
 import json
+import secrets
 import socket
 import threading
 import time
@@ -66,50 +67,62 @@ class Met:
 class _Table:
     """Who has been heard of; the one mutable thing, under one lock."""
 
-    def __init__(self, meeting: Meeting) -> None:
+    def __init__(self, meeting: Meeting, token: str) -> None:
         self._lock = threading.Lock()
         self._addresses = {n: a for n, a in meeting.addresses.items() if n != meeting.host.index}
-        self.claimed = ""  # by somebody else who says he is this host
+        self._tokens = {meeting.host.index: token}
+        self.claims: dict[str, None] = {}  # two processes that say they are one host
 
     def heard(self, index: int, address: str) -> None:
         with self._lock:
             self._addresses.setdefault(index, address)
+
+    def greeted(self, index: int, token: str, who: str) -> str:
+        """Who called; what is wrong with that, or ''."""
+        with self._lock:
+            if self._tokens.setdefault(index, token) == token:
+                return ""
+            claim = f"{who} says that it is host {index}, and so does another"
+            self.claims[claim] = None
+            return claim
 
     def addresses(self) -> dict[int, str]:
         with self._lock:
             return dict(self._addresses)
 
 
-def meet(meeting: Meeting, stop: Callable[[], None] = lambda: None) -> tuple[tuple[Met, ...], str]:
-    """The other hosts that were met, and what was said by one that claims to be this host ('' if none).
+def meet(
+    meeting: Meeting, stop: Callable[[], None] = lambda: None
+) -> tuple[tuple[Met, ...], tuple[str, ...]]:
+    """The other hosts that were met, and which index was claimed by several.
 
     Takes as long as the last of them does to come, at most the meeting's seconds. `stop` may raise.
 
     Raises:
         RequestError: when the port cannot be listened on.
     """
-    table = _Table(meeting)
-    own = socket.gethostname()
+    own, token = socket.gethostname(), secrets.token_hex(8)
+    table = _Table(meeting, token)
     key = Key.from_secret(meeting.secret or NO_SECRET, f"check {meeting.job}")
 
     def answer(request: Request) -> Response:
         if request.path == "/bulk":
             return Response(body=bytes(BULK_BYTES))
         told = json.loads(request.body)
-        index, port = int(told["index"]), int(told["port"])
-        if index == meeting.host.index:
-            table.claimed = f"{printable(str(told['name']))} at {request.peer}"
-        else:
-            table.heard(index, join_address(request.peer, port))
+        index, address = int(told["index"]), join_address(request.peer, int(told["port"]))
+        who = f"{printable(str(told['name']))} at {address}"
+        claim = table.greeted(index, str(told["token"]), who)
+        if not claim:
+            table.heard(index, address)
         here = {"index": meeting.host.index, "name": own, "version": __version__, "time": time.time()}
         known = {str(n): a for n, a in table.addresses().items()}
-        return Response(body=json.dumps(here | {"hosts": known}).encode())
+        return Response(body=json.dumps(here | {"hosts": known, "claim": claim}).encode())
 
     with Server(f":{meeting.port}", key, handler=answer, encrypt=meeting.encrypt) as server:
-        hello = {"index": meeting.host.index, "port": server.port, "name": own}
+        hello = {"index": meeting.host.index, "port": server.port, "name": own, "token": token}
         met = _call_until_all(meeting, table, key, hello, stop)
         _stay(meeting, met, stop)
-    return tuple(met[index] for index in sorted(met)), table.claimed
+    return tuple(met[index] for index in sorted(met)), tuple(table.claims)
 
 
 def _call_until_all(
@@ -155,9 +168,12 @@ def _call(
         try:
             clock, who = float(told["time"]), int(told["index"])
             name, version = printable(str(told["name"])), printable(str(told["version"]))
+            claim = printable(str(told["claim"]))
             others = {int(n): str(where) for n, where in dict(told["hosts"]).items()}
         except (KeyError, TypeError, ValueError):
             return Met(index, address, refused="it answers with something that is no answer")
+        if claim:
+            return Met(index, address, name, refused=claim)
         if who != index:
             return Met(index, address, name, refused=f"{name} there says that it is host {who}")
         skew = clock - (started + time.time()) / 2
@@ -171,12 +187,11 @@ def _call(
         return Met(index, address, name, version, skew, bulk)
 
 
-def about_meeting(meeting: Meeting, met: tuple[Met, ...], claimed: str) -> Iterator[Finding]:
+def about_meeting(meeting: Meeting, met: tuple[Met, ...], claims: tuple[str, ...]) -> Iterator[Finding]:
     """What follows from who was met."""
     check, count = "together", meeting.host.count
-    if claimed:
-        hint = "give every host an index of its own"
-        yield fail(check, RefusedError, f"{claimed} says that it is host {meeting.host.index}, too", hint)
+    for claim in claims[:NAMED]:
+        yield fail(check, RefusedError, claim, "give every host an index of its own")
     refused = [one for one in met if one.refused]
     for one in refused[:NAMED]:
         hint = "give all hosts the same --secret and --encrypt, and their right places"
@@ -196,7 +211,7 @@ def about_meeting(meeting: Meeting, met: tuple[Met, ...], claimed: str) -> Itera
     if len(versions) > 1:
         what = f"hosts run different versions: {', '.join(sorted(versions))}"
         yield warn(check, what, "install one version everywhere")
-    elif not missing and not refused and not claimed and all(one.bulk for one in good):
+    elif not missing and not refused and not claims and all(one.bulk for one in good):
         secret = "the secret is theirs too" if meeting.secret else "without a secret"
         yield ok(check, f"all {count} hosts were met; {secret}, and large answers get through")
 
