@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -16,14 +17,13 @@ from gdist.cli.options import option, output_options, source_argument
 from gdist.cli.output import Output
 from gdist.core.hosts import parse_hosts
 from gdist.core.mesh import HostGroup
-from gdist.errors import RequestError, translate
+from gdist.errors import RequestError
 from gdist.reading import read_mesh
 from gdist.run.bootstrap.job import BootstrapJob
 from gdist.run.bootstrap.kubernetes import VOLUMES
 
 F = TypeVar("F", bound=Callable[..., Any])  # Any: click passes a command's options by name
 
-HOSTS = 4096  # bytes of a file of hosts for each of the 65,536 that are allowed, is far too much
 PERMANENT = (*(entry.code for entry in exits.EXITS if not entry.retry), exits.INTERNAL)
 
 
@@ -149,12 +149,12 @@ def _hosts(text: str) -> tuple[int, tuple[str, ...]]:
         return int(text), ()
     if text.startswith("@"):
         try:
-            with open(text[1:], encoding="utf-8") as file:
-                lines = [line.partition("#")[0] for line in file]
-        except (OSError, UnicodeDecodeError) as error:
-            fault = error if isinstance(error, OSError) else OSError(str(error))
-            raise translate(fault, f"reading the hosts in {text[1:]!r}") from error
-        text = " ".join(lines)
+            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise RequestError(
+                f"the file of the hosts, {text[1:]!r}, cannot be read: {error}", hint="one host a line"
+            ) from error
+        text = " ".join(line.partition("#")[0] for line in lines)
     names = parse_hosts(text)
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -164,11 +164,11 @@ def _hosts(text: str) -> tuple[int, tuple[str, ...]]:
 
 def _check(source: str, dest: str, fetch: tuple[str, ...]) -> dict[str, Any]:
     """The options of the line that hosts will run, as the command itself reads them."""
+    if {"--help", "-h"} & set(fetch):
+        raise RequestError("--help is no flag of a script", hint="gdist cluster fetch --help")
     try:
         with cluster_fetch.make_context("gdist cluster fetch", [source, dest, *fetch]) as context:
             return dict(context.params)
-    except click.exceptions.Exit as error:
-        raise RequestError("--help is no flag of a script", hint="gdist cluster fetch --help") from error
     except click.UsageError as error:
         raise RequestError(
             f"gdist cluster fetch would say: {error.format_message().rstrip('.')}",
