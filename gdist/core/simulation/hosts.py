@@ -28,7 +28,7 @@ class Host:
         *("number", "members", "needs", "each", "open", "asked", "state", "dead", "takes_whole"),
         *("missing", "first_missing", "first", "stop"),
         *("_cores", "_costs", "_line_rate", "_disk_rate", "_line", "_cpu", "_python", "_disk"),
-        *("_link_in_meter", "_cpu_meter", "_python_meter", "_disk_meter", "_receive_meter"),
+        *("_link_in_meter", "_cpu_meter", "_python_meter", "_disk_meter", "_receive_meter", "workers"),
     )
 
     def __init__(
@@ -57,6 +57,7 @@ class Host:
         self._python_meter = usage.meter(Resource.PYTHON, number)
         self._disk_meter = usage.meter(Resource.DISK, number)
         self._receive_meter = usage.meter(Resource.RECEIVE, number)
+        self.workers = usage.meter(Resource.WORKERS, number)
         self._line_rate = setting.lan * dict(setting.slow).get(number, 1.0)
         self._disk_rate = setting.disk
         self._line = self._cpu = self._python = self._disk = 0.0

@@ -103,12 +103,15 @@ class Setting:
             )
 
     @property
+    def answers_seconds(self) -> float:
+        """What it takes the coordinator to answer every host once."""
+        return self.hosts * (ANSWER_SECONDS + ANSWER_SECONDS_PER_HOST * self.hosts)
+
+    @property
     def round_seconds(self) -> float:
         """Between two answers of the coordinator to one host: as long as it waits, or takes for them all."""
-        if self.round is not None:
-            return self.round
-        answer = ANSWER_SECONDS + ANSWER_SECONDS_PER_HOST * self.hosts
-        return max(ROUND_SECONDS + ROUND_SECONDS_PER_HOST * self.hosts, answer * self.hosts)
+        waits = ROUND_SECONDS + ROUND_SECONDS_PER_HOST * self.hosts
+        return max(waits, self.answers_seconds) if self.round is None else self.round
 
     @property
     def outside(self) -> Sequence[int]:

@@ -203,7 +203,8 @@ class _Run:
             piece = heapq.heappop(host.asked)
             if host.number in self._holdings.sources[piece]:
                 host.open += 1
-                self._at(host.place(self._now, host.needs[piece]), self._placed, host, piece)
+                placed = host.place(self._now, host.needs[piece])
+                self._at(placed, self._placed, host, piece, self._now)
                 continue
             source = self._choose(host, piece)
             if source is None:
@@ -211,7 +212,7 @@ class _Run:
                 continue
             host.open += 1
             began, ended = self._send(source, self._moved(host, piece), 1)
-            self._at(ended, self._arrived, host, piece, source, began)
+            self._at(ended, self._arrived, host, piece, source, began, self._now)
             if len(host.members) > 1:
                 self._ask_alike(host, piece)
 
@@ -247,7 +248,7 @@ class _Run:
         ended = max(start + seconds, served)
         return ended - seconds, ended
 
-    def _arrived(self, host: Host, piece: int, source: int, began: float) -> None:
+    def _arrived(self, host: Host, piece: int, source: int, began: float, asked: float) -> None:
         """The last byte of a slice was sent."""
         if source in self._dead:
             host.open -= 1
@@ -257,12 +258,13 @@ class _Run:
         moved = self._moved(host, piece)
         whole = moved == self._demand.nbytes[piece]
         placed = host.take(began, self._now, moved, host.needs[piece], whole=whole)
-        self._at(placed, self._placed, host, piece)
+        self._at(placed, self._placed, host, piece, asked)
 
-    def _placed(self, host: Host, piece: int) -> None:
+    def _placed(self, host: Host, piece: int, asked: float) -> None:
         """A host has what it needs of a piece in its shards."""
         if host.dead:
             return
+        host.workers.add(asked, self._now, (self._now - asked) / self._setting.pulls)
         host.state[piece] = HAS
         host.open -= 1
         host.missing -= 1
@@ -318,7 +320,9 @@ class _Run:
 
     def _outcome(self) -> Outcome:
         few = self._setting.gateways if len(self._setting.outside) < self._setting.hosts else None
-        cluster = Cluster({host.number: len(host.members) for host in self._hosts}, few or ())
+        stands_for = {host.number: len(host.members) for host in self._hosts}
+        told = self._setting.answers_seconds / self._round if self._setting.round is None else 0.0
+        cluster = Cluster(stands_for, few or (), told)
         living = sorted((host for host in self._hosts if not host.dead), key=lambda host: host.stop)
         return Outcome(
             bound=self._bound,

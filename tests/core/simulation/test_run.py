@@ -219,6 +219,18 @@ def test_the_least_time_is_that_of_the_plan_where_links_are_equal() -> None:
     assert dict(one.terms)[Limit.WAN] == demand.union / 20e6, "one host's link is all there is"
 
 
+def test_many_hosts_wait_for_their_coordinator() -> None:
+    demand = copies(1, 300)
+    many = Demand(demand.nbytes, (Group(tuple(range(2000)), demand.groups[0].needs),), demand.first)
+    setting = Setting(2000, 2e9, lan=50e9, sample=8)
+    assert setting.round_seconds == setting.answers_seconds > 10
+    slow, fast = simulate(many, setting), simulate(many, replace(setting, round=1.0))
+    assert slow.seconds > setting.round_seconds + fast.seconds / 2
+    assert "coordinator" in {span.binds for span in slow.spans}
+    assert "coordinator" not in {span.binds for span in fast.spans}
+    assert replace(setting, hosts=8).round_seconds == pytest.approx(0.024)
+
+
 def test_nothing_needed_takes_no_time() -> None:
     outcome = simulate(Demand((), (Group((0, 1), ()),), 0), Setting(2, 1e9))
     assert (outcome.seconds, outcome.wan, outcome.share, outcome.spans) == (0, 0, 1, ())
