@@ -546,7 +546,7 @@ def simulate(
     cpu: str | Iterable[str] | Mapping[str, float] = (),
     latency: float | str = "0.5ms",
     round: float | str | None = None,
-    pulls: int = 16,
+    pulls: int = 4,
     slow: str | Iterable[str] = (),
     fail: str | Iterable[str] = (),
     sample: int = 64,
@@ -573,7 +573,7 @@ def simulate(
     `cpu` changes costs, `place=0.3` in seconds a gigabyte (`gdist.core.simulation.model.Costs`). `slow` is
     `2@0.05`, 2 hosts with a twentieth of their links, `fail` is `1@30s`, one host that is gone after 30 s;
     which they are is up to `seed`. `round` is the time between two answers of the coordinator to one host.
-    At most `pulls` slices are on their way to a host at once. `sample` hosts are followed one by one.
+    A host handles `pulls` pieces at once. `sample` hosts are followed one by one.
 
     Raises:
         RequestError: for every tensor without a rule or that the mesh does not divide, all at once, and for

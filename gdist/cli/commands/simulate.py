@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 @option(
     "--pulls",
     type=click.IntRange(1),
-    default=16,
+    default=4,
     show_default=True,
     metavar="N",
-    help="Slices on their way to a host at once.",
+    help="Pieces that a host takes and places at once.",
 )
 @option("--slow", multiple=True, metavar="K@SHARE", help="K hosts with so much of their links: 2@0.05.")
 @option("--fail", multiple=True, metavar="K@TIME", help="K hosts that are gone after a time: 1@30s.")

@@ -1,50 +1,50 @@
-"""Who holds which piece in a simulated cluster, and for how many others."""
+"""Who holds which piece in a simulated cluster, and for how many others.
+
+Where few hosts may use the outside and others need whole pieces, each piece has a *home* among the hosts, by
+its number: the home takes it first and passes it on, and the others wait for that a little.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
 from gdist.core.simulation.hosts import HAS, Host
-from gdist.core.simulation.model import Demand
-
-SOURCES_TRIED = 2  # of those that took a piece whole: the one with least to send gives it
+from gdist.core.simulation.model import Demand, Setting
 
 
 class Holdings:
     """Pieces and their holders; `most` are the most bytes that one host held for others at once."""
 
-    def __init__(self, demand: Demand, hosts: Sequence[Host], chance: Callable[[], float]):
+    def __init__(self, demand: Demand, setting: Setting, hosts: Sequence[Host], chance: Callable[[], float]):
         self._nbytes, self._hosts, self._chance = demand.nbytes, hosts, chance
-        self.sources: list[list[int]] = [[] for _ in demand.nbytes]  # those that brought a piece in
-        self._copies: list[list[tuple[float, Host]]] = [[] for _ in demand.nbytes]  # known since, took it
+        self.sources: list[list[int]] = [[] for _ in demand.nbytes]
         self._wanting = [0] * len(demand.nbytes)
         for host in hosts:
             for piece, nbytes in enumerate(host.needs):
                 self._wanting[piece] += len(host.members) if nbytes else 0
-        self._held = [0] * demand.hosts
+        self._held = [0] * setting.hosts
         self.most = 0
+        self._living = list(range(setting.hosts))
+        self._few = 2 * len(setting.outside) <= setting.hosts
 
     def hold(self, piece: int, host: int) -> None:
-        """A host brought a piece in, and holds it until all have what they need of it."""
-        self.sources[piece].append(host)
-        self._held[host] += self._nbytes[piece]
-        self.most = max(self.most, self._held[host])
+        """A host has a piece, and holds it until all have what they need of it."""
+        if host not in self.sources[piece]:
+            self.sources[piece].append(host)
+            self._held[host] += self._nbytes[piece]
+            self.most = max(self.most, self._held[host])
 
-    def copy(self, piece: int, host: Host, since: float) -> None:
-        """A host took a piece whole, which is known from then on."""
-        self._copies[piece].append((since, host))
+    def home(self, piece: int, host: Host) -> int | None:
+        """Who passes a piece on to a host; None where those do that brought it in."""
+        return self._living[piece % len(self._living)] if self._few and host.takes_whole else None
 
-    def choose(self, piece: int, now: float, dead: set[int], busy: Sequence[float]) -> int | None:
-        """Who gives a piece: the least busy of those that brought it in and a few that took it whole."""
-        found = [host for host in self.sources[piece] if host not in dead]
-        copies, chance = self._copies[piece], self._chance
-        for _ in range(min(SOURCES_TRIED, len(copies))):
-            since, host = copies[int(chance() * len(copies))]
-            if since <= now and not host.dead:
-                found.append(host.members[int(chance() * len(host.members))])
+    def choose(self, piece: int, host: Host, dead: set[int]) -> int | None:
+        """Who gives a piece to a host: its home, or else one that has it."""
+        found = [source for source in self.sources[piece] if source not in dead]
         if len(found) < 2:
             return found[0] if found else None
-        return min(found, key=busy.__getitem__)
+        home = self.home(piece, host)
+        return home if home in found else found[int(self._chance() * len(found))]
 
     def satisfied(self, piece: int, hosts: int) -> None:
         """So many hosts have what they need of a piece; once all have, it is given back to the disk."""
@@ -53,6 +53,10 @@ class Holdings:
             for source in self.sources[piece]:
                 self._held[source] -= self._nbytes[piece]
 
+    def fail(self, host: int) -> None:
+        """A host is nobody's home any more."""
+        self._living.remove(host)
+
     def lose(self, host: Host) -> Iterator[int]:
         """A host is given up, with what it held; pieces that nobody else has, and somebody still needs."""
         for piece, sources in enumerate(self.sources):
@@ -60,6 +64,5 @@ class Holdings:
                 self.satisfied(piece, 1)
             if host.number in sources:
                 sources.remove(host.number)
-                copied = any(not other.dead for _, other in self._copies[piece])
-                if not sources and not copied and self._wanting[piece]:
+                if not sources and self._wanting[piece]:
                     yield piece

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import final
 
-from gdist.core.simulation.model import GB, Demand, Group, Setting
+from gdist.core.simulation.model import GB, WHOLE_SHARE, Demand, Group, Setting
 from gdist.core.simulation.usage import Resource, Usage
 
 UNKNOWN, ASKED, HAS = 0, 1, 2  # what a host knows of a piece
@@ -25,22 +25,30 @@ class Host:
     """
 
     __slots__ = (
-        *("number", "members", "needs", "each", "open", "asked", "state", "dead"),
+        *("number", "members", "needs", "each", "open", "asked", "state", "dead", "takes_whole"),
         *("missing", "first_missing", "first", "stop"),
         *("_cores", "_costs", "_line_rate", "_disk_rate", "_line", "_cpu", "_python", "_disk"),
-        *("_link_in_meter", "_cpu_meter", "_python_meter", "_disk_meter", "_receive_meter"),
+        *("_link_in_meter", "_cpu_meter", "_python_meter", "_disk_meter", "_receive_meter", "workers"),
     )
 
     def __init__(
-        self, number: int, members: tuple[int, ...], group: Group, first: int, setting: Setting, usage: Usage
+        self,
+        number: int,
+        members: tuple[int, ...],
+        group: Group,
+        demand: Demand,
+        setting: Setting,
+        usage: Usage,
     ):
         self.number, self.members, self.needs = number, members, group.needs
         self.each = 1 / len(members)
-        self.open = 0  # slices on their way
-        self.asked: list[int] = []  # pieces that it may ask for, as a heap
+        self.open = 0  # pieces that it takes and places now
+        self.asked: list[int] = []  # pieces that it may take, as a heap
+        touched = sum(size for size, nbytes in zip(demand.nbytes, group.needs, strict=True) if nbytes)
+        self.takes_whole = touched * WHOLE_SHARE <= group.nbytes
         self.state = bytearray(len(group.needs))
         self.missing = sum(map(bool, group.needs))
-        self.first_missing = sum(map(bool, group.needs[:first]))
+        self.first_missing = sum(map(bool, group.needs[: demand.first]))
         self.first = self.stop = 0.0
         self.dead = False
         self._cores, self._costs = setting.cores, setting.costs
@@ -49,6 +57,7 @@ class Host:
         self._python_meter = usage.meter(Resource.PYTHON, number)
         self._disk_meter = usage.meter(Resource.DISK, number)
         self._receive_meter = usage.meter(Resource.RECEIVE, number)
+        self.workers = usage.meter(Resource.WORKERS, number)
         self._line_rate = setting.lan * dict(setting.slow).get(number, 1.0)
         self._disk_rate = setting.disk
         self._line = self._cpu = self._python = self._disk = 0.0
@@ -102,20 +111,26 @@ class Host:
             self._write(now, through, nbytes, each), self.compute(now, through, costs.hash * size, each)
         )
 
-    def take(self, began: float, now: float, nbytes: float, *, whole: bool) -> float:
-        """When bytes that came from another host are in the shards; a whole piece is hashed, too."""
+    def take(self, began: float, now: float, moved: float, nbytes: float, *, whole: bool) -> float:
+        """When bytes are in the shards, of what `moved` here from another host; a whole piece is hashed."""
         costs = self._costs
-        seconds = costs.take + (costs.hash if whole else 0.0)
-        return self._place(now, self.take_in(began, now, nbytes), nbytes, seconds)
+        through, seconds = self.take_in(began, now, moved), costs.take + (costs.hash if whole else 0.0)
+        checked = self.compute(now, through, seconds * moved / GB)
+        return self._place(now, checked, nbytes)
+
+    def pass_on(self, began: float, now: float, nbytes: float) -> float:
+        """When a whole piece that one member took for others is hashed."""
+        through = self.take_in(began, now, nbytes, self.each)
+        return self.compute(now, through, (self._costs.take + self._costs.hash) * nbytes / GB, self.each)
 
     def place(self, now: float, nbytes: float) -> float:
         """When bytes that this host brought in itself are in the shards."""
-        return self._place(now, now, nbytes, 0.0)
+        return self._place(now, now, nbytes)
 
-    def _place(self, now: float, ready: float, nbytes: float, more: float) -> float:
+    def _place(self, now: float, ready: float, nbytes: float) -> float:
         costs, size = self._costs, nbytes / GB
         placed = self._interpret(now, ready, costs.place * size)
-        done = self.compute(now, ready, (costs.place + costs.write + more) * size)
+        done = self.compute(now, ready, (costs.place + costs.write) * size)
         return max(placed, done, self._write(now, ready, nbytes))
 
 
@@ -136,5 +151,5 @@ def follow(demand: Demand, setting: Setting, usage: Usage) -> list[Host]:
         chosen: Iterable[tuple[int, ...]] = [tuple(plain[n::number]) for n in range(number)]
         alone = [(host,) for host in group.hosts if host in special]
         for members in (*alone, *chosen):
-            found.append(Host(members[0], members, group, demand.first, setting, usage))
+            found.append(Host(members[0], members, group, demand, setting, usage))
     return found

@@ -1,9 +1,9 @@
 """Who brings in which piece, as the coordinator of a cluster decides it, for a simulation of many hosts.
 
-The rules of a running cluster's coordinator: a gateway gets leases of free pieces in loading order, as many
-as it brings in within a few seconds, those it needs itself before others near by; towards the end everyone
-gets less; a host without work takes over what would take another much longer. Here they are kept in sorted
-lists, so that thousands of hosts cost no sets.
+The rules are those of `gdist.core.leases`, which a running cluster goes by: a gateway gets leases of free
+pieces in loading order, as many as it brings in within a few seconds, those it needs itself before others
+near by; towards the end everyone gets less; a host without work takes over what would take another much
+longer. Here they are kept for thousands of hosts that come in turn: no sets, and no hosts that come and go.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heapreplace
 
-LEASE_SECONDS = 4.0  # of its line that a host has leased in advance
-LEAST_LEASE_BYTES = 8 << 20
-LEAST_LEASE_PIECES = 2
-LOST_SECONDS = 8.0  # without a word from a host until its leases are given to others
-STEAL_SECONDS = 3.0
+from gdist.core.leases import (
+    LEASE_SECONDS,
+    LEAST_LEASE_BYTES,
+    LEAST_LEASE_PIECES,
+    LOOKAHEAD,
+    RATE_DECAY,
+    STEAL_SECONDS,
+)
+
 POLL_SECONDS = 1.0  # how often a host without work asks
-RATE_DECAY = 0.9
-LOOKAHEAD = 64  # places in loading order within which a host gets those pieces that it needs itself
 
 
 class LeaseBook:
@@ -32,6 +34,11 @@ class LeaseBook:
         self._leased: dict[int, dict[int, float]] = {host: {} for host in gateways}  # piece -> since when
         self._bytes: dict[int, int] = dict.fromkeys(self._leased, 0)
         self._rates: dict[int, float] = dict.fromkeys(self._leased, 0.0)
+
+    @property
+    def free(self) -> bool:
+        """True while there are pieces that nobody has leased."""
+        return bool(self._free)
 
     def first(self, host: int) -> int | None:
         """What a host is to bring in next, if anything."""

@@ -13,24 +13,27 @@ from gdist.core.bound import Bound, Limit
 from gdist.errors import RequestError
 
 GB = 1e9
+WHOLE_SHARE = 0.9  # of a piece: who needs so much takes all of it, and hashes it
+TELL_SECONDS = 0.02  # what changes at a host within it is told in one message
 ROUND_SECONDS, ROUND_SECONDS_PER_HOST = 0.02, 0.0005  # the coordinator answers no host more often
+ANSWER_SECONDS, ANSWER_SECONDS_PER_HOST = 0.0002, 3.5e-6  # a poll, measured by benchmarks/cluster/slices.py
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
     """CPU seconds that a gigabyte costs a host, by what is done with it.
 
-    Measured on the machine of docs/benchmarks.md (a core of an AMD EPYC with SHA instructions), but for those
-    marked as estimates. `receive` and `place` run in one thread each, however many cores there are:
-    libtorrent's own, and the one that has the interpreter's lock.
+    Measured on the machine of docs/benchmarks.md: a core of an AMD EPYC with SHA instructions. `receive` and
+    `place` run in one thread each, however many cores there are: libtorrent's own, and the one that has the
+    interpreter's lock.
     """
 
     receive: float = 0.9  # from outside: a bare leecher costs 1.15 to 1.5, of which 0.45 are hashing
     hash: float = 0.45  # SHA-1 of a piece that came from outside, or whole from another host
     place: float = 0.25  # arithmetic of placements, in Python
     write: float = 0.6  # into the shards 0.3, BLAKE3 of chunks 0.14, files and syncing 0.15
-    serve: float = 0.3  # an estimate: slices to another host, read and sent
-    take: float = 0.3  # an estimate: slices from another host, received and their digest checked
+    serve: float = 0.5  # to another host; benchmarks/cluster/slices.py: 0.38 whole, 0.59 cut out of columns
+    take: float = 0.6  # from another host, digest checked; 0.46 whole, 0.69 put into columns
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -62,9 +65,9 @@ class Setting:
     `lan` is each host's link, in and out, which what comes from outside passes too. `disk` is what a host
     writes. `slow` hosts have that share of both their links. A host of `fails` is gone from then on, with all
     it holds. `latency` is one way between two hosts, `round` the time between two answers of the coordinator
-    to one host (None: as gdist's makes them). At most `pulls` slices are on their way to a host at once. Up
-    to `sample` hosts are followed one by one; of more, each that is stands for several (see
-    `gdist.core.simulation.run`). Chance comes from `seed`.
+    to one host (None: as gdist's makes them). A host handles `pulls` pieces at once. Up to `sample` hosts are
+    followed one by one; of more, each that is stands for several (see `gdist.core.simulation.run`). Chance
+    comes from `seed`.
     """
 
     hosts: int
@@ -79,7 +82,7 @@ class Setting:
     round: float | None = None
     slow: tuple[tuple[int, float], ...] = ()
     fails: tuple[tuple[int, float], ...] = ()
-    pulls: int = 16
+    pulls: int = 4
     sample: int = 64
     seed: int = 0
 
@@ -100,9 +103,15 @@ class Setting:
             )
 
     @property
+    def answers_seconds(self) -> float:
+        """What it takes the coordinator to answer every host once."""
+        return self.hosts * (ANSWER_SECONDS + ANSWER_SECONDS_PER_HOST * self.hosts)
+
+    @property
     def round_seconds(self) -> float:
-        """Between two answers of the coordinator to one host."""
-        return ROUND_SECONDS + ROUND_SECONDS_PER_HOST * self.hosts if self.round is None else self.round
+        """Between two answers of the coordinator to one host: as long as it waits, or takes for them all."""
+        waits = ROUND_SECONDS + ROUND_SECONDS_PER_HOST * self.hosts
+        return max(waits, self.answers_seconds) if self.round is None else self.round
 
     @property
     def outside(self) -> Sequence[int]:

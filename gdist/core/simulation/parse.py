@@ -28,7 +28,7 @@ def parse_setting(
     cpu: str | Iterable[str] | Mapping[str, float] = (),
     latency: float | str = 0.0005,
     round: float | str | None = None,
-    pulls: int = 16,
+    pulls: int = 4,
     sample: int = 64,
     seed: int = 0,
 ) -> Setting:

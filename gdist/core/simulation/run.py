@@ -6,9 +6,9 @@
 
 A gateway brings in one leased piece after the other at its fair share of the WAN (`line`); what it gets
 leased is in `leases`. A verified piece is known to the others a round of the coordinator later. A host that
-needs it takes the bytes that it needs from one that holds it, in loading order, a bounded number at once. Who
-takes a piece whole gives it to others, too, once it has hashed it. Links, cores, interpreter and disk are
-queues (`hosts`).
+needs it takes the bytes that it needs from one that holds it, in loading order, a few pieces at once; who
+needs nearly all takes it whole, and hashes it. `holdings` says who gives it. Links, cores, interpreter and
+disk are queues (`hosts`).
 
 Up to `Setting.sample` hosts are followed one by one. Of more, some are, and each *stands for* several that
 need the same: whenever it takes a slice, they take as many bytes of any piece that they might be at, since
@@ -16,8 +16,8 @@ hosts do not keep step. What hosts that are not followed bring in, hash and serv
 stand for them; links out are those of every single host. Against following all of 256 hosts, following 64
 gave times within 1 % where one resource binds, and within 15 % where links out are nearly full.
 
-Not in the model: metadata and headers, peers outside that are slow or gone, retries, switches (the LAN has no
-bottleneck but the hosts' links), and a coordinator that cannot keep up with the rounds it is meant to make.
+Not in the model: the start of processes, metadata and headers, peers outside that are slow or gone, retries,
+and switches: the LAN has no bottleneck but the hosts' links.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from gdist.core.leases import LOST_SECONDS
 from gdist.core.simulation.holdings import Holdings
 from gdist.core.simulation.hosts import ASKED, HAS, UNKNOWN, Host, follow
-from gdist.core.simulation.leases import LOST_SECONDS, POLL_SECONDS, LeaseBook
+from gdist.core.simulation.leases import POLL_SECONDS, LeaseBook
 from gdist.core.simulation.line import FairLine
-from gdist.core.simulation.model import GB, Demand, Setting, least_time
+from gdist.core.simulation.model import GB, TELL_SECONDS, WHOLE_SHARE, Demand, Setting, least_time
 from gdist.core.simulation.outcome import HostTime, Outcome
 from gdist.core.simulation.usage import Cluster, Resource, Usage
 
 MOST_UNVERIFIED = 4  # pieces that came in to a host and wait for their hash, until the next one may come
 SPANS, SPANS_SHOWN = 128, 16  # how finely usage is counted, of the least time; how many spans are told
+HOME_SECONDS = 2.0  # how long a piece's home is waited for
 OUT_OF_STEP = 1024  # pieces that hosts are apart: enough to keep links busy, few enough to end together
 
 _Event = tuple[float, int, Any, Any]  # time, serial number; Any: a method and its arguments
@@ -58,7 +60,8 @@ class _Run:
         self._chance = random.Random(setting.seed).random
         self._events: list[_Event] = []
         self._serial, self._now = 0, 0.0
-        self._round = setting.round_seconds + 2 * setting.latency
+        self._round = setting.round_seconds
+        self._news = TELL_SECONDS + self._round + 2 * setting.latency  # until others know what a host has
         self._hosts = follow(demand, setting, self._usage)
         self._stands = {member: host for host in self._hosts for member in host.members}
         self._missing = sum(host.missing > 0 for host in self._hosts)
@@ -66,12 +69,13 @@ class _Run:
         self._book = LeaseBook(demand.nbytes, setting.outside, lambda h, p: self._stands[h].needs[p])
         self._bringing: dict[int, tuple[int, float]] = {}  # by gateway: the piece, and since when
         self._unverified = dict.fromkeys(setting.outside, 0)
+        self._heard = dict.fromkeys(setting.outside, -self._round)  # when the coordinator last answered it
         slow = dict(setting.slow)
         self._shares = [slow.get(host, 1.0) for host in range(setting.hosts)]
         self._line_out = [0.0] * setting.hosts
         self._out_meters = [self._usage.meter(Resource.LINK_OUT, host) for host in range(setting.hosts)]
         self._dead: set[int] = set()
-        self._holdings = Holdings(demand, self._hosts, self._chance)
+        self._holdings = Holdings(demand, setting, self._hosts, self._chance)
         self._lan = 0.0
 
     def run(self) -> Outcome:
@@ -113,9 +117,13 @@ class _Run:
         """A gateway brings in its next piece, if it has one to bring."""
         if host in self._bringing or host in self._dead or self._unverified[host] >= MOST_UNVERIFIED:
             return
-        self._book.grant(host, self._now)
+        if self._now - self._heard[host] >= self._round * (1 - 1e-9):
+            self._heard[host] = self._now
+            self._book.grant(host, self._now)
         piece = self._book.first(host)
         if piece is None:
+            if self._book.free:
+                self._at(self._heard[host] + self._round, self._bring, host)
             return
         self._carry()
         setting = self._setting
@@ -140,39 +148,71 @@ class _Run:
         if host in self._dead:
             return
         self._unverified[host] -= 1
-        self._holdings.hold(piece, host)
-        self._at(self._now + self._round, self._tell, piece)
+        self._hold(host, piece)
         own = self._stands[host]
         if own.number == host and own.needs[piece] and own.state[piece] == UNKNOWN:
-            own.state[piece] = ASKED
-            placed = own.place(self._now, own.needs[piece])
-            self._at(placed, self._placed, own, piece, False)
+            self._may_take(own, piece)
             if len(own.members) > 1:  # the others that it stands for take it from it
-                self._at(self._now + self._round, self._send, host, own.needs[piece], len(own.members) - 1)
+                moved, takers = self._moved(own, piece), len(own.members) - 1
+                self._at(self._now + self._news, self._send, host, moved, takers)
         self._bring(host)
 
     # --- between hosts ----------------------------------------------------------------------------------
 
+    def _hold(self, host: int, piece: int) -> None:
+        self._holdings.hold(piece, host)
+        self._at(self._now + self._news, self._tell, piece)
+
     def _tell(self, piece: int) -> None:
         """Everyone who needs a piece hears that it can be had; who hears it first is up to chance."""
         first = int(self._chance() * len(self._hosts))
+        relays = False
         for host in (*self._hosts[first:], *self._hosts[:first]):
-            if host.needs[piece] and host.state[piece] == UNKNOWN and not host.dead:
-                host.state[piece] = ASKED
-                heapq.heappush(host.asked, piece)
-                self._ask(host)
+            if not host.needs[piece] or host.state[piece] != UNKNOWN or host.dead:
+                continue
+            home = self._holdings.home(piece, host)
+            if home is None or home == host.number or home in self._holdings.sources[piece]:
+                self._may_take(host, piece)
+            else:
+                relays = relays or self._stands[home].number != home
+                self._at(self._now + HOME_SECONDS, self._may_take, host, piece)
+        if relays:
+            self._pass_on(piece)
+
+    def _pass_on(self, piece: int) -> None:
+        """A piece's home, which is not followed itself, takes it and holds it for others."""
+        stand = next(host for host in self._hosts if host.takes_whole)
+        home = self._holdings.home(piece, stand)
+        source = self._choose(stand, piece)
+        if home is None or source is None or home in self._dead:
+            return
+        nbytes = self._demand.nbytes[piece]
+        began, ended = self._send(source, nbytes, 1)
+        passed = self._stands[home].pass_on(began, ended, nbytes)
+        self._at(passed, self._hold, home, piece)
+
+    def _may_take(self, host: Host, piece: int) -> None:
+        if host.state[piece] == UNKNOWN and not host.dead:
+            host.state[piece] = ASKED
+            heapq.heappush(host.asked, piece)
+            self._ask(host)
 
     def _ask(self, host: Host) -> None:
-        """A host asks for the next pieces, as many as may be on their way."""
+        """A host takes the next pieces, as many as it handles at once."""
         while host.asked and host.open < self._setting.pulls and not host.dead:
             piece = heapq.heappop(host.asked)
-            source = self._choose(piece)
+            if host.number in self._holdings.sources[piece]:
+                host.open += 1
+                placed = host.place(self._now, host.needs[piece])
+                self._at(placed, self._placed, host, piece, self._now)
+                continue
+            source = self._choose(host, piece)
             if source is None:
                 host.state[piece] = UNKNOWN  # until it is brought in again
                 continue
             host.open += 1
-            began, ended = self._send(source, host.needs[piece], 1)
-            self._at(ended, self._arrived, host, piece, source, began)
+            began, ended = self._send(source, self._moved(host, piece), 1)
+            self._at(ended, self._arrived, host, piece, source, began, self._now)
             if len(host.members) > 1:
                 self._ask_alike(host, piece)
 
@@ -183,12 +223,17 @@ class _Run:
             takers -= one != host.number and self._stands[one] is host
         number = int(self._chance() * OUT_OF_STEP)
         other = host.asked[number] if number < len(host.asked) else piece
-        source = self._choose(other)
+        source = self._choose(host, other)
         if source is not None and takers:
-            self._send(source, host.needs[piece], takers)
+            self._send(source, self._moved(host, piece), takers)
 
-    def _choose(self, piece: int) -> int | None:
-        return self._holdings.choose(piece, self._now, self._dead, self._line_out)
+    def _choose(self, host: Host, piece: int) -> int | None:
+        return self._holdings.choose(piece, host, self._dead)
+
+    def _moved(self, host: Host, piece: int) -> int:
+        """Bytes of a piece that cross the wire to a host that needs some of it."""
+        nbytes, size = host.needs[piece], self._demand.nbytes[piece]
+        return size if nbytes >= WHOLE_SHARE * size else nbytes
 
     def _send(self, source: int, nbytes: int, takers: int) -> tuple[float, float]:
         """A host sends bytes to each of so many; when those to the first of them begin and end."""
@@ -203,24 +248,25 @@ class _Run:
         ended = max(start + seconds, served)
         return ended - seconds, ended
 
-    def _arrived(self, host: Host, piece: int, source: int, began: float) -> None:
+    def _arrived(self, host: Host, piece: int, source: int, began: float, asked: float) -> None:
         """The last byte of a slice was sent."""
         if source in self._dead:
             host.open -= 1
             heapq.heappush(host.asked, piece)
             self._ask(host)
             return
-        nbytes = host.needs[piece]
-        whole = nbytes == self._demand.nbytes[piece]
-        placed = host.take(began, self._now, nbytes, whole=whole)
-        self._at(placed, self._placed, host, piece, True)
+        moved = self._moved(host, piece)
+        whole = moved == self._demand.nbytes[piece]
+        placed = host.take(began, self._now, moved, host.needs[piece], whole=whole)
+        self._at(placed, self._placed, host, piece, asked)
 
-    def _placed(self, host: Host, piece: int, taken: bool) -> None:
+    def _placed(self, host: Host, piece: int, asked: float) -> None:
         """A host has what it needs of a piece in its shards."""
         if host.dead:
             return
+        host.workers.add(asked, self._now, (self._now - asked) / self._setting.pulls)
         host.state[piece] = HAS
-        host.open -= taken
+        host.open -= 1
         host.missing -= 1
         if piece < self._demand.first:
             host.first_missing -= 1
@@ -228,8 +274,8 @@ class _Run:
         if not host.missing:
             host.stop = self._now
             self._missing -= 1
-        if taken and host.needs[piece] == self._demand.nbytes[piece]:
-            self._holdings.copy(piece, host, self._now + self._round)
+        if self._holdings.home(piece, host) == host.number:
+            self._hold(host.number, piece)
         self._holdings.satisfied(piece, len(host.members))
         self._ask(host)
 
@@ -239,6 +285,7 @@ class _Run:
         """A host is gone, with all it holds; the others notice later."""
         host = self._stands[number]
         self._dead.add(number)
+        self._holdings.fail(number)
         host.dead = True
         self._missing -= host.missing > 0
         if number in self._bringing:
@@ -273,7 +320,9 @@ class _Run:
 
     def _outcome(self) -> Outcome:
         few = self._setting.gateways if len(self._setting.outside) < self._setting.hosts else None
-        cluster = Cluster({host.number: len(host.members) for host in self._hosts}, few or ())
+        stands_for = {host.number: len(host.members) for host in self._hosts}
+        told = self._setting.answers_seconds / self._round if self._setting.round is None else 0.0
+        cluster = Cluster(stands_for, few or (), told)
         living = sorted((host for host in self._hosts if not host.dead), key=lambda host: host.stop)
         return Outcome(
             bound=self._bound,

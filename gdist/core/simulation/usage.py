@@ -13,7 +13,7 @@ TRACE = 1e-9  # of a span, which rounding leaves
 
 
 class Resource(Enum):
-    """What bytes pass on their way; all but the WAN belong to each host."""
+    """What bytes pass on their way, which each host has of its own but for the WAN; and who tells of them."""
 
     WAN = "wan"
     RECEIVE = "receiving"  # libtorrent's one thread
@@ -22,6 +22,8 @@ class Resource(Enum):
     CPU = "cores"
     PYTHON = "python"
     DISK = "disk"
+    WORKERS = "workers"  # the few that take and place pieces; they are busy while they wait for bytes, too
+    COORDINATOR = "coordinator"  # the one that tells all others; in the interpreter of host 0
 
 
 WAITING = "waiting"  # for news of pieces, for slices on their way, for a host that others wait for
@@ -48,22 +50,28 @@ class Span:
 
 
 def _binds(used: Sequence[Used]) -> str:
-    """What was full: a resource of all hosts, or that of one; else they waited."""
-    fullest = max(used, key=lambda one: one.all)
+    """What was full: a resource of all hosts, or that of one; else what is full while it waits, too."""
+    own = [one for one in used if one.resource not in (Resource.WORKERS, Resource.COORDINATOR)]
+    fullest = max(own, key=lambda one: one.all)
     if fullest.all >= FULL:
         return fullest.resource.value
-    fullest = max(used, key=lambda one: one.most)
+    fullest = max(own, key=lambda one: one.most)
     if fullest.most >= ONE_FULL:
         return f"{fullest.resource.value} of {fullest.who}"
-    return WAITING
+    full = [one.resource.value for one in used if one not in own and one.all >= FULL]
+    return full[0] if full else WAITING
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Whose resources they are: how many hosts each followed one stands for, and the few gateways, if few."""
+    """Whose resources they are: how many hosts each followed one stands for, and the few gateways, if few.
+
+    `coordinator` is the share of its time that the coordinator needs to answer everyone in turn.
+    """
 
     stands_for: Mapping[int, int]
     gateways: tuple[int, ...] = ()
+    coordinator: float = 0.0
 
 
 class Meter:
@@ -117,6 +125,8 @@ class Usage:
 
 
 def _used(resource: Resource, shares: Mapping[int, float], cluster: Cluster) -> Used:
+    if resource is Resource.COORDINATOR:
+        return Used(resource, cluster.coordinator)
     if resource is Resource.WAN or not shares:
         return Used(resource, shares.get(0, 0.0))
     hosts = sum(cluster.stands_for.values())

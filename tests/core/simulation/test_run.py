@@ -108,7 +108,7 @@ def test_with_links_and_cores_for_nothing_the_wan_sets_the_time(kind: str, hosts
 
 @pytest.mark.parametrize("hosts", [2, 4, 8])
 def test_full_copies_fill_every_link(hosts: int) -> None:
-    outcome = simulate(copies(hosts, 256, MB), Setting(hosts, 25e6, lan=12.5e6, costs=FREE))
+    outcome = simulate(copies(hosts, 256, MB), Setting(hosts, 25e6, lan=12.5e6, costs=FREE, pulls=16))
     assert outcome.bound.limit is Limit.HOST_LINK
     assert outcome.share > 0.9
     assert outcome.lan == pytest.approx((hosts - 1) * outcome.union)
@@ -152,11 +152,11 @@ def test_what_is_scarce_binds(change: dict[str, object], binds: str) -> None:
 def test_more_of_anything_makes_nothing_slower() -> None:
     """But for a little: what comes in order of loading, not of need, may come in a worse order."""
     demand = copies(6, 300)
-    base = Setting(6, 60e6, lan=50e6, disk=60e6, cores=2)
+    base = Setting(6, 60e6, lan=50e6, disk=60e6, cores=2, pulls=16)
     slowest = simulate(demand, base).seconds
     for change in ({"wan": 120e6}, {"lan": 100e6}, {"disk": 120e6}, {"cores": 8}, {"costs": FREE}):
         more = replace(base, **change)  # type: ignore[arg-type]
-        assert simulate(demand, more).seconds <= slowest * 1.06, change
+        assert simulate(demand, more).seconds <= slowest * 1.1, change
 
 
 def test_a_failed_host_s_pieces_come_in_again_and_the_others_end() -> None:
@@ -217,6 +217,18 @@ def test_the_least_time_is_that_of_the_plan_where_links_are_equal() -> None:
     assert bound.terms == lower_bound(needed, demand.union, wan=50e6, lan=20e6).terms
     one = least_time(demand, Setting(4, 50e6, lan=20e6, gateways=(0,)))
     assert dict(one.terms)[Limit.WAN] == demand.union / 20e6, "one host's link is all there is"
+
+
+def test_many_hosts_wait_for_their_coordinator() -> None:
+    demand = copies(1, 300)
+    many = Demand(demand.nbytes, (Group(tuple(range(2000)), demand.groups[0].needs),), demand.first)
+    setting = Setting(2000, 2e9, lan=50e9, sample=8)
+    assert setting.round_seconds == setting.answers_seconds > 10
+    slow, fast = simulate(many, setting), simulate(many, replace(setting, round=1.0))
+    assert slow.seconds > setting.round_seconds + fast.seconds / 2
+    assert "coordinator" in {span.binds for span in slow.spans}
+    assert "coordinator" not in {span.binds for span in fast.spans}
+    assert replace(setting, hosts=8).round_seconds == pytest.approx(0.024)
 
 
 def test_nothing_needed_takes_no_time() -> None:

@@ -64,6 +64,19 @@ def test_few_gateways_bind_together() -> None:
     )
 
 
+def test_a_coordinator_without_a_break_binds_where_nothing_else_does() -> None:
+    assert binds({}, Cluster({0: 1}, coordinator=1.0)) == "coordinator"
+    assert binds({(Resource.WAN, 0): 1.0}, Cluster({0: 1}, coordinator=1.0)) == "wan"
+    assert binds({}, Cluster({0: 1}, coordinator=0.5)) == WAITING
+
+
+def test_workers_bind_where_what_they_wait_for_does_not() -> None:
+    full = {(Resource.WORKERS, 0): 1.0, (Resource.WORKERS, 1): 1.0}
+    assert binds(full, Cluster({0: 1, 1: 1}, coordinator=1.0)) == "workers"
+    assert binds({**full, (Resource.LINK_OUT, 0): 0.9, (Resource.LINK_OUT, 1): 0.9}) == "link out"
+    assert binds({**full, (Resource.LINK_OUT, 1): 1.0}) == "link out of host 1"
+
+
 def test_spans_end_with_the_run_and_neighbours_are_joined() -> None:
     usage = Usage(1.0)
     usage.meter(Resource.WAN).add(0.0, 6.0, 6.0)
