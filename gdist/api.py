@@ -22,7 +22,7 @@ from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.profiles import PROFILES
 from gdist.core.units import parse_bytes, parse_rate, parse_seconds
 from gdist.errors import GdistError, RequestError, TransferError
-from gdist.events import Observer
+from gdist.events import Note, Observer
 from gdist.reading import HostLike, MeshLike, OrderLike, RulesLike, all_devices
 from gdist.reading import read_host as read_host
 from gdist.reading import read_mesh as read_mesh
@@ -227,7 +227,11 @@ def cluster_fetch(
         linger=parse_seconds(linger, "linger"),
         http=http or "",
     )
-    return run(source, dest, options, observe=observe, stop=stop)
+    if observe is not None:
+        observe(Note(str(where)))
+        if where.host.count > 1 and not options.secret:
+            observe(Note("no secret was given: whoever can reach the hosts and knows the job may join them"))
+    return run(source, dest, options, observe=observe, stop=stop, recorder=recorder)
 
 
 def cluster_status(

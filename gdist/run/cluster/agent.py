@@ -113,6 +113,7 @@ class _Agent:
         self._status = StatusOfEvents("", self._host)
         self._changes: list[MemberChanged] = []
         self._told = 0.0
+        self._serving = False
         self._meters = Meters(self._host.count)
 
     def run(self, dest: str | os.PathLike[str] | None) -> FetchResult:
@@ -164,18 +165,20 @@ class _Agent:
             return {peer.index for peer in link.inside.peers.values() if peer.state in ("live", "done")}
 
     def _tick(self) -> None:
-        if self._stop.is_set():
-            raise InterruptedRun(
-                "the run was asked to stop", hint="the same command goes on where this one stopped"
-            )
-        self.check_time()
+        if not self._serving:  # then it ends in its own way
+            if self._stop.is_set():
+                raise InterruptedRun(
+                    "the run was asked to stop", hint="the same command goes on where this one stopped"
+                )
+            self.check_time()
         if self._station is not None:
             self._station.link.check()
         self._tell()
 
     def _also(self, tick: Callable[[], None]) -> Callable[[], None]:
         def both() -> None:
-            tick()
+            if not self._serving:
+                tick()
             self._tick()
 
         return both
@@ -253,7 +256,12 @@ class _Agent:
     # --- serving and leaving --------------------------------------------------------------------------
 
     def _serve(self, pieces: ClusterSource, link: Link) -> None:
-        """Goes on giving pieces until everyone has what they need, or those who miss some never came."""
+        """Goes on giving pieces until everyone has what they need, or those who miss some never came.
+
+        Raises:
+            HostsMissing: fewer than `min_hosts` are here at the deadline.
+        """
+        self._serving = True
         self._watch(StageStarted(Stage.SERVE))
         link.tell(done=True)
         alone_since = time.monotonic()
@@ -269,11 +277,17 @@ class _Agent:
             now = time.monotonic()
             if working:
                 alone_since = now
-            late = now - alone_since > self._options.linger
-            over = self._options.deadline and now - self._started > self._options.deadline
-            if late or over:
-                missing = sorted(set(range(self._host.count)) - self._here())
-                who = ", ".join(map(str, missing))
+            missing = sorted(set(range(self._host.count)) - self._here())
+            who = ", ".join(map(str, missing))
+            limit, fewest = self._options.deadline, self._options.min_hosts
+            over = limit and now - self._started > limit
+            if over and self._host.count - len(missing) < fewest:
+                raise HostsMissing(
+                    f"this host is done; at the deadline of {limit:.0f} seconds hosts {who} of "
+                    f"{self._host.count} are not here, and at least {fewest} were asked for",
+                    hint="start them with the same line",
+                )
+            if over or now - alone_since > self._options.linger:
                 self._watch(Note(f"hosts {who} did not come; what they need comes in again when they do"))
                 break
         link.flush(FLUSH_SECONDS)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gdist.core.piece_set import PieceSet, from_json, to_json
-from gdist.errors import GdistError, RefusedError, TransferError
+from gdist.errors import GdistError, HostsMissing, RefusedError, TransferError
 from gdist.exchange import Key
 from gdist.run.cluster.way import ANSWER_SECONDS, WHO_SECONDS, Peer, Way
 
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.25
 TELL_SECONDS = 0.02  # what changes within it is told in one message
 POLL_WAIT_SECONDS = 1.0
+PATIENCE_SECONDS = 1800.0  # for hosts without which nothing can begin: pods may wait long for their node
 
 Json = dict[str, Any]  # Any: documents of the wire, checked where they are made
 
@@ -89,10 +90,17 @@ class Link:
 
         Raises:
             RefusedError: another plan, another secret, or another process is this host.
+            HostsMissing: the coordinator did not come for `PATIENCE_SECONDS`.
             GdistError: from `stop`, which is called again and again.
         """
+        began = time.monotonic()
         while not self._try_join():
             self._stop()
+            if time.monotonic() - began > PATIENCE_SECONDS:
+                raise HostsMissing(
+                    f"host {self.way.coordinator} does not answer at {self.way.address}",
+                    hint="start it with the same line, or check --coordinator and the way there",
+                )
             self._closing.wait(RETRY_SECONDS)
         for name, run in (("asks", self._ask), ("tells", self._tell)):
             thread = threading.Thread(target=self._guard, args=(run,), name=f"gdist-{name}", daemon=True)
@@ -128,11 +136,18 @@ class Link:
         None: this host is to find it out.
 
         Raises:
+            HostsMissing: no host that may use the outside came for `PATIENCE_SECONDS`.
             GdistError: from `stop`.
         """
+        began = time.monotonic()
         while True:
             self._stop()
             self.check()
+            if time.monotonic() - began > PATIENCE_SECONDS:
+                raise HostsMissing(
+                    "no host that may use the outside has found the torrent's metadata",
+                    hint="start the hosts of --gateways, or look at what they say",
+                )
             found = self._request("POST", "/catalogue", {"have": False}, timeout=ANSWER_SECONDS + 10)
             if found is not None and not found.get("wait"):
                 return None if found.get("scout") else found
