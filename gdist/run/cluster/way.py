@@ -1,8 +1,10 @@
 """The way to the coordinator, and to any other agent: who it is, where it is asked, and who takes its place.
 
-When the coordinator does not answer for `TAKEOVER_SECONDS` the lowest host that does takes its place, unless
-that one still follows the old: then it is this host's way that is cut, and it keeps trying. Whoever follows a
-stand-in looks for the first coordinator every few seconds and goes back to it.
+When the coordinator does not answer for `TAKEOVER_SECONDS`, another takes its place: whom a host that can be
+reached follows already, else the lowest that answers. One that still follows the old coordinator, and hears
+from it, shows that it is this host's way that is cut: it keeps trying. A host that knows nobody but where
+host 0 should be waits for it: alone it would bring in what others bring in too. Whoever follows a stand-in
+looks for the first coordinator every few seconds and goes back to it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gdist.errors import GdistError, TransferError
 from gdist.exchange import Client, Key
@@ -56,6 +59,7 @@ class Way:
         self._clients: dict[str, Client] = {}
         self._clients_lock = threading.Lock()
         self._silent_since: float | None = None
+        self._met = False  # a coordinator answered once: the others are known
         self._looked = time.monotonic()
 
     @property
@@ -74,8 +78,8 @@ class Way:
 
     @property
     def answers(self) -> bool:
-        """True while the coordinator does."""
-        return self._silent_since is None
+        """True while the coordinator does, and did."""
+        return self._met and self._silent_since is None
 
     def client(self, address: str) -> Client:
         """The connections to an agent."""
@@ -93,7 +97,7 @@ class Way:
 
     def heard(self) -> None:
         """The coordinator answered."""
-        self._silent_since = None
+        self._silent_since, self._met = None, True
 
     def silent(self, error: TransferError) -> None:
         """The coordinator does not answer: after a while another one is looked for."""
@@ -102,11 +106,24 @@ class Way:
         _log.debug("the coordinator (host %s) does not answer: %s", self.coordinator, error)
         if now - self._silent_since <= TAKEOVER_SECONDS:
             return
+        found = self._stand_in() if self._met or len(self.candidates) > 1 else None
+        if found is not None:
+            _log.info("host %s coordinates in place of host %s", found, self.coordinator)
+            self.coordinator, self._silent_since = found, None
+
+    def _stand_in(self) -> int | None:
+        """Who coordinates now; None while it is to be the one that does not answer."""
+        lowest = None
         for index, address in self._others():
-            if index != self.coordinator and (index == self.index or self._would_lead(address)):
-                _log.info("host %s coordinates in place of host %s", index, self.coordinator)
-                self.coordinator, self._silent_since = index, None
-                return
+            if index == self.coordinator:
+                continue
+            said = {"follows": index, "alive": False} if index == self.index else self._ask(address)
+            if said is None:
+                continue
+            if said["alive"]:
+                return int(said["follows"]) if said["follows"] != self.coordinator else None
+            lowest = index if lowest is None else lowest
+        return lowest
 
     def turn_back(self) -> None:
         """Goes back to the first coordinator, once it answers for itself; looks now and then."""
@@ -114,7 +131,8 @@ class Way:
         if self.coordinator == 0 or now - self._looked < RETURN_SECONDS:
             return
         self._looked = now
-        if self.index == 0 or self._would_lead(self.candidates[0]):
+        said = {"follows": 0} if self.index == 0 else self._ask(self.candidates[0])
+        if said is not None and said["follows"] == 0:
             _log.info("host 0 coordinates again")
             self.coordinator = 0
 
@@ -126,12 +144,13 @@ class Way:
         known[self.index] = self._own
         yield from ((index, known[index]) for index in sorted(known) if known[index])
 
-    def _would_lead(self, address: str) -> bool:
+    def _ask(self, address: str) -> dict[str, Any] | None:  # Any: a document of the wire
+        """Whom an agent follows, and whether it hears from it; None when nobody is there."""
         try:
-            found = self.client(address).json("GET", "/who", None, timeout=WHO_SECONDS)
+            found: dict[str, Any] = self.client(address).json("GET", "/who", None, timeout=WHO_SECONDS)
         except GdistError:
-            return False
-        return bool(found["follows"] == found["index"] or not found["alive"])
+            return None
+        return found
 
     def close(self) -> None:
         """Hangs up."""

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from gdist.core.magnet import Magnet
+from gdist.run.cluster import way
 from gdist.run.verify import verify
 from gdist.stores import open as open_store
-from gdist.testing.agents import Agents
+from gdist.testing.agents import Agents, free_port
 from gdist.testing.checkpoints import write_grok1
 from gdist.testing.fetches import Array
 from gdist.testing.swarm import LOCALHOST, Seeded, Slow, seed
@@ -138,6 +139,37 @@ def test_the_coordinator_is_killed_and_starts_again(
         assert agents.wait_all() == [0] * 4, agents.said()
         assert_whole(agents, grok[1])
         assert slow.passed <= nbytes(grok) + AGAIN
+
+
+def test_another_coordinates_when_host_0_never_comes_back(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    hosts = [f"{LOCALHOST}:{free_port()}" for _ in range(3)]
+    options = ("--hosts", ",".join(hosts), "--linger", "4s")
+    with (
+        Slow(seeded.port, rate=LINE) as slow,
+        Agents(slowed(seeded, slow), tmp_path, 3, *options, mesh="data=3") as agents,
+    ):
+        for index in range(3):
+            agents.start(index, "--coordinator", hosts[0])
+        agents.until_ready(1, 10)
+        agents.kill(0)
+        slow.rate = 50e6
+        assert agents.wait(1) == agents.wait(2) == 0, agents.said()
+        assert all(verify(agents.dest(index)).ok for index in (1, 2))
+        assert slow.passed <= nbytes(grok) + 2 * AGAIN
+
+
+def test_hosts_that_come_long_before_host_0_wait_for_it(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    with Agents(seeded, tmp_path, 2, mesh="2") as agents:
+        agents.start(1)
+        agents.until(lambda: agents.told(1, "stage_started"))
+        time.sleep(way.TAKEOVER_SECONDS + 2)
+        agents.start(0)
+        assert agents.wait_all() == [0, 0], agents.said()
+        assert seeded.stats().uploaded == nbytes(grok)
 
 
 def test_all_are_killed_and_the_line_is_run_again(
