@@ -6,6 +6,7 @@ alone, this host's place in the list is its index: the same line then works on e
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -85,13 +86,18 @@ def _place(hosts: tuple[str, ...], hostname: str, addresses: Collection[str]) ->
     names = [split_address(host)[0].lower() for host in hosts]
     ours = hostname.lower()
     places = [n for n, name in enumerate(names) if ours and name == ours]
-    places = places or [n for n, name in enumerate(names) if name in addresses]
+    # Every host is its own 127.0.0.1, so that loopback tells nothing.
+    places = places or [n for n, name in enumerate(names) if name in addresses and not _is_loopback(name)]
     if not places and ours:
         short = ours.partition(".")[0]
         places = [
             n for n, name in enumerate(names) if not name[0].isdigit() and name.partition(".")[0] == short
         ]
     return places[0] if len(places) == 1 else None
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def incomplete(told: Said) -> RequestError:

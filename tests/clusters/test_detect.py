@@ -194,8 +194,9 @@ def test_who_names_the_coordinator_knows_better_than_the_scheduler() -> None:
 
 def test_one_machine_may_be_all_hosts_of_a_list() -> None:
     """Ports tell them apart; which one this is, the scheduler knows."""
-    member = detect(SLURM | {"GDIST_HOSTS": "127.0.0.1:[7001-7004]"}, hostname="n2", addresses=("127.0.0.1",))
-    assert (member.host, member.hosts[2]) == (HostGroup(2, 4), "127.0.0.1:7003")
+    for hosts in ("127.0.0.1:[7001-7004]", "127.0.0.[1-4]:7003"):
+        member = detect(SLURM | {"GDIST_HOSTS": hosts}, hostname="n2", addresses=("127.0.0.1", "::1"))
+        assert member.host == HostGroup(2, 4) and member.hosts[2].endswith(":7003")
 
 
 def test_one_choice_asks_one_scheduler() -> None:
@@ -264,5 +265,5 @@ def test_this_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*SLURM, *TORCHRUN, *POD):
         monkeypatch.delenv(name, raising=False)
     assert find_membership().host == HostGroup()
-    monkeypatch.setenv("GDIST_HOSTS", "127.0.0.1,elsewhere")
-    assert find_membership().host == HostGroup(0, 2)
+    monkeypatch.setenv("GDIST_HOSTS", f"elsewhere,{socket.gethostname()}")
+    assert find_membership().host == HostGroup(1, 2)

@@ -57,8 +57,10 @@ def check(dest: str | None, output: Output, **values: Any) -> None:  # Any: opti
             if stop.is_set():
                 raise InterruptedRun("the check was asked to stop")
 
+        member = _membership(values)
+        output.host = 0 if isinstance(member, GdistError) else member.host.index
         options = EnvironmentOptions(
-            _membership(values),
+            member,
             dest,
             port=values["port"],
             memory=parse_bytes(values["memory"], "memory"),
@@ -87,7 +89,7 @@ def _tell(report: EnvironmentReport, output: Output) -> None:
         output.result(text, result)
         return
     if output.json:
-        JsonLines().write("report", result)
+        JsonLines(output.host).write("report", result)
     else:
         put(f"{text}\n")
     raise error
