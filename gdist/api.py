@@ -194,9 +194,10 @@ def cluster_fetch(
     """Fetches this host's part of a release together with the other hosts of a job; safe to repeat.
 
     Called on every host, in any order. `cluster` says whose environment tells which host this is (`auto`: all
-    known are asked), `host`, `coordinator` and `hosts` say it outright. `secret` is shared by the job, a text or
-    `@FILE`; `gateways` are the hosts that may use the outside: `0,1` or `0-3`. `hold` bounds what is kept for
-    others, `linger` how long a host that is done waits for hosts that never came. The rest is as for `fetch`.
+    known are asked), `host`, `coordinator` and `hosts` say it outright. `secret` is shared by the job, a text
+    or `@FILE`; `gateways` are the hosts that may use the outside: `0,1` or `0-3`. `hold` bounds what is kept
+    for others, `linger` how long a host that is done waits for hosts that never came. The rest is as for
+    `fetch`.
 
     Raises:
         GdistError: of a fetch, and when the hosts disagree or do not come.
@@ -230,7 +231,7 @@ def find_host(
     coordinator: str | None = None,
     hosts: str | Iterable[str] = (),
 ) -> Membership:
-    """Which host of a cluster this is, and where the others are; what is given here wins over the environment.
+    """Which host of a cluster this is, and where the others are; what is given wins over the environment.
 
     Raises:
         RequestError: when it is said nowhere, or twice and differently.

@@ -10,7 +10,7 @@ Four families answer a caller's two questions, whose fault it is and whether try
 
 
     TransferError   may pass; retrying helps NoPeersError, StalledError, SpaceError, InterruptedRun,
-                                             Unreachable, Gone
+                                             HostsMissing, Unreachable, Gone
     ResumeError     another job's work       ResumeError, RefusedError
 
 An error carries its facts as attributes, says them in one sentence, and may carry a `hint`: what to do

@@ -87,6 +87,14 @@ class StageStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting(Event):
+    """A stage in which little happens goes on, `seconds` since it began: the run is alive, and waits."""
+
+    stage: Stage
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Note(Event):
     """Something was repaired, dropped or chosen on the user's behalf; `text` says what."""
 
@@ -111,7 +119,10 @@ class Planned(Event):
 
 @dataclass(frozen=True, slots=True)
 class TensorsPlanned(Event):
-    """The names of all tensors that a run brings, in loading order; it follows `Planned`."""
+    """The names of all tensors that a run brings, in loading order.
+
+    It follows `Planned`, or comes before `Finished` where all was complete already.
+    """
 
     names: tuple[str, ...]
 
@@ -148,7 +159,10 @@ class ShardCommitted(Event):
 
 @dataclass(frozen=True, slots=True)
 class TensorReady(Event):
-    """All of this host's shards of a tensor are committed: it can be read from now on."""
+    """All of this host's shards of a tensor are committed: it can be read from now on.
+
+    `nbytes` are those of its shards here; 0 where this host has none of it.
+    """
 
     tensor: str
     nbytes: int

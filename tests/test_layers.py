@@ -59,7 +59,18 @@ HOMES = {
     "tensorstore": ("gdist.kvstore", "gdist.sinks.tensorstore", "gdist.stores"),
 }
 
-HEAVY = ("libtorrent", "jax", "tensorstore", "zarr", "numpy", "click", "rich", "yaml", "jinja2", "cryptography")
+HEAVY = (
+    "libtorrent",
+    "jax",
+    "tensorstore",
+    "zarr",
+    "numpy",
+    "click",
+    "rich",
+    "yaml",
+    "jinja2",
+    "cryptography",
+)
 
 
 def modules() -> Iterator[tuple[str, Path]]:

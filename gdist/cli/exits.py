@@ -8,14 +8,17 @@ from gdist.errors import (
     CorruptError,
     FilesystemError,
     GdistError,
+    Gone,
     HostsMissing,
     InterruptedRun,
     NoPeersError,
+    RefusedError,
     RequestError,
     ResumeError,
     SpaceError,
     StalledError,
     TransferError,
+    Unreachable,
     UnsupportedError,
 )
 
@@ -40,7 +43,7 @@ EXITS = (
     Exit(10, (NoPeersError,), True, "no peers, or no metadata, in the time allowed"),
     Exit(
         11,
-        (StalledError, TransferError),
+        (StalledError, TransferError, Unreachable, Gone),
         True,
         "nothing arrived for the stall window, or the transfer failed",
     ),
@@ -50,7 +53,10 @@ EXITS = (
         14, (UnsupportedError,), False, "the payload holds something gdist does not read, or that is not safe"
     ),
     Exit(
-        15, (ResumeError,), False, "the destination holds another job's work, or hosts disagree on the plan"
+        15,
+        (ResumeError, RefusedError),
+        False,
+        "the destination holds another job's work, or hosts disagree on the plan or the secret",
     ),
     Exit(16, (HostsMissing,), True, "hosts of the cluster were missing at the deadline"),
     Exit(17, (FilesystemError,), False, "the target file system lacks something, or refuses access"),

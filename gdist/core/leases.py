@@ -99,6 +99,7 @@ class Leases:
         self._began = math.inf
         self.brought = 0  # bytes that were reported as held for the first time: what came in, each piece once
         self._ever: PieceSet = 0
+        self._union: PieceSet = 0
 
     # --- what hosts say -------------------------------------------------------------------------------
 
@@ -123,6 +124,7 @@ class Leases:
             host.leased, host.rate, host.unable = before.leased, before.rate, before.unable
         self._hosts[index] = host
         self._began = min(self._began, now)
+        self._union |= needs | held
         self._hold(index, held & ~(before.held if before else 0), now)
         host.held = held
 
@@ -162,6 +164,11 @@ class Leases:
             self._forget(index, host.held)
             if host.done:
                 self._finished.add(index)
+
+    def finish(self, index: int) -> None:
+        """A host has all it needs since an earlier run, and will not enrol."""
+        if index not in self._hosts:
+            self._finished.add(index)
 
     def expire(self, now: float) -> tuple[int, ...]:
         """Removes hosts that were not heard of; which."""
@@ -212,15 +219,6 @@ class Leases:
             wanted=bool(host.held & self._open(but=index)) or absent,
         )
 
-    def version_for(self, index: int, version: int) -> int:
-        """The newest version that tells a host something, or else the one that it knows."""
-        needs = self._hosts[index].open
-        for number in range(len(self._log), version, -1):
-            change = self._log[number - 1]
-            if change.host != index and needs >> change.piece & 1:
-                return number
-        return version
-
     def _holders(self) -> Iterator[Change]:
         for index, host in self._hosts.items():
             yield from (Change(piece, index, True) for piece in members(host.held))
@@ -241,9 +239,14 @@ class Leases:
         return found
 
     @property
-    def enrolled(self) -> int:
-        """How many hosts are here."""
-        return len(self._hosts)
+    def union(self) -> PieceSet:
+        """Pieces that some host needed, or had, when it enrolled."""
+        return self._union
+
+    @property
+    def spent(self) -> PieceSet:
+        """Pieces that came in, and that nobody needs any more."""
+        return self._ever & ~self.inside & ~self._open()
 
     @property
     def absent(self) -> int:
@@ -253,10 +256,6 @@ class Leases:
     def done(self) -> bool:
         """True when every host of the job has all it needs."""
         return not self.absent and all(host.done for host in self._hosts.values())
-
-    def lease_of(self, index: int) -> PieceSet:
-        """What a host is to bring in."""
-        return set_of(self._hosts[index].leased)
 
     def nbytes_of(self, pieces: PieceSet) -> int:
         """Bytes of some pieces."""

@@ -97,9 +97,11 @@ class AgentStatus:
     leased: int = 0
     peers: int = 0  # outside
     binds: Binds = Binds.NETWORK
+    hash_failures: int = 0  # pieces that came with wrong bytes
+    transfer_errors: int = 0  # peers, trackers or hosts that failed, and others were asked instead
     note: str = ""  # the last thing that was worth saying
-    error: str = ""  # what ended it, for a run that failed
-    exit_code: int = 0
+    error: str = ""  # what ended a run that failed
+    error_kind: str = ""  # its class in `gdist.errors`
 
     def __post_init__(self) -> None:
         assert 0 <= self.index < self.count, f"host {self.index} of {self.count}"

@@ -1,4 +1,7 @@
-"""How the hosts of a cluster talk: signed HTTP/1.1, or the same inside TLS. See `auth` for what is protected."""
+"""How the hosts of a cluster talk: signed HTTP/1.1, or the same inside TLS.
+
+`auth` says what is protected, and from whom.
+"""
 
 from gdist.exchange.addresses import EVERYONE, Allow, format_address, parse_address
 from gdist.exchange.client import Client

@@ -8,16 +8,17 @@
       POST /…       Gdist-Digest   Gdist-Mac      ────────▶
                     ◀────────   200   Gdist-Digest   Gdist-Mac
 
-Both nonces go into a key of this connection. A message is signed (HMAC-SHA-256) over its direction, its number on
-the connection, and every byte of its head: method, path, member, status, lengths, and the BLAKE3 digest of the body.
+Both nonces go into a key of this connection. A message is signed (HMAC-SHA-256) over its direction, its place
+in the order of the connection, and every byte of its head: method, path, member, status, length, and the
+BLAKE3 digest of the body.
 
-Protected, with or without encryption: nobody without the secret can ask, answer, change a byte, or send something
-again that they overheard: to another path, on another connection or later on this one. Bytes sent from files
-carry no digest; whoever asked checks them against the torrent's hashes.
+Protected, with or without encryption: nobody without the secret can ask, answer, change a byte, or send again
+what they overheard, to another path, on another connection or later on the same. Bytes that are sent from
+files carry no digest; whoever asked checks them against the torrent's hashes.
 
-Not protected without encryption: anyone on the way reads everything. Nobody is kept from cutting connections, and
-whoever overhears a signature can try secrets at home: choose a long one. With encryption (TLS 1.3) messages are
-signed the same, inside.
+Not protected without encryption: anyone on the way reads everything. Not protected at all: connections can be
+cut, or held up. Whoever overhears or provokes a signature can try secrets at home, so choose a long one. With
+encryption (TLS 1.3) messages are signed the same, inside.
 
 Members trust each other: there is one secret, and whoever has it can speak for any member.
 """

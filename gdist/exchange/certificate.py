@@ -11,7 +11,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 NAME = "gdist exchange"
 SERIAL = 1
-# Hosts may have no clock worth the name when they boot; the key is as old as the secret, and dies with the job.
+# Hosts may have no clock worth the name when they boot, and the key dies with the job anyway.
 VALID_FROM = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 VALID_UNTIL = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280, 4.1.2.5: no end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -12,12 +13,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
+from gdist.exchange.heads import END, HEAD_BYTES
 from gdist.exchange.limiter import Limiter
-from gdist.exchange.messages import END, HEAD_BYTES, Buffer, FileRun
+from gdist.exchange.messages import Buffer, FileRun
 
 READ_BYTES = 2**20  # at most, from the kernel at once
 HEAD_READ_BYTES = 4096  # what comes behind a head is copied, so little of it is taken along
 SEND_BYTES = 4 * 2**20  # offered to the kernel at once
+NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
 SEND_BUFFERS = 512  # of one call; Linux takes 1024 (IOV_MAX)
 
 
@@ -49,8 +52,8 @@ class Meter:
 class Channel:
     """A connected socket that speaks in messages.
 
-    `stall` is how long, in seconds, the other side may not move a byte. Raises `TimeoutError` when it does not,
-    `Closed` or another `OSError` when it goes away.
+    `stall` is how long, in seconds, the other side may not move a byte. Raises `TimeoutError` when it moves
+    none for longer, `Closed` or another `OSError` when it goes away.
     """
 
     def __init__(
@@ -66,6 +69,21 @@ class Channel:
         self.stall = stall
         self._meter, self._limiter, self._wait = meter, limiter, wait
         self._ahead = bytearray()  # read with a head, and not of it
+        self._hung_up = False
+
+    def encrypt(self, context: ssl.SSLContext, seconds: float, *, called: bool) -> bytes:
+        """Goes on inside TLS; the other side's certificate (DER).
+
+        Raises:
+            ssl.SSLError: when the other side does not do its part, or is not whom the context trusts.
+        """
+        # The handshake is not left to `wrap_socket`, which knows no time limit of ours.
+        self.sock = sock = context.wrap_socket(self.sock, server_side=called, do_handshake_on_connect=False)
+        if self._hung_up:  # on the socket that was before
+            raise Closed("hung up")
+        sock.settimeout(seconds)
+        sock.do_handshake()
+        return sock.getpeercert(binary_form=True) or b""
 
     def read_head(self, first: float, whole: float) -> bytes:
         """The next head with the empty line that ends it; b"" when the other side closed before it.
@@ -193,6 +211,10 @@ class Channel:
                     if not ready.poll(self.stall * 1000):
                         raise TimeoutError("the other side takes nothing") from None
                     continue
+                except OSError as error:
+                    if error.errno not in NO_SENDFILE:
+                        raise
+                    sent = self.sock.send(os.pread(file, min(step, READ_BYTES), offset))
                 if not sent:
                     raise OSError(f"file ends at {offset}")
                 self._meter.add(sent, 0)
@@ -208,6 +230,7 @@ class Channel:
 
     def hang_up(self) -> None:
         """Ends both directions at once, from any thread; whoever waits here wakes."""
+        self._hung_up = True
         with contextlib.suppress(OSError):
             # Not `SSLSocket.shutdown`: it forgets that it is encrypted, under the feet of who reads.
             socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
@@ -228,12 +251,18 @@ class Channel:
         self.sock.close()
 
 
+def bytes_of(part: Buffer) -> memoryview:
+    """The bytes of a C-contiguous buffer of any shape."""
+    view = memoryview(part)
+    return view.cast("B") if view.nbytes else memoryview(b"")  # `cast` takes no shape with a zero
+
+
 def _batches(parts: Iterable[Buffer], step: int) -> Iterator[tuple[list[memoryview], int]]:
     """The parts in lists of at most `step` bytes, none empty."""
     batch: list[memoryview] = []
     room = step
     for part in parts:
-        view = memoryview(part).cast("B")
+        view = bytes_of(part)
         while view:
             head, view = view[:room], view[room:]
             batch.append(head)

@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, final
 from urllib.parse import quote
@@ -16,19 +17,21 @@ from urllib.parse import quote
 from blake3 import blake3
 
 from gdist.core.text import printable
-from gdist.errors import RefusedError, RequestError, TransferError, Unreachable
+from gdist.errors import RequestError, TransferError, Unreachable
 from gdist.exchange.addresses import format_address, parse_address
-from gdist.exchange.auth import ANSWER, REQUEST, VERSION, Session, is_nonce, new_nonce
+from gdist.exchange.auth import REQUEST, Session
 from gdist.exchange.channel import Channel, Closed, Meter
+from gdist.exchange.greeting import check_answer, greet_called
+from gdist.exchange.heads import BODY_BYTES, DIGEST, Head, make_head, parse_head, sealed
 from gdist.exchange.key import Key
 from gdist.exchange.limiter import Limiter
-from gdist.exchange.messages import MAC, Answer, Head, make_head, parse_head, sealed
+from gdist.exchange.messages import Answer
 
-HELLO = "/hello"
 IDLE_SECONDS = 60.0  # half of what a server waits: a connection rarely goes away just as it is used
 MOST_IDLE = 16  # kept open
 MOST_BYTES = 256 * 2**20  # of an answer that nobody gave room for
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 5.0  # for each address of a name
+GREET_SECONDS = 10.0
 TARGET = "/?&=:;,%~-._!$'()*+@"  # what a path with its query may have unquoted
 
 
@@ -36,11 +39,23 @@ class _Stale(Exception):
     """A kept connection turned out to be gone before any of the answer came."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One request, as it may have to be sent twice."""
+
+    method: str
+    target: str
+    body: bytes
+    into: memoryview | None
+    timeout: float
+    checked: bool
+
+
 class _Link:
     """One connection that both sides have signed."""
 
-    def __init__(self, channel: Channel, session: Session, host: str) -> None:
-        self.channel, self.session, self.host = channel, session, host
+    def __init__(self, channel: Channel, session: Session) -> None:
+        self.channel, self.session = channel, session
         self.used = False
         self.idle_since = 0.0
 
@@ -49,8 +64,9 @@ class _Link:
 class Client:
     """Asks one host of the cluster; from many threads at once, each on a connection of its own.
 
-    `address` is `host:port`; `member` the own index among the hosts. `timeout` is how long, in seconds, nothing
-    may come where something should; `limiter` caps what is received.
+    `address` is `host:port`; `member` the own index among the hosts. `timeout` is how long, in seconds,
+    nothing may come where something should; `limiter` caps what it sends and receives; `meter` counts for
+    several clients together.
     """
 
     def __init__(
@@ -107,8 +123,8 @@ class Client:
     ) -> int:
         """Receives bulk data into the caller's memory; how many bytes came.
 
-        They are what the other host sent: their digest was compared. `checked=False` takes data without a digest
-        too, from a host's files; the caller then checks it against the torrent.
+        They are what the other host sent: their digest was compared. `checked=False` takes data without a
+        digest too, from a host's files; the caller then checks it against the torrent.
 
         Raises:
             GdistError: of `request`, and of `Answer.raise_for_status`. `into` may have been written to.
@@ -132,9 +148,9 @@ class Client:
     ) -> Answer:
         """Asks, and gives the answer of any status but 401.
 
-        The body of a good answer (2xx) goes `into`, if given. `timeout` is until the answer begins, and again between
-        its bytes: more than a long poll blocks. A request that is `idempotent` (by default GET) is sent once more when
-        a kept connection turns out to be closed.
+        The body of a good answer (2xx) goes `into`, if given. `timeout` is until the answer begins, and again
+        between its bytes: more than a long poll blocks. A request that is `idempotent` (by default GET) is
+        sent once more when a kept connection turns out to be closed.
 
         Raises:
             Unreachable: nobody there, or it fell silent for `timeout`, or this client was closed.
@@ -145,18 +161,16 @@ class Client:
         idempotent = method == "GET" if idempotent is None else idempotent
         target = quote(path, safe=TARGET)
         assert target.startswith("/"), path
+        if len(body) > BODY_BYTES:
+            raise RequestError(f"a request of {len(body)} bytes is too long; {BODY_BYTES} are taken")
         with self._as_ours():
-            link = self._kept() or self._connect(timeout)
+            ask = _Ask(method, target, body, into, timeout, checked)
             try:
-                return self._exchange(link, method, target, body, into, timeout, checked)
+                return self._exchange(self._kept() or self._connect(timeout), ask)
             except _Stale as error:
                 if not idempotent:
-                    raise Closed("a kept connection was closed") from error
-            link = self._connect(timeout)
-            try:
-                return self._exchange(link, method, target, body, into, timeout, checked)
-            except _Stale as error:
-                raise Closed("closed without an answer") from error
+                    raise Closed("it closed a connection that was kept open") from error
+            return self._exchange(self._connect(timeout), ask)  # a new one is never stale
 
     def close(self) -> None:
         """Hangs up, also on requests that others wait for: they raise `Unreachable`."""
@@ -216,137 +230,67 @@ class Client:
         try:
             if self._closed.is_set():
                 raise Closed("this client is closed")
-            return self._greet(channel, min(timeout, 2 * CONNECT_SECONDS))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            seconds = channel.stall = min(timeout, GREET_SECONDS)
+            deadline = time.monotonic() + seconds
+            session = greet_called(
+                channel, self._key, host=self.address, encrypt=self._encrypt, deadline=deadline
+            )
+            return _Link(channel, session)
         except BaseException:
             self._drop(channel)
             raise
 
-    def _greet(self, channel: Channel, seconds: float) -> _Link:
-        channel.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._encrypt:
-            self._encrypted(channel, seconds)
-        channel.stall = seconds
-        ours = new_nonce()
-        host = self.address
-        first = make_head(f"GET {HELLO} HTTP/1.1", {"Host": host, "Gdist-Exchange": f"{VERSION} {ours}"})
-        channel.send((first + b"\r\n",))
-        head, answer = self._unsigned(channel, seconds)
-        challenge = head.fields.get("www-authenticate", "").split(" ")
-        if head.words[1] != "401" or challenge[0] != "Gdist":
-            raise Unreachable(f"something other than gdist answers at {host}", host=host)
-        if len(challenge) != 2 or not is_nonce(challenge[1]):
-            answer.raise_for_status(host)
-        session = Session(self._key, ours, challenge[1])
-        proof = make_head(f"GET {HELLO} HTTP/1.1", {"Host": host})
-        channel.send((sealed(proof, session.sign(REQUEST, proof)),))
-        self._signed_head(channel, session, seconds)
-        return _Link(channel, session, host)
-
-    def _encrypted(self, channel: Channel, seconds: float) -> None:
-        channel.sock = self._key.client_context.wrap_socket(channel.sock, do_handshake_on_connect=False)
-        channel.sock.settimeout(seconds)
-        try:
-            channel.sock.do_handshake()
-        except ssl.SSLCertVerificationError as error:
-            raise RefusedError(
-                f"{self.address} was given another secret, or works on another job", host=self.address
-            ) from error
-        except ssl.SSLEOFError:
-            raise
-        except ssl.SSLError as error:
-            raise RefusedError(
-                f"{self.address} does not encrypt",
-                hint="give --encrypt to all hosts or to none",
-                host=self.address,
-            ) from error
-        if channel.sock.getpeercert(binary_form=True) != self._key.certificate:
-            raise RefusedError(f"{self.address} shows another certificate", host=self.address)
-
     # Messages
 
-    def _exchange(
-        self,
-        link: _Link,
-        method: str,
-        target: str,
-        body: bytes,
-        into: memoryview | None,
-        timeout: float,
-        checked: bool,
-    ) -> Answer:
+    def _exchange(self, link: _Link, ask: _Ask) -> Answer:
         channel = link.channel
         try:
-            channel.stall = timeout
+            channel.stall = ask.timeout
             try:
-                channel.send((self._request(link, method, target, body), body))
-                head = self._signed_head(channel, link.session, timeout)
+                channel.send((self._request(link, ask), ask.body))
+                raw = channel.read_head(ask.timeout, ask.timeout)
+                if not raw:
+                    raise Closed("closed without an answer")
             except (ConnectionError, ssl.SSLError) as error:
                 if link.used:
                     raise _Stale from error
                 raise
-            answer = self._body(channel, head, into, checked)
+            head = parse_head(raw)
+            check_answer(channel, link.session, head, self.address)
+            answer = self._body(channel, head, ask)
         except BaseException:
             self._drop(channel)
             raise
         self._keep(link)
         return answer
 
-    def _request(self, link: _Link, method: str, target: str, body: bytes) -> bytes:
-        fields = {"Host": link.host, "Content-Length": str(len(body))}
+    def _request(self, link: _Link, ask: _Ask) -> bytes:
+        fields = {"Host": self.address, "Content-Length": str(len(ask.body))}
         if self._member is not None:
             fields["Gdist-Member"] = str(self._member)
-        if body:
-            fields["Gdist-Digest"] = blake3(body).hexdigest()
-        head = make_head(f"{method} {target} HTTP/1.1", fields)
+        if ask.body:
+            fields["Gdist-Digest"] = blake3(ask.body).hexdigest()
+        head = make_head(f"{ask.method} {ask.target} HTTP/1.1", fields)
         return sealed(head, link.session.sign(REQUEST, head))
 
-    def _signed_head(self, channel: Channel, session: Session, seconds: float) -> Head:
-        raw = channel.read_head(seconds, seconds)
-        if not raw:
-            raise Closed("closed without an answer")
-        head = parse_head(raw)
-        if not head.signed:
-            self._refused(channel, head)
-        if not session.is_signed(ANSWER, head.signed, head.fields[MAC]):
-            raise TransferError(f"the answer of {self.address} was changed on the way", host=self.address)
-        return head
-
-    def _unsigned(self, channel: Channel, seconds: float) -> tuple[Head, Answer]:
-        raw = channel.read_head(seconds, seconds)
-        if not raw:
-            raise Closed("closed at once: is this host on its list of hosts?")
-        head = parse_head(raw)
-        return head, self._small(channel, head)
-
-    def _refused(self, channel: Channel, head: Head) -> None:
-        """Raises what an answer without signature says: that we are not believed, or nothing to rely on."""
-        if head.words[1] == "401":
-            self._small(channel, head).raise_for_status(self.address)
-        raise TransferError(f"the answer of {self.address} is not signed", host=self.address)
-
-    def _small(self, channel: Channel, head: Head) -> Answer:
-        """An answer that is not signed, as far as it is worth reading."""
-        body = bytearray(min(head.length, 4096))
-        channel.read_into(memoryview(body))
-        return Answer(int(head.words[1]), head.fields, bytes(body), len(body))
-
-    def _body(self, channel: Channel, head: Head, into: memoryview | None, checked: bool) -> Answer:
+    def _body(self, channel: Channel, head: Head, ask: _Ask) -> Answer:
         status, nbytes = int(head.words[1]), head.length
-        own = into is None or status >= 300
-        room = MOST_BYTES if own or into is None else into.nbytes
+        into = ask.into.cast("B") if ask.into is not None and status < 300 else None
+        room = MOST_BYTES if into is None else len(into)
         if nbytes > room:
             raise TransferError(
                 f"{self.address} sends {nbytes} bytes where {room} have room", host=self.address
             )
-        target = memoryview(bytearray(nbytes)) if own or into is None else into.cast("B")[:nbytes]
-        digest = head.fields.get("gdist-digest")
-        if nbytes and digest is None and checked:
+        target = memoryview(bytearray(nbytes)) if into is None else into[:nbytes]
+        digest = head.fields.get(DIGEST)
+        if nbytes and digest is None and ask.checked:
             raise TransferError(f"{self.address} sends bytes without their digest", host=self.address)
         hasher = blake3() if digest else None
         channel.read_into(target, hasher)
         if hasher and hasher.hexdigest() != digest:
             raise TransferError(f"bytes of {self.address} were changed on the way", host=self.address)
-        return Answer(status, head.fields, bytes(target) if own else b"", nbytes)
+        return Answer(status, head.fields, bytes(target) if into is None else b"", nbytes)
 
     @contextlib.contextmanager
     def _as_ours(self) -> Iterator[None]:

@@ -16,8 +16,8 @@ from blake3 import blake3
 
 from gdist.errors import RequestError
 
-# Secrets are typed by people. A signature that somebody overheard lets them try one word after the other, so each
-# try is made to cost: 32 MiB and about a tenth of a second.
+# Secrets are typed by people. A signature that somebody overheard lets them try one word after the other, so
+# each try is made to cost: 32 MiB and about a tenth of a second.
 SCRYPT = {"n": 2**15, "r": 8, "p": 1, "maxmem": 64 * 2**20, "dklen": 32}
 
 SALT_CONTEXT = "gdist exchange 1: salt of a job"

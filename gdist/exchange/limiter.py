@@ -10,6 +10,7 @@ BURST_SECONDS = 0.25  # how much unused time may be made up for at once
 STEPS_PER_SECOND = 20  # each connection sends in steps, so that all move on
 LEAST_STEP = 16 * 2**10
 MOST_STEP = 2**20
+URGENT_BYTES = 4096  # so little is counted, and does not wait: polls go past the queue of bulk data
 
 
 class Limiter:
@@ -48,7 +49,7 @@ class Limiter:
     def take(self, nbytes: int, wait: Callable[[float], object] = time.sleep) -> None:
         """Returns once `nbytes` may go; `wait` sleeps, and may return early to give up waiting."""
         delay = self.reserve(nbytes)
-        if delay > 0:
+        if delay > 0 and nbytes > URGENT_BYTES:
             wait(delay)
 
     def reserve(self, nbytes: int) -> float:

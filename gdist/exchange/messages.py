@@ -1,4 +1,4 @@
-"""What hosts say to each other, as values; and heads of HTTP/1.1 messages, as bytes."""
+"""What hosts say to each other, as values."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from http import HTTPStatus
 from typing import Any
 
 from gdist.errors import GdistError, Gone, RefusedError, RequestError, TransferError
+from gdist.exchange.heads import OURS, make_head
 
 Buffer = bytes | bytearray | memoryview
-
-MAC = "gdist-mac"
-HEAD_BYTES = 16 * 2**10  # a head longer than this is nobody of ours
-END = b"\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +23,13 @@ class FileRun:
     length: int
 
     def __post_init__(self) -> None:
-        assert self.offset >= 0 and self.length >= 0, self
+        assert self.offset >= 0, self
+        assert self.length >= 0, self
 
 
 @dataclass(frozen=True, slots=True)
 class FileExtents:
-    """A body that lies in files, end to end. It goes out without passing through Python, and without a digest."""
+    """A body that lies in files, end to end. It goes out past Python, and without a digest."""
 
     runs: tuple[FileRun, ...]
 
@@ -49,8 +47,8 @@ def _never() -> bool:
 class Request:
     """What a member asks. `peer` is its IP address; `member` the index it gave itself, if any.
 
-    `gone()` is true once nobody waits for the answer any more: the peer hung up, or this server closes. A handler
-    that blocks asks now and then, at least every half a second.
+    `gone()` is true once nobody waits for the answer any more: the peer hung up, or this server closes. A
+    handler that blocks asks now and then, at least every half a second.
     """
 
     method: str
@@ -74,14 +72,19 @@ class Request:
 class Response:
     """What a handler answers.
 
-    Memory goes with its BLAKE3 digest, several buffers (C-contiguous) end to end. `done` is called once the body has
-    gone out, or failed to: its memory or files may then be used for something else.
+    Memory goes with its BLAKE3 digest, several buffers (C-contiguous) end to end. `done` is called once the
+    body has gone out, or failed to: its memory or files may then be used for something else.
     """
 
     status: int = 200
     body: Buffer | Sequence[memoryview] | FileExtents = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     done: Callable[[], None] | None = None
+
+    def __post_init__(self) -> None:
+        HTTPStatus(self.status)
+        make_head("HTTP/1.1", self.headers)
+        assert not {name.lower() for name in self.headers} & OURS, self.headers
 
     @classmethod
     def json(cls, value: object, status: int = 200) -> Response:
@@ -100,7 +103,10 @@ Handler = Callable[[Request], Response]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: `nbytes` of body, in `body` or where the caller wanted them. Names of headers are lower case."""
+    """What came back: `nbytes` of body, in `body` or where the caller wanted them.
+
+    Names of headers are lower case.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -159,67 +165,3 @@ def _parse_json(body: bytes) -> Any:  # Any: as `json.loads`
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise RequestError("the body is not JSON") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A head as it came: the words of its first line, its fields by lower case name, and what the signature covers."""
-
-    words: tuple[str, str, str]
-    fields: Mapping[str, str]
-    signed: bytes
-
-    @property
-    def length(self) -> int:
-        """Bytes of body that follow.
-
-        Raises:
-            ValueError: when the head does not say it plainly.
-        """
-        text = self.fields.get("content-length", "0")
-        if "transfer-encoding" in self.fields or not (text.isascii() and text.isdigit() and len(text) < 18):
-            raise ValueError(f"no plain length: {text!r}")
-        return int(text)
-
-
-def parse_head(raw: bytes) -> Head:
-    """The head of a message, `raw` ending with its empty line.
-
-    Strict, because what two readers read differently can be signed by one and believed by the other: a field has
-    one line and occurs once, and the signature is the last.
-
-    Raises:
-        ValueError: when it is not such a head.
-    """
-    first, *lines = raw.removesuffix(END).decode("latin-1").split("\r\n")
-    words = first.split(" ", 2)
-    if len(words) != 3 or not all(words[:2]):
-        raise ValueError(f"no first line: {first[:80]!r}")
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        name = name.lower()
-        if not colon or not name or name in fields or not name.replace("-", "").isalnum() or MAC in fields:
-            raise ValueError(f"no field: {line[:80]!r}")
-        fields[name] = value.strip()
-    signed = raw[: raw.rindex(b"\r\n", 0, -4) + 2] if MAC in fields else b""
-    return Head((words[0], words[1], words[2]), fields, signed)
-
-
-def make_head(first: str, fields: Mapping[str, str]) -> bytes:
-    """A head without signature and without the empty line that ends it.
-
-    Raises:
-        ValueError: when a field would not stay one.
-    """
-    for name, value in fields.items():
-        if not name.replace("-", "").isalnum() or any(c in value for c in "\r\n\0"):
-            raise ValueError(f"{name!r}: {value!r} is no field")
-    return "".join((first, "\r\n", *(f"{name}: {value}\r\n" for name, value in fields.items()))).encode(
-        "latin-1"
-    )
-
-
-def sealed(head: bytes, signature: str) -> bytes:
-    """A head with its signature, complete."""
-    return b"%sGdist-Mac: %s%s" % (head, signature.encode(), END)

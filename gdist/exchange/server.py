@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
-import ssl
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 from types import TracebackType
 from typing import final
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -18,47 +16,30 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from blake3 import blake3
 
 from gdist.core.text import printable
-from gdist.errors import GdistError, Gone, RequestError
+from gdist.errors import GdistError, RequestError
 from gdist.exchange.addresses import EVERYONE, Allow, parse_address, plain_address
-from gdist.exchange.auth import ANSWER, REQUEST, VERSION, Session, is_nonce, new_nonce
+from gdist.exchange.auth import REQUEST, Session
 from gdist.exchange.channel import Channel, Meter
+from gdist.exchange.greeting import NOT_SIGNED, Unwelcome, greet_caller, refusal
+from gdist.exchange.heads import BODY_BYTES, DIGEST, MAC, MEMBER, Head, parse_head
 from gdist.exchange.key import Key
 from gdist.exchange.limiter import Limiter
-from gdist.exchange.messages import (
-    MAC,
-    FileExtents,
-    FileRun,
-    Handler,
-    Head,
-    Request,
-    Response,
-    make_head,
-    parse_head,
-    response_of,
-    sealed,
-)
+from gdist.exchange.messages import Handler, Request, Response, response_of
+from gdist.exchange.sending import send_response
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-HELLO = "/hello"
 BACKLOG = 1024  # a whole cluster may knock at once when its coordinator comes up
-TLS_HANDSHAKE = b"\x16"  # first byte of TLS (RFC 8446, 5.1), and of no HTTP request
 CLOSE_SECONDS = 1.0  # for threads to end; one in a handler that does not return is left behind
 LINGER_SECONDS = 0.5
 FULL_SECONDS = 0.05  # before the next try when the process has no descriptors left
-
-NOT_SIGNED = "an agent of gdist: what it is asked has to be signed with the job's secret"
-OTHER_SECRET = "this host was given another secret, or works on another job"
-OTHER_VERSION = "this host speaks another version of the exchange: run the same gdist everywhere"
-ENCRYPTED_HERE = "this host encrypts (--encrypt), and was called without"
-PLAIN_HERE = "this host does not encrypt, and was called with --encrypt"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one server puts up with."""
 
-    body_bytes: int = 64 * 2**20  # of a request
+    body_bytes: int = BODY_BYTES  # of a request
     connections: int = 2048
     strangers: int = 128  # of them, connections that have not shown yet that they know the secret
     greet_seconds: float = 10.0  # from connecting to being known; also for a whole head
@@ -67,16 +48,13 @@ class Limits:
     body_seconds: float = 120.0  # for a whole request
 
 
-class _Unwelcome(Exception):
-    """Ends a connection that was not authenticated; says why."""
-
-
 @final
 class Server:
     """Answers members of the cluster from `start` to `close`; a context manager.
 
-    `listen` is an address as `parse_address` reads it; port 0 takes any, and no host means every address, IPv6
-    where there is. Calls `handler` from many threads at once. `limiter` caps what is sent.
+    `listen` is an address as `parse_address` reads it; port 0 takes any, and no host means every address,
+    IPv6 ones where there are. Calls `handler` from many threads at once. `limiter` caps what it sends and
+    receives; `refused` hears who was turned away, by address, and why.
     """
 
     def __init__(
@@ -89,10 +67,12 @@ class Server:
         allow: Allow = EVERYONE,
         limiter: Limiter | None = None,
         limits: Limits | None = None,
+        refused: Callable[[str, str], None] | None = None,
     ):
         self._listen = listen
         self._key, self._handler, self._encrypt = key, handler, encrypt
         self._allow, self._limiter, self._limits = allow, limiter, limits or Limits()
+        self._tell_refused = refused
         self.meter = Meter()
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -138,7 +118,7 @@ class Server:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                log.warning("a handler did not return: %s", thread.name)
+                _log.debug("a handler did not return: %s", thread.name)
 
     def __enter__(self) -> Server:
         return self.start()
@@ -169,7 +149,7 @@ class Server:
                 sock, peer = self._socket.accept()
             except OSError as error:
                 if not self._closing.is_set():
-                    log.warning("cannot accept a connection: %s", error)
+                    _log.debug("cannot accept a connection: %s", error)
                     self._closing.wait(FULL_SECONDS)
                 continue
             self._begin(sock, plain_address(str(peer[0])))
@@ -185,16 +165,22 @@ class Server:
         thread = threading.Thread(target=self._run, args=(channel, peer), name=f"gdist-{peer}", daemon=True)
         with self._lock:
             if len(self._strangers) >= self._limits.strangers:
-                next(iter(self._strangers)).hang_up()  # who has had the longest time to say who it is
+                oldest = next(iter(self._strangers))  # it has had the longest time to say who it is
+                del self._strangers[oldest]
+                oldest.hang_up()
             full = len(self._threads) >= self._limits.connections
             if not full:
                 self._threads[thread] = channel
                 self._strangers[channel] = None
         if full:
-            log.warning("%d connections are open: %s has to wait", self._limits.connections, peer)
+            _log.debug("%d connections are open: %s has to wait", self._limits.connections, peer)
             channel.close()
             return
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the process may have no more threads
+            _log.debug("no thread for %s", peer)
+            self._forget(thread, channel)
 
     def _run(self, channel: Channel, peer: str) -> None:
         """On its own thread: one connection, from its first byte to its last."""
@@ -202,26 +188,36 @@ class Server:
             if self._allow.permits(peer):
                 self._converse(channel, peer)
             else:
-                log.warning("%s is not on the list of hosts", peer)
-        except _Unwelcome as error:
-            log.warning("%s: %s", peer, error)
+                self._refused(peer, "it is not on the list of hosts")
+        except Unwelcome as error:
+            self._refused(peer, str(error))
             with contextlib.suppress(OSError):
-                channel.send((_refusal(str(error), close=True),))
+                channel.send((refusal(str(error)),))
                 channel.close_gently(LINGER_SECONDS)
         except (OSError, ValueError) as error:
-            log.debug("%s: %s", peer, error)
+            _log.debug("%s: %s", peer, error)
         except Exception:
-            log.exception("%s: failed", peer)
+            _log.exception("%s: failed", peer)
         finally:
-            channel.close()
-            with self._lock:
-                self._strangers.pop(channel, None)
-                self._threads.pop(threading.current_thread(), None)
+            self._forget(threading.current_thread(), channel)
+
+    def _refused(self, peer: str, why: str) -> None:
+        _log.debug("%s is refused: %s", peer, why)
+        if self._tell_refused:
+            self._tell_refused(peer, why)
+
+    def _forget(self, thread: threading.Thread, channel: Channel) -> None:
+        channel.close()
+        with self._lock:
+            self._strangers.pop(channel, None)
+            self._threads.pop(thread, None)
 
     # Talking
 
     def _converse(self, channel: Channel, peer: str) -> None:
-        session = self._greet(channel)
+        channel.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        deadline = time.monotonic() + self._limits.greet_seconds
+        session = greet_caller(channel, self._key, encrypt=self._encrypt, deadline=deadline)
         with self._lock:
             self._strangers.pop(channel, None)
         while not self._closing.is_set():
@@ -239,79 +235,30 @@ class Server:
                 query=dict(parse_qsl(target.query, keep_blank_values=True)),
                 body=body,
                 peer=peer,
-                member=_member(head.fields.get("gdist-member", "")),
+                member=_member(head.fields.get(MEMBER, "")),
                 gone=lambda: self._closing.is_set() or not channel.is_quiet(),
             )
-            self._respond(session, channel, self._handle(request))
-
-    def _greet(self, channel: Channel) -> Session:
-        """Both sides show that they know the secret, before anything of it is asked."""
-        channel.sock.settimeout(self._limits.greet_seconds)
-        channel.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        tls = channel.sock.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE
-        if tls != self._encrypt:
-            raise _Unwelcome(PLAIN_HERE if tls else ENCRYPTED_HERE)
-        if tls:
-            self._encrypted(channel)
-        hello = self._hello(channel)
-        if hello.words[:2] != ("GET", HELLO) or "gdist-exchange" not in hello.fields or hello.length:
-            raise _Unwelcome(NOT_SIGNED)
-        version, _, theirs = hello.fields["gdist-exchange"].partition(" ")
-        if version != VERSION or not is_nonce(theirs):
-            raise _Unwelcome(OTHER_VERSION)
-        ours = new_nonce()
-        channel.send((_refusal(NOT_SIGNED, f"Gdist {ours}"),))
-        session = Session(self._key, theirs, ours)
-        proof = self._hello(channel)
-        if not proof.signed:
-            raise _Unwelcome(NOT_SIGNED)
-        if not session.is_signed(REQUEST, proof.signed, proof.fields[MAC]) or proof.length:
-            raise _Unwelcome(OTHER_SECRET)
-        self._respond(session, channel, Response())
-        return session
-
-    def _hello(self, channel: Channel) -> Head:
-        seconds = self._limits.greet_seconds
-        raw = channel.read_head(seconds, seconds)
-        if not raw:
-            raise ConnectionError("left without a word")
-        try:
-            return parse_head(raw)
-        except ValueError as error:
-            raise _Unwelcome(NOT_SIGNED) from error
-
-    def _encrypted(self, channel: Channel) -> None:
-        """Goes on inside TLS; whoever has no certificate of the secret's does not get in."""
-        plain = channel.sock
-        # Without a handshake here: were it to fail, `wrap_socket` would close the socket that others may hang up.
-        channel.sock = self._key.server_context.wrap_socket(
-            plain, server_side=True, do_handshake_on_connect=False
-        )
-        channel.sock.settimeout(self._limits.greet_seconds)
-        channel.sock.do_handshake()
-        if channel.sock.getpeercert(binary_form=True) != self._key.certificate:
-            raise ssl.SSLError("another certificate")
+            send_response(session, channel, self._handle(request))
 
     def _signed_head(self, session: Session, raw: bytes) -> Head:
         head = parse_head(raw)
         if not head.signed or not session.is_signed(REQUEST, head.signed, head.fields[MAC]):
-            raise _Unwelcome(NOT_SIGNED)
+            raise Unwelcome(NOT_SIGNED)
         return head
 
     def _body(self, session: Session, channel: Channel, head: Head) -> bytes | None:
         """The body of a request whose head is signed; None when it was refused, and the connection ends."""
         most = self._limits.body_bytes
         if head.length > most:
-            self._respond(
-                session, channel, Response.error(413, f"{head.length} bytes are too many, {most} are taken")
-            )
+            refused = Response.error(413, f"{head.length} bytes are too many, {most} are taken")
+            send_response(session, channel, refused)
             channel.close_gently(LINGER_SECONDS)
             return None
         body = bytearray(head.length)
         if body:
             hasher = blake3()
             channel.read_into(memoryview(body), hasher, time.monotonic() + self._limits.body_seconds)
-            if hasher.hexdigest() != head.fields.get("gdist-digest"):
+            if hasher.hexdigest() != head.fields.get(DIGEST):
                 raise ValueError("the body was changed on the way")
         return bytes(body)
 
@@ -321,39 +268,8 @@ class Server:
         except GdistError as error:
             return response_of(error)
         except Exception as error:
-            log.exception("%s %s failed", request.method, printable(request.path))
+            _log.exception("%s %s failed", request.method, printable(request.path))
             return Response.error(500, f"{type(error).__name__}: {error}")
-
-    def _respond(self, session: Session, channel: Channel, response: Response) -> None:
-        try:
-            body = response.body
-            if not isinstance(body, FileExtents):
-                self._send_memory(session, channel, response)
-                return
-            with contextlib.ExitStack() as opened:
-                try:
-                    runs = tuple(_opened(run, opened) for run in body.runs)
-                except OSError as error:
-                    gone = Gone(f"cannot read it any more: {error.strerror or error}")
-                    self._send_memory(session, channel, response_of(gone))
-                    return
-                head = _signed(session, response, body.nbytes, None)
-                channel.send_files(head, runs)
-        finally:
-            if response.done:
-                response.done()
-
-    def _send_memory(self, session: Session, channel: Channel, response: Response) -> None:
-        assert not isinstance(response.body, FileExtents)
-        body = response.body
-        parts = (body,) if isinstance(body, bytes | bytearray | memoryview) else tuple(body)
-        hasher = blake3()
-        nbytes = 0
-        for part in parts:
-            hasher.update(part)
-            nbytes += memoryview(part).nbytes
-        head = _signed(session, response, nbytes, hasher.hexdigest() if nbytes else None)
-        channel.send((head, *parts))
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -368,47 +284,8 @@ def _listening(host: str, port: int) -> socket.socket:
         host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server(
-        address[:2],  # type: ignore[arg-type]  # host and port, whatever the family
-        family=family,
-        backlog=BACKLOG,
-        dualstack_ipv6=both,
-    )
+    return socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
 
 
 def _member(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() else None
-
-
-def _signed(session: Session, response: Response, nbytes: int, digest: str | None) -> bytes:
-    status = HTTPStatus(response.status)
-    fields = {"Content-Length": str(nbytes), **response.headers}
-    if digest:
-        fields["Gdist-Digest"] = digest
-    head = make_head(f"HTTP/1.1 {status.value} {status.phrase}", fields)
-    return sealed(head, session.sign(ANSWER, head))
-
-
-def _refusal(message: str, challenge: str = "Gdist", close: bool = False) -> bytes:
-    """The one answer that is not signed: 401."""
-    body = bytes(Response.error(401, message).body)
-    fields = {
-        "WWW-Authenticate": challenge,
-        "Content-Type": "application/json",
-        "Content-Length": str(len(body)),
-    }
-    if close:
-        fields["Connection"] = "close"
-    return make_head("HTTP/1.1 401 Unauthorized", fields) + b"\r\n" + body
-
-
-def _opened(run: FileRun, stack: contextlib.ExitStack) -> FileRun:
-    """The run of an open file, which holds all of it."""
-    file = run.file
-    if isinstance(file, str):
-        file = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, file)
-    size = os.fstat(file).st_size
-    if size < run.offset + run.length:
-        raise OSError(f"the file ends at {size}")
-    return FileRun(file, run.offset, run.length)

@@ -18,7 +18,7 @@ from typing import Any
 
 from gdist.core.journal import ShardRecord, asset_line, file_line, pieces_line, shard_line
 from gdist.core.placer import Placement, Placer
-from gdist.core.plan import HostPlan, ShardTask
+from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.errors import GdistError, PieceLost
 from gdist.events import (
     AssetKept,
@@ -111,8 +111,7 @@ class Coordinator:
                     self._start_commit(task)
             for tensor in self._plan.tensors:
                 if not tensor.shards:
-                    self._sink.publish(tensor)
-                    self._tensors_ready += 1
+                    self._tensor_ready(tensor)
             for file in self._collector.empty_files():
                 self._file_whole(file)
             self._want()
@@ -218,9 +217,12 @@ class Coordinator:
         self._observe(ShardCommitted(spec.name, task.index, spec.nbytes_of(task.box)))
         self._open_shards[task.tensor] -= 1
         if not self._open_shards[task.tensor]:
-            self._sink.publish(tensor)
-            self._tensors_ready += 1
-            self._observe(TensorReady(spec.name, tensor.nbytes))
+            self._tensor_ready(tensor)
+
+    def _tensor_ready(self, tensor: TensorPlan) -> None:
+        self._sink.publish(tensor)
+        self._tensors_ready += 1
+        self._observe(TensorReady(tensor.tensor.spec.name, tensor.nbytes))
 
     def _file_whole(self, file: int) -> None:
         path = self._plan.payload.files[file].path

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +25,16 @@ from gdist.core.plan import HostPlan, ShardTask, plan_host
 from gdist.core.select import check_patterns
 from gdist.core.store_manifest import PLANNED_NAME, StoreManifest, StoreSource, store_manifest_to_json
 from gdist.errors import InterruptedRun, RequestError, ResumeError, translate
-from gdist.events import Finished, Note, Observer, Planned, Stage, StageStarted
+from gdist.events import (
+    Finished,
+    Note,
+    Observer,
+    Planned,
+    Stage,
+    StageStarted,
+    TensorsPlanned,
+    Waiting,
+)
 from gdist.kvstore import kvstore_spec
 from gdist.run.catalogue import Catalogue
 from gdist.run.collect import Collector
@@ -42,6 +52,7 @@ from gdist.run.destination import (
     lost_shards,
     reopen,
 )
+from gdist.run.failures import left_behind
 from gdist.run.journal_file import JournalFile, Lock
 from gdist.run.manifest import finish, source_of, store_manifest
 from gdist.run.opening import Opener, Opening, PieceSource, open_alone
@@ -56,6 +67,8 @@ from gdist.sources.torrent import TorrentOptions, magnet_of
 from gdist.stores import files_of
 
 MAX_WORKERS = 4
+WAITING_SECONDS = 5.0  # between signs of life in stages that have few events of their own
+_QUIET = (Stage.METADATA, Stage.HEADERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +116,8 @@ def fetch(
     tell: Observer = observe or (lambda event: None)
 
     def result(manifest: StoreManifest, already: bool) -> FetchResult:
+        if already:
+            tell(TensorsPlanned(tuple(tensor.name for tensor in manifest.tensors)))
         tell(Finished(text, manifest.nbytes, timing.elapsed, already, timing.table()))
         return FetchResult(text, manifest, already, timing.elapsed, timing.table())
 
@@ -125,16 +140,17 @@ def fetch(
             return result(done, already=True)
         if done:
             reopen(where, done, job_of(asked, done.mesh, done.plan))
-        manifest = _Fetch(
-            resolved,
-            where,
-            asked,
-            tell,
-            timing,
-            stop or threading.Event(),
-            neighbours=neighbours,
-            opener=opener,
-        ).run()
+        with left_behind(where.work):
+            manifest = _Fetch(
+                resolved,
+                where,
+                asked,
+                tell,
+                timing,
+                stop or threading.Event(),
+                neighbours=neighbours,
+                opener=opener,
+            ).run()
         clean(where)
         return result(manifest, already=False)
     finally:
@@ -161,6 +177,8 @@ class _Fetch:
         self._observe, self._timing, self._stop = observe, timing, stop
         self._keep = options.payload == "keep"
         self._journal_path = dest.work / "journal.jsonl"
+        self._stage = Stage.METADATA
+        self._entered = self._told = time.monotonic()
 
     def run(self) -> StoreManifest:
         for note in self._resolved.notes:
@@ -180,14 +198,21 @@ class _Fetch:
             self._observe,
             self._timing,
             self._check_stop,
+            self._enter,
         )
         with self._opener(opening) as (source, catalogue):
             return self._convert(source, catalogue.select(self._options.select))
 
     def _enter(self, stage: Stage) -> None:
+        self._stage, self._entered = stage, time.monotonic()
+        self._told = self._entered
         self._observe(StageStarted(stage))
 
     def _check_stop(self) -> None:
+        now = time.monotonic()
+        if self._stage in _QUIET and now - self._told > WAITING_SECONDS:
+            self._told = now
+            self._observe(Waiting(self._stage, now - self._entered))
         if self._stop.is_set():
             raise InterruptedRun(
                 "the run was asked to stop", hint="the same command goes on where this one stopped"
@@ -349,6 +374,7 @@ class _Fetch:
                 host_count=plan.host.count,
             )
         )
+        self._observe(TensorsPlanned(tuple(tensor.tensor.spec.name for tensor in plan.tensors)))
 
     def _coordinate(
         self,

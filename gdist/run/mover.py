@@ -21,7 +21,7 @@ import numpy as np
 
 from gdist.core.box import Box
 from gdist.core.journal import ShardRecord, shard_line
-from gdist.core.plan import HostPlan, ShardTask
+from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.core.reshard import Ledger, Share, Unit, placement_of, units_of, writes_of
 from gdist.errors import GdistError, InterruptedRun
 from gdist.events import Binds, Observer, ReshardProgress, ShardCommitted, TensorReady
@@ -81,8 +81,7 @@ class Mover:
         try:
             for tensor in self._plan.tensors:
                 if not tensor.shards:
-                    self._sink.publish(tensor)
-                    self._tensors_ready += 1
+                    self._tensor_ready(tensor)
             self._shards_done(self._records)
             units = self._units()
             more = True
@@ -198,9 +197,12 @@ class Mover:
             self._observe(ShardCommitted(spec.name, task.index, spec.nbytes_of(task.box)))
             self._open_shards[task.tensor] -= 1
             if not self._open_shards[task.tensor]:
-                self._sink.publish(tensor)
-                self._tensors_ready += 1
-                self._observe(TensorReady(spec.name, tensor.nbytes))
+                self._tensor_ready(tensor)
+
+    def _tensor_ready(self, tensor: TensorPlan) -> None:
+        self._sink.publish(tensor)
+        self._tensors_ready += 1
+        self._observe(TensorReady(tensor.tensor.spec.name, tensor.nbytes))
 
     def _tick(self) -> None:
         if self._syncing and self._syncing.done():

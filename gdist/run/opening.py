@@ -19,7 +19,7 @@ from gdist.core.payload import Payload
 from gdist.core.placer import Placement
 from gdist.core.plan import HostPlan
 from gdist.errors import RequestError
-from gdist.events import Observer, Stage, StageStarted
+from gdist.events import Observer, Stage
 from gdist.run.catalogue import Catalogue, read_catalogue
 from gdist.run.destination import Destination
 from gdist.run.options import FetchOptions
@@ -101,6 +101,7 @@ class Opening:
     observe: Observer
     timing: Timing
     tick: Callable[[], None]
+    enter: Callable[[Stage], None]  # tells that a stage begins
 
     @property
     def keep(self) -> bool:
@@ -121,10 +122,6 @@ class Opening:
     def headers_path(self) -> Path:
         """Where what the headers said is, for the next run."""
         return self.dest.work / "headers.json"
-
-    def enter(self, stage: Stage) -> None:
-        """Tells that a stage begins."""
-        self.observe(StageStarted(stage))
 
     def open_torrent(self, source: TorrentSource, pieces: Collection[int]) -> None:
         """Joins the swarm, with `pieces` in place."""

@@ -26,7 +26,16 @@ from gdist.core.reshard import Cost, cost_of
 from gdist.core.rules import Rules
 from gdist.core.store_manifest import StoreManifest
 from gdist.errors import CorruptError, InterruptedRun, RequestError
-from gdist.events import AssetKept, Finished, Note, Observer, ReshardPlanned, Stage, StageStarted
+from gdist.events import (
+    AssetKept,
+    Finished,
+    Note,
+    Observer,
+    ReshardPlanned,
+    Stage,
+    StageStarted,
+    TensorsPlanned,
+)
 from gdist.kvstore import kvstore_spec
 from gdist.run.destination import (
     Destination,
@@ -36,6 +45,7 @@ from gdist.run.destination import (
     lost_shards,
     reopen,
 )
+from gdist.run.failures import left_behind
 from gdist.run.journal_file import JournalFile, Lock
 from gdist.run.manifest import finish, store_manifest
 from gdist.run.mover import Mover
@@ -120,6 +130,8 @@ def reshard(
     with contextlib.closing(origin):
         run = _Reshard(origin, rules, where, asked, tell, timing, stop or threading.Event())
         manifest, already = run.run()
+    if already:
+        tell(TensorsPlanned(tuple(tensor.name for tensor in manifest.tensors)))
     tell(Finished(text, manifest.nbytes, timing.elapsed, already, timing.table()))
     return ReshardResult(
         text, manifest, already, timing.elapsed, timing.table(), run.cost.nbytes, run.cost.beyond
@@ -193,7 +205,8 @@ class _Reshard:
                 return done, True
             if done:
                 reopen(self._dest, done, self._job)
-            manifest = self._write()
+            with left_behind(self._dest.work):
+                manifest = self._write()
             clean(self._dest)
             return manifest, False
         finally:
@@ -286,6 +299,7 @@ class _Reshard:
                 host_count=plan.host.count,
             )
         )
+        self._observe(TensorsPlanned(tuple(tensor.tensor.spec.name for tensor in plan.tensors)))
 
     def _check_space(self, there: set[ShardTask]) -> None:
         plan = self._plan

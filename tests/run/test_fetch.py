@@ -18,7 +18,16 @@ import zarr
 from gdist.core.magnet import Magnet, format_magnet, parse_magnet
 from gdist.core.rules import parse_rules
 from gdist.errors import UnsupportedError
-from gdist.events import AssetKept, Finished, Planned, ShardCommitted, Stage, StageStarted, TensorReady
+from gdist.events import (
+    AssetKept,
+    Finished,
+    Planned,
+    ShardCommitted,
+    Stage,
+    StageStarted,
+    TensorReady,
+    TensorsPlanned,
+)
 from gdist.run.fetch import fetch
 from gdist.run.verify import verify
 from gdist.sources.torrent import Seeder, Version, magnet_of, make_torrent
@@ -303,7 +312,7 @@ def test_a_second_run_does_nothing(llama: Content, tmp_path: Path) -> None:
     recorder = Recorder()
     again = fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options("2x4"), observe=recorder)
     assert again.already and again.manifest == first.manifest
-    assert [type(event) for event in recorder.events] == [Finished]
+    assert [type(event) for event in recorder.events] == [TensorsPlanned, Finished]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*")} == before
 
 

@@ -8,21 +8,23 @@ this host's shards are there, it goes on giving pieces to the others until they 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import os
 import secrets
 import socket
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gdist.core.plan import piece_order
-from gdist.core.status import MemberState
+from gdist.core.status import AgentStatus, MemberState
 from gdist.errors import (
     GdistError,
     HostsMissing,
@@ -31,9 +33,11 @@ from gdist.errors import (
     RefusedError,
     RequestError,
     StalledError,
+    translate,
 )
-from gdist.events import ClusterProgress, Event, MemberChanged, Note, Observer, Progress, Stage, StageStarted
+from gdist.events import ClusterProgress, Event, MemberChanged, Note, Observer, Stage, StageStarted
 from gdist.exchange import EVERYONE, Allow, Client, Key, Limiter, Request, Response, Server, parse_address
+from gdist.kvstore import local_path
 from gdist.run.catalogue import Catalogue
 from gdist.run.cluster.held import Held, read_held
 from gdist.run.cluster.link import Link
@@ -44,6 +48,7 @@ from gdist.run.cluster.source import ClusterSource
 from gdist.run.fetch import FetchResult, fetch
 from gdist.run.opening import Opening, PieceSource
 from gdist.run.resolve import resolve
+from gdist.run.status_of_events import StatusOfEvents
 from gdist.sinks.local import write_atomically
 from gdist.sources.torrent import TorrentSource
 
@@ -52,6 +57,9 @@ _log = logging.getLogger(__name__)
 ATTACH_SECONDS = 0.5
 EVENT_SECONDS = 0.5
 PROBE_SECONDS = 1.0
+ANNOUNCE_SECONDS = 3.0
+QUIET_SECONDS = 10.0  # host 0 of a finished job waits so long for others that are not finished
+RECEIPT = ".gdist.hosts"  # in a store that all hosts have finished: how many they were
 HAND_OVER_SECONDS = 6.0  # of the ten that a host has between SIGTERM and its end
 FLUSH_SECONDS = 3.0
 NO_SECRET = "gdist: no secret was given"
@@ -105,8 +113,7 @@ class _Agent:
         self._pieces: ClusterSource | None = None
         self._link: Link | None = None
         self._server: Server | None = None
-        self._stage = Stage.JOIN
-        self._progress: Progress | None = None
+        self._status = StatusOfEvents("", self._host)
         self._changes: list[MemberChanged] = []
         self._told = 0.0
         self._meters = Meters(self._host.count)
@@ -123,10 +130,7 @@ class _Agent:
         if self._host.count == 1:
             return fetch(self._source, dest, asked, observe=self._observe, stop=self._stop)
         try:
-            done = fetch(self._source, dest, asked, observe=self._watch, stop=self._stop, opener=self._open)
-            if self._link is None:
-                self._announce(done)
-            return done
+            return fetch(self._source, dest, asked, observe=self._watch, stop=self._stop, opener=self._open)
         finally:
             self._close()
 
@@ -171,22 +175,33 @@ class _Agent:
             self._link.check()
         self._tell()
 
+    def _also(self, tick: Callable[[], None]) -> Callable[[], None]:
+        def both() -> None:
+            tick()
+            self._tick()
+
+        return both
+
     def _tell(self) -> None:
         """Events of the cluster, on the fetch's thread."""
         changes, self._changes = self._changes, []
         for change in changes:
-            self._observe(change)
+            self._watch(change)
         now = time.monotonic()
         if now - self._told > EVENT_SECONDS and self._pieces is not None:
             self._told = now
-            self._observe(self.progress(self._pieces))
+            self._watch(self.progress(self._pieces))
 
     def _watch(self, event: Event) -> None:
-        if isinstance(event, StageStarted):
-            self._stage = event.stage
-        if isinstance(event, Progress):
-            self._progress = event
+        self._status(event)
         self._observe(event)
+
+    def status(self) -> AgentStatus:
+        """Where this host stands; from any thread."""
+        link, server = self._link, self._server
+        received = link.meter.received if link else 0
+        sent = server.meter.sent if server else 0
+        return replace(self._status.status(), lan_in_bytes=received, lan_out_bytes=sent)
 
     def progress(self, pieces: ClusterSource) -> ClusterProgress:
         """Where the cluster stands, as this host knows it."""
@@ -198,8 +213,10 @@ class _Agent:
     @contextmanager
     def _open(self, opening: Opening) -> Iterator[tuple[PieceSource, Catalogue]]:
         """Joins the others and opens the source of both kinds of pieces; serves the others at the end."""
-        opening = replace(opening, tick=self._tick)
-        link = self._join(opening.dest.work)
+        opening = replace(opening, tick=self._also(opening.tick))
+        link = self._connect(opening.dest.work)
+        self._watch(StageStarted(Stage.JOIN))
+        link.join()
         held_path = opening.dest.work / "held.json"
         opening.enter(Stage.METADATA)
         outside, catalogue = self._learn(opening, link, held_path)
@@ -223,7 +240,8 @@ class _Agent:
         finally:
             outside.close()
 
-    def _join(self, work: Path) -> Link:
+    def _connect(self, work: Path, *, agent_file: bool = True) -> Link:
+        """Listens, and knows where the others are."""
         options, index = self._options, self._host.index
         candidates = options.hosts or (options.coordinator,)
         if index == 0 and not candidates[0]:
@@ -262,9 +280,8 @@ class _Agent:
             me, candidates, self._key, encrypt=options.encrypt, status=self._document, stop=self._tick
         )
         self._rendezvous.on_change = self._changed
-        self._write_agent_file(work / "agent.json", own)
-        self._observe(StageStarted(Stage.JOIN))
-        link.join()
+        if agent_file:
+            self._write_agent_file(work / "agent.json", own)
         return link
 
     def _write_agent_file(self, path: Path, own: str) -> None:
@@ -307,12 +324,32 @@ class _Agent:
             outside.close()
             raise
 
+    def _afterwards(self, done: FetchResult) -> None:
+        """Writes down that all hosts are done; of a store that was complete, tells the others if they wait.
+
+        They would wait for this host's needs otherwise; and without host 0 they could not find each other.
+        """
+        root = local_path(done.path)
+        receipt = root / RECEIPT if root else None
+        count = str(self._host.count)
+        if self._link is None and not (receipt and receipt.exists() and receipt.read_text() == count):
+            link = self._connect(Path(tempfile.gettempdir()) / f"gdist-{self._boot}", agent_file=False)
+            found = link.announce(ANNOUNCE_SECONDS)
+            rendezvous = self._rendezvous
+            while found and self._host.index == 0 and not rendezvous.done():
+                if self._stop.wait(EVENT_SECONDS):
+                    return
+                if rendezvous.quiet() > QUIET_SECONDS and time.monotonic() - self._started > QUIET_SECONDS:
+                    return
+        if receipt and (self._rendezvous.done() or (self._link is not None and self._link.inside.done)):
+            with contextlib.suppress(GdistError):  # it only saves a later run some seconds
+                write_atomically(receipt, count.encode(), sync=False)
+
     # --- serving and leaving --------------------------------------------------------------------------
 
     def _serve(self, pieces: ClusterSource, link: Link) -> None:
         """Goes on giving pieces until everyone has what they need, or those who miss some never came."""
-        self._stage = Stage.SERVE
-        self._observe(StageStarted(Stage.SERVE))
+        self._watch(StageStarted(Stage.SERVE))
         link.tell(done=True)
         alone_since = time.monotonic()
         while pieces.serve():
@@ -332,7 +369,7 @@ class _Agent:
             if late or over:
                 missing = sorted(set(range(self._host.count)) - self._here())
                 who = ", ".join(map(str, missing))
-                self._observe(Note(f"hosts {who} did not come; what they need comes in again when they do"))
+                self._watch(Note(f"hosts {who} did not come; what they need comes in again when they do"))
                 break
         link.flush(FLUSH_SECONDS)
 
@@ -371,8 +408,22 @@ class _Agent:
             return Response.json(
                 {"index": self._host.index, "boot": self._boot, "follows": follows, "alive": alive}
             )
+        if request.path == "/status":
+            return Response.json(self.status().to_json())
+        if request.path == "/ready":
+            found = self._status.ready(request.query.get("what", "all"))
+            return Response.json(found.to_json(), 200 if found.ready else 503)
+        if request.path == "/cluster":
+            return Response.json(self._cluster())
         answer = self._rendezvous.answer(request)
         return answer or Response.error(404, f"nothing at {request.path}")
+
+    def _cluster(self) -> object:
+        """Where the cluster stands: from the coordinator, which may be this agent."""
+        link = self._link
+        if link is None or link.follows[0] == self._host.index:
+            return self._rendezvous.status(time.monotonic() - self._started).to_json()
+        return link.ask_cluster()
 
     def _probe(self, address: str) -> str:
         """The boot id of the agent at an address; nothing when there is none."""
@@ -386,7 +437,7 @@ class _Agent:
         self._changes.append(MemberChanged(member.index, MemberState(member.state), member.address))
 
     def _document(self) -> dict[str, Any]:  # Any: a document of the wire
-        return {}
+        return self.status().to_json()
 
 
 def _job(source: str, options: ClusterOptions) -> dict[str, Any]:  # Any: a document of the wire

@@ -59,6 +59,7 @@ class Inside:
     wanted: bool = True
     done: bool = False
     brought: int = 0
+    union: int = 0
     peers: dict[int, Peer] = field(default_factory=dict)
     news: list[int] = field(default_factory=list)  # pieces that somebody has, not yet given out
 
@@ -370,6 +371,7 @@ class Link:
             from_json(found["spare"]) & self._held,
         )
         inside.done, inside.brought = bool(found["done"]), int(found["brought"])
+        inside.union = int(found["union"])
 
     def _reach(self, index: int, address: str) -> str:
         """An address that works from here: the coordinator has none for itself, or one of its own machine."""
@@ -379,11 +381,27 @@ class Link:
 
     # --- the end --------------------------------------------------------------------------------------
 
+    def announce(self, seconds: float) -> bool:
+        """Tells that this host has all it needs since an earlier run; False when nobody answers in time."""
+        end = time.monotonic() + seconds
+        self._me["done"] = True
+        while time.monotonic() < end:
+            with contextlib.suppress(RefusedError):
+                if self._try_join():
+                    return True
+            self._stop()
+            self._closing.wait(RETRY_SECONDS)
+        return False
+
     def leave(self, *, gone: bool) -> None:
         """Tells that this host will go, or that it goes; nobody is waited for."""
         with contextlib.suppress(GdistError):
             who = {"index": self.index, "boot": self._me["boot"], "gone": gone}
             self.client(self._address()).json("POST", "/leave", who, timeout=WHO_SECONDS)
+
+    def ask_cluster(self) -> object:
+        """Where the cluster stands, from the coordinator."""
+        return self.client(self._address()).json("GET", "/cluster", None, timeout=ANSWER_SECONDS)
 
     def flush(self, seconds: float) -> None:
         """Waits until everything here was told, at most so long."""

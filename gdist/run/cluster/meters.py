@@ -42,13 +42,13 @@ class Meters:
         with link.changed:
             inside = link.inside
             states = [peer.state for peer in inside.peers.values()]
-            brought, leased = inside.brought, inside.lease.bit_count()
+            brought, union, leased = inside.brought, inside.union, inside.lease.bit_count()
         lan_in = self._lan_in.of(link.meter.received)
         return ClusterProgress(
             hosts=self._hosts,
             live=states.count("live"),
             done=states.count("done"),
-            union_bytes=pieces.union_nbytes,
+            union_bytes=union,
             inside_bytes=brought,
             wan_rate=stats.download_rate,
             lan_in_rate=lan_in,

@@ -22,7 +22,8 @@ from typing import Any
 
 from gdist.core.leases import LOST_SECONDS, Answer, Leases
 from gdist.core.piece_set import PieceSet, from_json, to_json
-from gdist.errors import RefusedError, RequestError
+from gdist.core.status import AgentStatus, ClusterStatus, MemberState, MemberStatus, Stage, parse_agent_status
+from gdist.errors import GdistError, RefusedError, RequestError
 from gdist.exchange import Request, Response
 
 POLL_SECONDS = 1.0  # the longest that an answer is held back; a host is late by as much after a lost message
@@ -65,6 +66,7 @@ class Rendezvous:
         self._catalogue: Json | None = None
         self._scout: int | None = None
         self._roster = 0
+        self._complete: set[int] = set()  # hosts that had all they need before they joined
 
     def answer(self, request: Request) -> Response | None:
         """The answer to one of the requests above; None for any other."""
@@ -107,6 +109,12 @@ class Rendezvous:
             self.members[index] = member
             if self._scout == index:
                 self._scout = None
+            self._complete.discard(index)
+            if body.get("done"):
+                member.state = "done"
+                self._complete.add(index)
+                if self._leases:
+                    self._leases.finish(index)
             self._changed(member)
         return {"coordinator": self.boot, "index": self.index}
 
@@ -213,6 +221,8 @@ class Rendezvous:
         if self._leases is None:
             self._pieces = pieces
             self._leases = Leases([nbytes for nbytes, times in runs for _ in range(times)], self.count)
+            for index in self._complete:
+                self._leases.finish(index)
         elif pieces != self._pieces:
             raise RefusedError(
                 f"host {member.index} reads another catalogue of tensors from this torrent than the others",
@@ -249,6 +259,18 @@ class Rendezvous:
             ]
         member.roster = self._roster
         return found
+
+    def done(self) -> bool:
+        """True when every host of the job has all it needs."""
+        with self.changed:
+            return self._leases.done() if self._leases else len(self._complete) == self.count
+
+    def quiet(self) -> float:
+        """Seconds since any other host that is at work was heard of."""
+        now = time.monotonic()
+        with self.changed:
+            others = [m.seen for m in self.members.values() if m.index != self.index and m.state == "live"]
+        return now - max(others) if others else float("inf")
 
     def _wait(self, deadline: float) -> bool:
         """Waits for a change; False when the time is up."""
@@ -291,20 +313,34 @@ class Rendezvous:
             self._changed(member)
         return {}
 
-    def progress(self) -> Json:
-        """The job's pieces in numbers."""
+    def status(self, seconds: float) -> ClusterStatus:
+        """Where the cluster stands, `seconds` after this agent began."""
+        now = time.monotonic()
         with self.changed:
+            self._expire()
+            found = tuple(self._member_status(self.members[i], now) for i in sorted(self.members))
             leases = self._leases
             if leases is None:
-                return {"pieces": 0, "inside": 0, "brought": 0, "enrolled": 0, "done": False}
-            inside = leases.inside
-            return {
-                "pieces": sum(times for _, times in self._pieces["nbytes"]),
-                "inside": inside.bit_count(),
-                "brought": leases.brought,
-                "enrolled": leases.enrolled,
-                "done": leases.done(),
-            }
+                return ClusterStatus(self.index, self.count, seconds, found)
+            union, inside, spent = leases.union, leases.inside, leases.spent
+            return ClusterStatus(
+                self.index,
+                self.count,
+                seconds,
+                found,
+                union_bytes=leases.nbytes_of(union),
+                inside_bytes=leases.brought,
+                pieces=union.bit_count(),
+                held=inside.bit_count(),
+                spent=spent.bit_count(),
+            )
+
+    def _member_status(self, member: Member, now: float) -> MemberStatus:
+        try:
+            status = parse_agent_status(member.status)
+        except GdistError:  # it has said nothing yet
+            status = AgentStatus(member.index, self.count, member.name, "", Stage.JOIN, 0.0, live=True)
+        return MemberStatus(status, member.address, MemberState(member.state), now - member.seen)
 
 
 def _answer(answer: Answer, leases: Leases) -> Json:
@@ -318,6 +354,7 @@ def _answer(answer: Answer, leases: Leases) -> Json:
         "wanted": answer.wanted,
         "done": leases.done(),
         "brought": leases.brought,
+        "union": leases.nbytes_of(leases.union),
     }
 
 

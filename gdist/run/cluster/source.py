@@ -166,11 +166,6 @@ class ClusterSource:
         self._given.update(own)
         return (*own, *(ready or self._readable()))
 
-    @property
-    def union_nbytes(self) -> int:
-        """Bytes of all pieces: what comes in when the hosts need all of them."""
-        return self.payload.length
-
     def wake(self) -> None:
         """Ends a wait of `verified` early."""
         self._outside.wake()

@@ -1,0 +1,32 @@
+"""SkyPilot: one process a node, whose variables tell everything."""
+
+from __future__ import annotations
+
+from gdist.clusters.membership import Membership, Variables, group, half_set
+from gdist.errors import RequestError
+
+RANK, COUNT, ADDRESSES = "SKYPILOT_NODE_RANK", "SKYPILOT_NUM_NODES", "SKYPILOT_NODE_IPS"
+
+
+def find(variables: Variables, hostname: str) -> Membership | None:
+    """The node among the task's; None outside SkyPilot."""
+    if not variables.has(RANK) and not variables.has(ADDRESSES):
+        return None
+    addresses = tuple(variables.text(ADDRESSES).split())  # one a line
+    if not addresses:
+        raise half_set("skypilot", [ADDRESSES], [RANK])
+    (index,) = variables.needs("skypilot", RANK)
+    count = variables.number(COUNT)
+    if count not in (None, len(addresses)):
+        raise RequestError(
+            f"skypilot: {COUNT} is {count}, and {ADDRESSES} has {len(addresses)}",
+            hint="say --host INDEX/COUNT",
+        )
+    return Membership(
+        group("skypilot", index, len(addresses), variables),
+        coordinator=addresses[0],
+        hosts=addresses,
+        cluster="skypilot",
+        evidence=variables.used,
+        job=variables.text("SKYPILOT_TASK_ID"),
+    )

@@ -1,0 +1,41 @@
+"""torchrun, and what sets its variables by hand: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR.
+
+The host is torchrun's own agent (`GROUP_RANK` of `GROUP_WORLD_SIZE`). Where only ranks are set, hosts are
+ranks divided by `LOCAL_WORLD_SIZE`, or the ranks themselves when it is not there. `PET_NODE_RANK` and
+`PET_NNODES` are what a Kubeflow PyTorchJob or TrainJob gives a pod before torchrun runs in it.
+"""
+
+from __future__ import annotations
+
+from gdist.clusters.membership import Membership, Variables, group, half_set, hosts_of_ranks
+
+GROUP = ("GROUP_RANK", "GROUP_WORLD_SIZE")
+NODES = ("PET_NODE_RANK", "PET_NNODES")
+
+
+def find(variables: Variables, hostname: str) -> Membership | None:
+    """The host of this rank; None where no rank is set."""
+    if variables.has("TORCHELASTIC_RUN_ID") and variables.has(*GROUP):
+        return _member(variables, *variables.needs("torchrun", *GROUP))
+    if variables.has(*NODES) and variables.text(NODES[1]).isdecimal():  # `1:4` is an elastic job: not known
+        return _member(variables, *variables.needs("torchrun", *NODES))
+    there = [name for name in ("RANK", "WORLD_SIZE") if variables.has(name)]
+    if not there:
+        return None
+    if len(there) == 1:
+        raise half_set("torchrun", {"RANK", "WORLD_SIZE"} - set(there), there)
+    rank, size = variables.needs("torchrun", "RANK", "WORLD_SIZE")
+    local_rank = variables.number("LOCAL_RANK") or 0
+    local_size = variables.number("LOCAL_WORLD_SIZE") or 1
+    host = hosts_of_ranks("torchrun", rank, size, local_rank, local_size, variables)
+    return _member(variables, host.index, host.count)
+
+
+def _member(variables: Variables, index: int, count: int) -> Membership:
+    host = group("torchrun", index, count, variables)
+    local_rank = variables.number("LOCAL_RANK") or 0
+    local_size = max(variables.number("LOCAL_WORLD_SIZE") or 1, local_rank + 1)
+    coordinator = variables.text("MASTER_ADDR") or variables.text("PET_MASTER_ADDR")
+    job = variables.text("TORCHELASTIC_RUN_ID")
+    job = "" if job == "none" else job  # torchrun's default: not an id
+    return Membership(host, local_rank, local_size, coordinator, (), "torchrun", variables.used, job)
