@@ -36,6 +36,8 @@ from gdist.events import (
     Finished,
     HashFailed,
     MetadataReceived,
+    MovePlanned,
+    MoveProgress,
     Note,
     PeerBanned,
     PeerCount,
@@ -66,7 +68,7 @@ class LiveView:
         self._mesh = ""
         self._peers = PeerCount(0, 0)
         self._plan: words.Plan | None = None
-        self._progress: Progress | ReshardProgress | None = None
+        self._progress: Progress | ReshardProgress | MoveProgress | None = None
         self._ready: deque[str] = deque(maxlen=NAMES_SHOWN)
         self._trackers: dict[str, TrackerAnswer] = {}
         self._failed = self._banned = 0
@@ -89,7 +91,7 @@ class LiveView:
                 self._name = f"{event.name}  {event.info_hash.hex[:8]}  {format_bytes(event.nbytes)}"
             case Note():
                 self._say(f"note: {event.text}")
-            case Planned() | ReshardPlanned():
+            case Planned() | ReshardPlanned() | MovePlanned():
                 self._plan = event
                 host = f" · host {event.host_index}/{event.host_count}" if event.host_count > 1 else ""
                 self._mesh = f" · {event.mesh}{host}" if event.mesh != "1" else host
@@ -105,7 +107,7 @@ class LiveView:
                 self._failed += 1
             case TensorReady():
                 self._ready.append(event.tensor)
-            case Progress() | ReshardProgress():
+            case Progress() | ReshardProgress() | MoveProgress():
                 self._progress = event
                 self._pace.update(event.seconds, event.bytes_placed)
             case Finished():
@@ -129,7 +131,7 @@ class LiveView:
         if self._name:
             lines.append(_line(self._name + self._mesh, "bold"))
         event = self._progress
-        if event is None or self._stage not in (Stage.FETCH, Stage.RESHARD):
+        if event is None or self._stage not in (Stage.FETCH, Stage.RESHARD, Stage.EXCHANGE):
             waited = format_seconds(time.monotonic() - self._start)
             looking = self._stage is Stage.METADATA or self._peers.peers
             peers = f"   peers {self._peers.peers}{self._tracker_words()}" if looking else ""
@@ -139,7 +141,13 @@ class LiveView:
         placed = f"{format_bytes(event.bytes_placed)} of {format_bytes(event.bytes_wanted)}"
         ready = f"{event.tensors_ready} of {event.tensors} tensors ready"
         lines.append(_line(f"{'placed':<{LABEL_WIDTH}}{placed}   {ready}"))
-        label = "swarm" if isinstance(event, Progress) else "source"
+        label = (
+            "swarm"
+            if isinstance(event, Progress)
+            else "source"
+            if isinstance(event, ReshardProgress)
+            else "hosts"
+        )
         lines.append(_line(f"{label:<{LABEL_WIDTH}}{words.rates(event)}"))
         for label, name in zip(("ready", "", ""), tuple(self._ready), strict=False):
             lines.append(_line(f"{label:<{LABEL_WIDTH}}{name}", "dim"))
@@ -148,7 +156,7 @@ class LiveView:
             lines.append(_line(f"{failed} failed their hash, {banned} banned", "yellow"))
         return Group(*lines)
 
-    def _bar(self, event: Progress | ReshardProgress) -> RenderableType:
+    def _bar(self, event: Progress | ReshardProgress | MoveProgress) -> RenderableType:
         left = words.remaining(self._pace.remaining(event.bytes_wanted - event.bytes_placed))
         row = Table.grid(padding=(0, 2), expand=True)
         row.add_column(width=LABEL_WIDTH - 2)

@@ -8,9 +8,19 @@ from collections.abc import Iterable, Sequence
 from gdist.core.store_manifest import StoreManifest
 from gdist.core.text import count as count
 from gdist.core.units import format_bytes, format_rate, format_seconds
-from gdist.events import Binds, Finished, Planned, Progress, ReshardPlanned, ReshardProgress, Stage
+from gdist.events import (
+    Binds,
+    Finished,
+    MovePlanned,
+    MoveProgress,
+    Planned,
+    Progress,
+    ReshardPlanned,
+    ReshardProgress,
+    Stage,
+)
 
-Plan = Planned | ReshardPlanned
+Plan = Planned | ReshardPlanned | MovePlanned
 
 STAGES = {
     Stage.JOIN: "looking for the other hosts",
@@ -19,6 +29,7 @@ STAGES = {
     Stage.PLAN: "planning",
     Stage.FETCH: "fetching",
     Stage.RESHARD: "resharding",
+    Stage.EXCHANGE: "exchanging with the other hosts",
     Stage.FINISH: "writing the manifest",
     Stage.SERVE: "complete, and serving other hosts",
     Stage.DONE: "done",
@@ -42,6 +53,8 @@ def planned(event: Plan) -> str:
         brought = f"reads {format_bytes(event.bytes_read)} in {count(event.reads, 'part')}"
         if event.bytes_beyond:
             brought += f", {format_bytes(event.bytes_beyond)} of it beyond what it keeps"
+    elif isinstance(event, MovePlanned):
+        brought = f"gets {format_bytes(event.bytes_received)} from other hosts"
     else:
         brought = f"fetches {format_bytes(event.bytes_touched)} in {count(event.pieces, 'piece')}"
     return (
@@ -50,8 +63,10 @@ def planned(event: Plan) -> str:
     )
 
 
-def rates(event: Progress | ReshardProgress) -> str:
+def rates(event: Progress | ReshardProgress | MoveProgress) -> str:
     """Rates, peers, and what keeps it from being faster."""
+    if isinstance(event, MoveProgress):
+        return f"from other hosts {format_bytes(event.bytes_received)}   binds: {BINDS[event.binds]}"
     if isinstance(event, ReshardProgress):
         return f"read {format_bytes(event.bytes_read)}   binds: {RESHARD_BINDS[event.binds]}"
     plural = "s" if event.seeds > 1 else ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,10 @@ from gdist.stores.buffers import Array, Bytes
 SPEC: Callable[..., PartitionSpec] = PartitionSpec  # JAX leaves it untyped
 WORD = np.dtype(np.uint32)
 PROCESS, RAIL = "process", "rail"
+all_to_all: Callable[..., jax.Array] = lax.all_to_all  # untyped, too
+permute: Callable[..., jax.Array] = lax.ppermute
+
+_Result = TypeVar("_Result")
 
 
 class XlaCarrier:
@@ -74,7 +78,8 @@ class XlaCarrier:
                 for number, device in enumerate(self._rails)
             ]
             shape = (self.count * words.shape[0], rails * width)
-            return run(jax.make_array_from_single_device_arrays(shape, self._laid, parts))
+            moved: jax.Array = run(jax.make_array_from_single_device_arrays(shape, self._laid, parts))
+            return moved
 
         begun = _told(begin)
         return lambda: _told(lambda: self._received(begun, one.slot))
@@ -96,15 +101,15 @@ def _program(mesh: Mesh, kind: Kind, hops: tuple[tuple[Pair, ...], ...]) -> Any:
             case Kind.GATHER:
                 return lax.all_gather(rows[0], PROCESS)
             case Kind.ALL:
-                return lax.all_to_all(rows, PROCESS, 0, 0, tiled=True)
+                return all_to_all(rows, PROCESS, 0, 0, tiled=True)
             case Kind.PAIRS:
-                return jnp.stack([lax.ppermute(rows[n], PROCESS, pairs) for n, pairs in enumerate(hops)])
+                return jnp.stack([permute(rows[n], PROCESS, pairs) for n, pairs in enumerate(hops)])
 
     laid = SPEC(PROCESS, RAIL)
     return jax.jit(jax.shard_map(moved, mesh=mesh, in_specs=laid, out_specs=laid))
 
 
-def _told(call: Callable[[], Any]) -> Any:
+def _told(call: Callable[[], _Result]) -> _Result:
     """What a call into XLA gives.
 
     Raises:

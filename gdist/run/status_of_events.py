@@ -24,6 +24,8 @@ from gdist.events import (
     Finished,
     HashFailed,
     MetadataReceived,
+    MovePlanned,
+    MoveProgress,
     Note,
     PeerBanned,
     PeerCount,
@@ -116,7 +118,7 @@ class StatusOfEvents:
                 self._change(stage=event.stage)
             case MetadataReceived():
                 self._change(info_hash=event.info_hash.hex, release=event.name)
-            case Planned() | ReshardPlanned():
+            case Planned() | ReshardPlanned() | MovePlanned():
                 placed = event.bytes_resumed
                 self._change(tensors=event.tensors, bytes_wanted=event.bytes_wanted, bytes_placed=placed)
             case TensorsPlanned():
@@ -135,7 +137,7 @@ class StatusOfEvents:
                 self._change(transfer_errors=status.transfer_errors + 1)
             case PeerCount():
                 self._change(peers=event.peers)
-            case Progress() | ReshardProgress() | ClusterProgress():
+            case Progress() | ReshardProgress() | MoveProgress() | ClusterProgress():
                 self._change(**_progress(event))
             case Finished():
                 self._finish(event)
@@ -165,7 +167,9 @@ class StatusOfEvents:
         )
 
 
-def _progress(event: Progress | ReshardProgress | ClusterProgress) -> Mapping[str, Any]:  # Any: see _change
+def _progress(
+    event: Progress | ReshardProgress | MoveProgress | ClusterProgress,
+) -> Mapping[str, Any]:  # Any: see _change
     match event:
         case Progress():
             return {
@@ -176,7 +180,7 @@ def _progress(event: Progress | ReshardProgress | ClusterProgress) -> Mapping[st
                 "peers": event.peers,
                 "binds": event.binds,
             }
-        case ReshardProgress():
+        case ReshardProgress() | MoveProgress():
             return {
                 "bytes_placed": event.bytes_placed,
                 "bytes_wanted": event.bytes_wanted,

@@ -96,26 +96,26 @@ class Rounds:
         self._pool = ThreadPoolExecutor(min(MOST_WORKERS, os.cpu_count() or 1), "gdist-rounds")
         try:
             for number, one in enumerate(rounds):
-                rows = self._attempt(self._pack, number, one)
+                rows = self.attempt(self._pack, number, one)
                 self.agree()
                 begun = one, self._carrier.start(one, rows)
                 if flight:
-                    self._attempt(self._land, *flight)
+                    self.attempt(self._land, *flight)
                 flight = begun
             if flight:
-                self._attempt(self._land, *flight)
+                self.attempt(self._land, *flight)
             self.agree()
         finally:
             self._pool.shutdown(cancel_futures=True)
 
     def agree(self) -> None:
         """Returns when all is well on all hosts, which all have to call this."""
-        note = self._attempt(self._note) or b""
+        note = self.attempt(self._note) or b""
         notes = agree(self._carrier.gathered, self._members, self._fault, {}, self._words, note)
-        self._attempt(self._heard, notes)
+        self.attempt(self._heard, notes)
 
-    def _attempt(self, call: Callable[..., Any], *arguments: object) -> Any:
-        """What a call gives; None where something has failed, which is told to all before it is raised."""
+    def attempt(self, call: Callable[..., Any], *arguments: object) -> Any:
+        """What a call gives; None where something has failed: `agree` tells it to all, and raises it."""
         if self._fault:
             return None
         try:
