@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gdist.stores.agreement import Words, agree
+from gdist.errors import Unreachable
+from gdist.stores.agreement import Words, agree, is_agreed
 from gdist.stores.buffers import Bytes
 
 SPEC: Callable[..., PartitionSpec] = PartitionSpec  # JAX leaves it untyped
@@ -50,7 +51,11 @@ class Team:
         fault = None
         try:
             yield
+        except Unreachable:  # nobody can be told
+            raise
         except Exception as error:  # whatever it is, the others are waiting
+            if is_agreed(error):
+                raise
             fault = error
         agree(self.gathered, self.processes, fault, told, self._words)
 

@@ -51,7 +51,7 @@ def agree(
     `told` has to be the same on all. Every member has to call this.
 
     Raises:
-        GdistError: of the kind of the first failure, with the messages of all, on every member.
+        GdistError: of the kind of the first failure, with the messages of all, on every member; `is_agreed`.
         RequestError: naming those that would do something else than the first.
     """
     text = _text(fault)
@@ -70,9 +70,15 @@ def agree(
                 f"{words.name(strange)} would {words.doing} {what} than {words.who} {members[0]}",
                 hint=words.hint,
                 processes=tuple(strange),
+                agreed=True,
             )
     start = LENGTH_BYTES + len(told) * DIGEST_BYTES
     return [row[start : start + len(note)] for row in rows]
+
+
+def is_agreed(error: Exception) -> bool:
+    """True for an error that all members raise at the same place: it needs not be told again."""
+    return isinstance(error, GdistError) and "agreed" in error.facts
 
 
 def gather_all(gather: Gather, said: bytes) -> list[bytes]:
@@ -93,7 +99,7 @@ def _error(members: Sequence[int], texts: Sequence[bytes], words: Words) -> Gdis
         by_message.setdefault(said["message"], []).append(member)
     said = "; ".join(f"{words.name(who)} cannot {words.doing}: {what}" for what, who in by_message.items())
     kind = getattr(errors, first["kind"], RequestError)
-    error: GdistError = kind(said, hint=first["hint"], processes=tuple(found))
+    error: GdistError = kind(said, hint=first["hint"], processes=tuple(found), agreed=True)
     return error
 
 

@@ -78,12 +78,12 @@ class Rounds:
         self._carrier, self._itemsizes, self._view, self._place = carrier, itemsizes, view, place
         self._words, self._landed, self._note, self._heard = words, landed, note, heard
         self._members = range(carrier.count)
-        self._fault: Exception | None = None
+        self.fault: Exception | None = None  # what failed here, until it was told to all
         self._buffers: list[Bytes] = []
         self.received = 0  # bytes of parcels, without padding
 
-    def run(self, rounds: Iterable[Round]) -> None:
-        """Returns when all have landed everywhere.
+    def run(self, rounds: Iterable[Round], *, settle: bool = True) -> None:
+        """Returns when all have landed, with `settle` everywhere; else a fault of the last ones stays untold.
 
         `landed` is called when what came with a round is placed. `note` is what is told to all between
         rounds, `heard` what all told.
@@ -104,26 +104,27 @@ class Rounds:
                 flight = begun
             if flight:
                 self.attempt(self._land, *flight)
-            self.agree()
+            if settle:
+                self.agree()
         finally:
             self._pool.shutdown(cancel_futures=True)
 
     def agree(self) -> None:
         """Returns when all is well on all hosts, which all have to call this."""
         note = self.attempt(self._note) or b""
-        notes = agree(self._carrier.gathered, self._members, self._fault, {}, self._words, note)
+        notes = agree(self._carrier.gathered, self._members, self.fault, {}, self._words, note)
         self.attempt(self._heard, notes)
 
     def attempt(self, call: Callable[..., Any], *arguments: object) -> Any:
         """What a call gives; None where something has failed: `agree` tells it to all, and raises it."""
-        if self._fault:
+        if self.fault:
             return None
         try:
             return call(*arguments)
         except Unreachable:  # nobody can be told
             raise
         except Exception as error:
-            self._fault = error
+            self.fault = error
             return None
 
     def _pack(self, number: int, one: Round) -> Bytes:

@@ -81,13 +81,15 @@ def move_shares(
     *,
     memory: int = 2**30,
     work: Path | None = None,
+    locked: bool = False,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
 ) -> FetchResult:
     """Makes this host's shards of the shares that `fetch_shares` left on all hosts; all of them have to call.
 
-    What is written is what a fetch would have written. `memory` bounds what is held of parcels. A run that
-    ended is gone on with; when all is done the shares are gone, too.
+    What is written is what a fetch would have written. `memory` bounds what is held of parcels; `locked` says
+    that the caller has locked the destination. A run that ended is gone on with; when all is done the shares
+    are gone, too.
 
     Raises:
         GdistError: the same on all hosts, when one has failed; what is done is kept for the next call.
@@ -95,7 +97,7 @@ def move_shares(
     """
     tell: Observer = observe or (lambda event: None)
     where = find_destination(os.fspath(dest), host, work)
-    move = _Move(where, host, carrier, memory, tell, stop or threading.Event())
+    move = _Move(where, host, carrier, memory, tell, stop or threading.Event(), locked=locked)
     return move.run()
 
 
@@ -124,8 +126,10 @@ class _Move:
         memory: int,
         observe: Observer,
         stop: threading.Event,
+        *,
+        locked: bool,
     ):
-        self._dest, self._host, self._carrier = dest, host, carrier
+        self._dest, self._host, self._carrier, self._locked = dest, host, carrier, locked
         self._memory, self._observe, self._stop = memory, observe, stop
         self._timing = Timing()
         self._stack = contextlib.ExitStack()
@@ -182,7 +186,8 @@ class _Move:
                 f"and host {host.index} of {host.count}",
                 hint="start one process on each host, with the host's own number",
             )
-        self._stack.callback(Lock(dest.work / "lock", dest.text).release)
+        if not self._locked:
+            self._stack.callback(lock_of(dest).release)
         shares = read_shares(shares_of(dest), host)
         target = shares.target
         self._observe(StageStarted(Stage.EXCHANGE))
@@ -359,6 +364,15 @@ class _Move:
         with self._timing.measure("manifest"):
             finish(there.sink, self._dest.text, plan, manifest)
         return manifest
+
+
+def lock_of(dest: Destination) -> Lock:
+    """That no other process of this host works on the destination.
+
+    Raises:
+        LockedError: one does.
+    """
+    return Lock(dest.work / "lock", dest.text)
 
 
 def _boxes(tensor: StoreTensor, target: StoreManifest, host: HostGroup) -> list[Box]:
