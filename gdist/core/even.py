@@ -22,6 +22,7 @@ from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 
 LEAST_BLOCK_BYTES = 2**16  # below it, files and messages cost more than what they hold
+MOST_BLOCKS = 32  # of a share: each is a file
 UNEVEN = 1.05  # the largest share over an even one, where blocks may be made smaller for it
 HOSTS = "hosts"  # the one mesh axis of even shares
 
@@ -62,7 +63,7 @@ def _block(shape: tuple[int, ...], itemsize: int, hosts: int) -> tuple[int, ...]
     size = prod(shape)
     best, least = shape, size * hosts
     for block in _blocks(shape):
-        if prod(block) * itemsize < LEAST_BLOCK_BYTES:
+        if prod(block) * itemsize < LEAST_BLOCK_BYTES or size > prod(block) * hosts * MOST_BLOCKS:
             break
         largest = -(-size // prod(block) // hosts) * prod(block)
         if largest < least:

@@ -256,6 +256,60 @@ def staged_and_cast_as_anywhere(root: Path, index: int, count: int) -> None:
 
 
 @check
+def what_a_process_lacks_comes_from_others(root: Path, index: int, count: int) -> None:
+    own, other = (
+        root / f"own{index}",
+        {"rules": [["both|moe", [None, "model"]], ["columns", [None, "data"]], [".*", []]]},
+    )
+    some = (
+        sample()
+        if count == 2
+        else {n: a for n, a in sample().items() if n in ("both", "columns", "nibble", "step")}
+    )
+    select = [f"^{name}$" for name in some]
+    cases: list[dict[str, Any]] = [
+        {"rules": other},
+        {"mesh": "2x32"},
+        {"mesh": "64x1", "staging": "ring", "memory": 300},
+    ]
+    for options in cases if count < 8 else cases[:1]:
+        tree = gdist.load(
+            own, select=select if count > 2 else None, exchange=True, **{"rules": other, **options}
+        )
+        assert_bits(tree, some)
+    # The least comes over the network: a process that has all it needs asks nobody.
+    with gdist.open(own) as store:
+        store._reader = counting = Counting(store._reader)
+        assert_bits(gdist.load(store, select="both", exchange=True), {"both": sample()["both"]})
+    assert counting.nbytes == sample()["both"].nbytes // count
+    pair = sample()["moe.weight"].astype(np.float32)
+    pair *= np.repeat(sample()["moe.scales"].astype(np.float32), 16, axis=1)
+    made = gdist.load(own, select="moe", dtype="bfloat16", rules=other, exchange=True)
+    assert_bits(made, {"moe": pair.astype(ml_dtypes.bfloat16)})
+
+
+@check
+def a_share_that_nobody_has_right_stops_all(root: Path, index: int, count: int) -> None:
+    other = {"rules": [[".*", []]]}
+    broken = root / f"bad{index}"
+    shutil.copytree(root / f"own{index}", broken)
+    if index == count - 1:
+        for path in [p for p in (broken / "both/c").rglob("*") if p.is_file()][:1]:
+            data = bytearray(path.read_bytes())
+            data[8] ^= 1
+            path.write_bytes(data)
+    texts = [f"process {count - 1} cannot load", "'both'"]
+    assert_all_raise(
+        CorruptError, texts, lambda: gdist.load(broken, select="both|norm", rules=other, exchange=True)
+    )
+    part = root / ("own1" if index == 0 else f"own{index}")  # nobody has what process 0 wrote
+    texts = ["no process has some shards of 1 tensors: both"]
+    assert_all_raise(CorruptError, texts, lambda: gdist.load(part, select="both", rules=other, exchange=True))
+    texts = ["would load other tensors, shardings or options than process 0"]
+    assert_all_raise(RequestError, texts, lambda: gdist.load(root / f"own{index}", exchange=index == 0))
+
+
+@check
 def a_part_of_the_processes_may_load(root: Path, index: int, count: int) -> None:
     half = count // 2
     who = range(half) if index < half else range(half, count)
