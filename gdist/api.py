@@ -187,6 +187,7 @@ def cluster_fetch(
     deadline: float | str = 0,
     min_hosts: int = 0,
     linger: float | str = "10m",
+    http: str | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     **fetching: Any,  # Any: those of `fetch`, which knows their types
@@ -221,6 +222,7 @@ def cluster_fetch(
         deadline=parse_seconds(deadline, "deadline"),
         min_hosts=min_hosts,
         linger=parse_seconds(linger, "linger"),
+        http=http or "",
     )
     return run(source, dest, options, observe=observe, stop=stop)
 

@@ -55,6 +55,7 @@ HOMES = {
     "yaml": ("gdist.rule_files",),
     "jinja2": ("gdist.pictures",),
     "markupsafe": ("gdist.pictures",),
+    "prometheus_client": ("gdist.run.metrics",),
     "cryptography": ("gdist.exchange.certificate",),
     "tensorstore": ("gdist.kvstore", "gdist.sinks.tensorstore", "gdist.stores"),
 }

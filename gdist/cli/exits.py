@@ -11,7 +11,9 @@ from gdist.errors import (
     Gone,
     HostsMissing,
     InterruptedRun,
+    LockedError,
     NoPeersError,
+    PieceLost,
     RefusedError,
     RequestError,
     ResumeError,
@@ -43,7 +45,7 @@ EXITS = (
     Exit(10, (NoPeersError,), True, "no peers, or no metadata, in the time allowed"),
     Exit(
         11,
-        (StalledError, TransferError, Unreachable, Gone),
+        (StalledError, TransferError, Unreachable, Gone, PieceLost),
         True,
         "nothing arrived for the stall window, or the transfer failed",
     ),
@@ -54,7 +56,7 @@ EXITS = (
     ),
     Exit(
         15,
-        (ResumeError, RefusedError),
+        (ResumeError, LockedError, RefusedError),
         False,
         "the destination holds another job's work, or hosts disagree on the plan or the secret",
     ),

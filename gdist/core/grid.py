@@ -61,6 +61,22 @@ class ShardGrid:
         return Box(start, tuple(a + s for a, s in zip(start, self.shard, strict=True)))
 
 
+def shards_of(
+    grid: ShardGrid, mesh: Mesh, spec: PartitionSpec, places: Iterable[int]
+) -> tuple[tuple[int, ...], ...]:
+    """The indexes of the shards that hold the slabs of the devices at some places, in C order."""
+    if 0 in grid.shape:
+        return ()
+    found: set[tuple[int, ...]] = set()
+    for slab in slab_indices(mesh, spec, len(grid.shape), places):
+        ranges = (
+            range(i * size // cut, max((i + 1) * size // cut, i * size // cut + 1))
+            for i, size, cut in zip(slab, grid.slab, grid.shard, strict=True)
+        )
+        found.update(itertools.product(*ranges))
+    return tuple(sorted(found))
+
+
 def row_block(shape: tuple[int, ...], itemsize: int, limit: int, *, soft: bool = False) -> tuple[int, ...]:
     """The largest even row block of a C-ordered array within `limit` bytes; at least one row.
 

@@ -75,6 +75,12 @@ class ShardLayout:
             ordinal = ordinal * slabs + index
         return Extent(ordinal * self._pitch + runs[0].start * self.itemsize, runs[0].length * self.itemsize)
 
+    def chunks_in(self, run: Extent) -> Iterator[Extent]:
+        """The inner chunks that lie whole inside a run of the file that `run_of` gave, or in a part of one."""
+        slab = run.start // self._pitch * self._pitch
+        first, stop = -(-(run.start - slab) // self.chunk_nbytes), (run.stop - slab) // self.chunk_nbytes
+        return (Extent(slab + n * self.chunk_nbytes, self.chunk_nbytes) for n in range(first, stop))
+
     def whole_chunk(self, box: Box) -> Extent | None:
         """Where the inner chunk lies whose box of bytes this is; None when it is not just one chunk's."""
         chunk = self.grid.chunk

@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 
 from gdist.core.piece_set import PieceSet, first, members, set_of
 
-LEASE_SECONDS = 4.0  # of its line that a host has leased in advance: libtorrent asks peers as far ahead
-LEAST_LEASE_BYTES = 8 << 20  # until a host's rate is known, and so that a slow one is not idle between polls
+LEASE_SECONDS = 3.0  # of its line that a host has leased in advance: libtorrent asks peers as far ahead
+LEAST_LEASE_BYTES = 2 << 20  # until a host's rate is known, and so that a slow one is not idle between polls
 LEAST_LEASE_PIECES = 2
 LOST_SECONDS = 8.0  # without a word from a host: its leases and what it holds are not counted on any more
 STALL_SECONDS = 15.0  # leases of a host that brings nothing in for so long are given to others
@@ -164,6 +164,13 @@ class Leases:
             self._forget(index, host.held)
             if host.done:
                 self._finished.add(index)
+
+    def deny(self, index: int, pieces: PieceSet) -> None:
+        """Somebody asked a host for pieces that it was said to hold, and it has them not."""
+        host = self._hosts.get(index)
+        if host:
+            self._forget(index, host.held & pieces)
+            host.held &= ~pieces
 
     def finish(self, index: int) -> None:
         """A host has all it needs since an earlier run, and will not enrol."""

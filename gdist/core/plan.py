@@ -15,9 +15,9 @@ from functools import cached_property
 
 from gdist.core.box import Box, runs_of_box
 from gdist.core.extent import Extent, coalesce
-from gdist.core.grid import GridMaker, ShardGrid
+from gdist.core.grid import GridMaker, ShardGrid, shards_of
 from gdist.core.layout import ShardLayout
-from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_indices
+from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.payload import Payload
 from gdist.core.rules import Rules, check_used, complete_mesh, resolve_specs
 from gdist.core.tensor import Order, StoredTensor
@@ -202,14 +202,6 @@ def _shards(
     number: int, grid: ShardGrid, mesh: Mesh, spec: PartitionSpec, places: Sequence[int]
 ) -> tuple[ShardTask, ...]:
     """The shards that hold the slabs of the devices at some places."""
-    if 0 in grid.shape:
-        return ()
-    ndim = len(grid.shape)
-    found: set[tuple[int, ...]] = set()
-    for slab in slab_indices(mesh, spec, ndim, places):
-        ranges = (
-            range(i * size // cut, max((i + 1) * size // cut, i * size // cut + 1))
-            for i, size, cut in zip(slab, grid.slab, grid.shard, strict=True)
-        )
-        found.update(itertools.product(*ranges))
-    return tuple(ShardTask(number, index, grid.box_of(index)) for index in sorted(found))
+    return tuple(
+        ShardTask(number, index, grid.box_of(index)) for index in shards_of(grid, mesh, spec, places)
+    )

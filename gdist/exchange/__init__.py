@@ -4,6 +4,7 @@
 """
 
 from gdist.exchange.addresses import EVERYONE, Allow, format_address, parse_address
+from gdist.exchange.channel import Meter
 from gdist.exchange.client import Client
 from gdist.exchange.key import Key
 from gdist.exchange.limiter import Limiter
@@ -21,6 +22,7 @@ __all__ = [
     "Key",
     "Limiter",
     "Limits",
+    "Meter",
     "Request",
     "Response",
     "Server",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import threading
 import time
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterable
 from gdist.errors import RequestError
 
 LOOK_UP_SECONDS = 5.0  # between look-ups of names, however many strangers knock
+
+ADDRESS = re.compile(r"(?:\[(?P<bracketed>[^]\[/@\s]+)\]|(?P<plain>[^]\[/@\s:]*))(?::(?P<port>[0-9]{1,5}))?")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -23,16 +26,22 @@ def parse_address(text: str, default_port: int | None = None) -> tuple[str, int]
     Raises:
         RequestError: when it is none of these.
     """
-    host, colon, port = text.strip().rpartition(":")
-    if not colon or (host.count(":") and not host.startswith("[")):
-        host, port = text.strip(), "" if default_port is None else str(default_port)
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    if not (port.isascii() and port.isdigit() and int(port) < 65536) or any(c in "[]/@ " for c in host):
+    address = text.strip()
+    read = ADDRESS.fullmatch(f"[{address}]" if _is_ipv6(address) else address)
+    host = (read["bracketed"] or read["plain"]) if read else ""
+    port = int(read["port"]) if read and read["port"] else default_port
+    if not read or port is None or port > 65535 or not (host or read["port"]):
         raise RequestError(
             f"{text!r} is no address of a host", hint="for example node-0:7611 or [fd00::1]:7611"
         )
-    return host, int(port)
+    return host, port
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return isinstance(ipaddress.ip_address(text), ipaddress.IPv6Address)
+    except ValueError:
+        return False
 
 
 def format_address(host: str, port: int) -> str:

@@ -126,6 +126,8 @@ class Channel:
         del self._ahead[:ahead]
         if hasher:
             hasher.update(view[:ahead])
+        if self._limiter:
+            self._limiter.reserve(ahead)  # too little to wait for
         self.sock.settimeout(self.stall)
         step = READ_BYTES
         if self._limiter:
@@ -153,7 +155,7 @@ class Channel:
         """Sends buffers, C-contiguous ones, end to end."""
         self.sock.settimeout(self.stall)
         step = self._limiter.step if self._limiter else SEND_BYTES
-        for batch, nbytes in _batches(parts, step):
+        for batch, nbytes in batches(parts, step):
             if self._limiter:
                 self._limiter.take(nbytes, self._wait)
             if isinstance(self.sock, ssl.SSLSocket):
@@ -257,7 +259,7 @@ def bytes_of(part: Buffer) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")  # `cast` takes no shape with a zero
 
 
-def _batches(parts: Iterable[Buffer], step: int) -> Iterator[tuple[list[memoryview], int]]:
+def batches(parts: Iterable[Buffer], step: int) -> Iterator[tuple[list[memoryview], int]]:
     """The parts in lists of at most `step` bytes, none empty."""
     batch: list[memoryview] = []
     room = step

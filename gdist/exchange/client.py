@@ -99,7 +99,7 @@ class Client:
         timeout: float | None = None,
         idempotent: bool | None = None,
     ) -> Any:  # Any: as `json.loads`
-        """Sends a JSON document (None: nothing), gives the one that comes back; see `request`.
+        """Sends a JSON document (None: nothing), gives what comes back (None: nothing); see `request`.
 
         Raises:
             GdistError: of `request`, and of `Answer.raise_for_status`.
@@ -107,6 +107,8 @@ class Client:
         body = b"" if value is None else json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
         answer = self.request(method, path, body, timeout=timeout, idempotent=idempotent)
         answer.raise_for_status(self.address)
+        if not answer.body:
+            return None
         try:
             return answer.json()
         except RequestError as error:

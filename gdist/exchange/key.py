@@ -79,7 +79,7 @@ class Key:
     def server_context(self) -> ssl.SSLContext:
         """TLS 1.3 for the side that is called."""
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
-        context.num_tickets = 0  # bytes that nobody asked for would make an idle connection look stale
+        context.num_tickets = 0  # connections are kept; none is resumed
         return context
 
     @functools.cached_property

@@ -11,9 +11,12 @@ from blake3 import blake3
 
 from gdist.errors import Gone
 from gdist.exchange.auth import ANSWER, Session
-from gdist.exchange.channel import Channel, bytes_of
+from gdist.exchange.channel import Channel, batches, bytes_of
 from gdist.exchange.heads import make_head, sealed
 from gdist.exchange.messages import FileExtents, FileRun, Response, response_of
+
+HASH_BYTES = 2**20  # hashed together where buffers are short: BLAKE3 is fast on many kilobytes at once
+SHORT_BYTES = 8 * 2**10
 
 
 def send_response(session: Session, channel: Channel, response: Response) -> None:
@@ -47,8 +50,9 @@ def _send_memory(session: Session, channel: Channel, response: Response) -> None
     buffers = (body,) if isinstance(body, bytes | bytearray | memoryview) else body
     parts = tuple(bytes_of(buffer) for buffer in buffers)
     hasher = blake3()
-    for part in parts:
-        hasher.update(part)
+    for batch, size in batches(parts, HASH_BYTES):
+        for block in (b"".join(batch),) if size < len(batch) * SHORT_BYTES else batch:
+            hasher.update(block)
     nbytes = sum(map(len, parts))
     head = _signed(session, response, nbytes, hasher.hexdigest() if nbytes else None)
     channel.send((head, *parts))

@@ -41,7 +41,7 @@ class Limits:
 
     body_bytes: int = BODY_BYTES  # of a request
     connections: int = 2048
-    strangers: int = 128  # of them, connections that have not shown yet that they know the secret
+    strangers: int = 1024  # of them, connections that have not shown yet that they know the secret
     greet_seconds: float = 10.0  # from connecting to being known; also for a whole head
     idle_seconds: float = 120.0  # between requests
     stall_seconds: float = 30.0  # without a byte moving, in either direction
@@ -115,7 +115,7 @@ class Server:
             threads = dict(self._threads)
         for channel in threads.values():
             channel.hang_up()
-        for thread in threads:
+        for thread in threads.keys() - {threading.current_thread()}:  # a handler may close its server
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 _log.debug("a handler did not return: %s", thread.name)

@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -144,21 +144,18 @@ class Coordinator:
 
     def _turn(self) -> None:
         self._stop()
-        idle = not (self._placing or self._committing)
-        with self._timing.measure("waiting for pieces" if idle else "waiting for workers"):
-            self._arrive(self._source.verified(WAIT_SECONDS))
         while self._ready and len(self._placing) < QUEUED_PER_WORKER * self._workers:
             piece = self._ready.popleft()
             placing = self._pool.submit(self._place, piece, self._placer.accept(piece))
             self._placing[placing] = piece
             placing.add_done_callback(self._wake)
+        idle = not (self._placing or self._committing)
+        with self._timing.measure("waiting for pieces" if idle else "waiting for workers"):
+            self._arrive(self._source.verified(WAIT_SECONDS))
         for placed in [future for future in self._placing if future.done()]:
             with contextlib.suppress(PieceLost):
                 self._settle(self._placing.pop(placed), placed.result())
-        for committed in [future for future in self._committing if future.done()]:
-            task = self._committing.pop(committed)
-            self._record(task, committed.result())
-            self._shard_done(task)
+        self._finish_commits()
         if idle:
             self._source.check_alive()
         self._tick()
@@ -207,9 +204,19 @@ class Coordinator:
         with self._timing.measure("committing shards"):
             return self._sink.commit(task)
 
-    def _record(self, task: ShardTask, record: ShardRecord) -> None:
-        self._records[task] = record.digests
-        self._journal.append(shard_line(record))
+    def _finish_commits(self) -> None:
+        done = {task: future.result() for future, task in self._committing.items() if future.done()}
+        if not done:
+            return
+        self._record(done)
+        self._committing = {future: task for future, task in self._committing.items() if task not in done}
+        for task in done:
+            self._shard_done(task)
+
+    def _record(self, done: Mapping[ShardTask, ShardRecord]) -> None:
+        """Writes durable shards down, all in one sync: while this thread waits, workers run out of work."""
+        self._records.update((task, record.digests) for task, record in done.items())
+        self._journal.append(*map(shard_line, done.values()))
 
     def _shard_done(self, task: ShardTask) -> None:
         tensor = self._plan.tensors[task.tensor]
@@ -292,8 +299,9 @@ class Coordinator:
                 self._unsynced.add(piece)
         pieces = self._unsynced | (self._syncing[1] if self._syncing else frozenset())
         with contextlib.suppress(GdistError, OSError):  # the error that stopped the run is the one to tell
-            for committed, task in self._committing.items():
-                if committed.done() and not committed.cancelled() and not committed.exception():
-                    self._record(task, committed.result())
+            done = {future: task for future, task in self._committing.items() if future.done()}
+            good = [future for future in done if not future.cancelled() and not future.exception()]
+            if good:
+                self._record({done[future]: future.result() for future in good})
             if pieces and self._sync():
                 self._journal.append(pieces_line(pieces))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -64,9 +65,9 @@ class JournalFile:
         except OSError as error:
             raise translate(error, f"opening {self._path}") from error
 
-    def append(self, line: str) -> None:
-        """Adds a line and returns once it is on the disk; after an error the journal is as before."""
-        data = memoryview(line.encode() + b"\n")
+    def append(self, *lines: str) -> None:
+        """Adds lines and returns once they are on the disk; after an error the journal is as before."""
+        data = memoryview("".join(f"{line}\n" for line in lines).encode())
         before = os.fstat(self._file.fileno()).st_size
         try:
             while data:
@@ -96,7 +97,10 @@ class JournalFile:
 
 
 class Lock:
-    """That one process at a time works on a destination; the kernel frees it when the process ends."""
+    """That one process at a time works on a destination; the kernel frees it when the process ends.
+
+    The file's time says since when.
+    """
 
     def __init__(self, path: Path, doing: str):
         self._file = _open_lock(path)
@@ -112,6 +116,8 @@ class Lock:
             ) from error
         except OSError:
             pass  # a file system without locks: the journal's plan still guards the destination
+        with contextlib.suppress(OSError):  # it is for those who look at it only
+            os.utime(self._file.fileno())
 
     def _taken(self, path: Path) -> bool:
         for attempt in range(LOCK_TRIES):

@@ -183,10 +183,12 @@ class PartFiles:
             with self.descriptor(placement.shard) as descriptor:
                 with self._lock:
                     self._dirty.add(placement.shard)
+                target, digest = placement.target, self._digested
                 try:
-                    digests = _write(
-                        descriptor, start, layout, placement.target, block, digest=self._digested
-                    )
+                    if isinstance(target, Extent):
+                        digests = _write_run(descriptor, start, layout, target, block, digest=digest)
+                    else:
+                        digests = _write_box(descriptor, start, layout, target, block, digest=digest)
                 except OSError as error:
                     raise translate(error, f"writing {self.path(placement.shard)}") from error
                 if digests:
@@ -274,7 +276,17 @@ def take(placement: Placement, data: Bytes) -> Bytes:
     return block
 
 
-def _write(
+def _write_run(
+    descriptor: int, start: int, layout: ShardLayout, target: Extent, block: Bytes, *, digest: bool
+) -> dict[int, str]:
+    """Writes a run; gives the digests of the inner chunks that it holds whole, by their offsets."""
+    _pwrite(descriptor, block.data, start + target.start)
+    whole = layout.chunks_in(target) if digest else ()
+    inside = ((chunk, chunk.shift(-target.start)) for chunk in whole)
+    return {chunk.start: blake3(block[e.start : e.stop].data).hexdigest() for chunk, e in inside}
+
+
+def _write_box(
     descriptor: int, start: int, layout: ShardLayout, target: Box, block: Bytes, *, digest: bool
 ) -> dict[int, str]:
     """Writes a box; gives the digests of the inner chunks that it holds whole, by their offsets."""

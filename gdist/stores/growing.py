@@ -7,14 +7,12 @@ store are. Fetches know nothing of their readers.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from gdist.core.box import Box, tiles_of
-from gdist.core.layout import ShardLayout, shard_key
 from gdist.core.mesh import HostGroup
 from gdist.core.store_manifest import (
     MANIFEST_NAME,
@@ -28,7 +26,7 @@ from gdist.stores import open_as
 from gdist.stores.faults import raise_faults
 from gdist.stores.local import Index, LocalFiles
 from gdist.stores.manifests import Manifests, read_manifests, tensor_fault
-from gdist.stores.unfinished import WORK, Part, held, read_plan, work_of
+from gdist.stores.unfinished import WORK, Part, held, is_there, read_plan, work_of
 
 POLL_SECONDS = 0.02  # how late a commit may be noticed; a look costs one `stat` of one file
 LOOK_SECONDS = 0.5  # how often, while nothing comes, fetches are looked for and asked whether they live
@@ -123,12 +121,7 @@ class Growing:
             return False
         if self.complete:
             return True  # should its file be gone, reading it says so
-        try:
-            size = os.stat(self._root / tensor.name / shard_key(index)).st_size
-        except OSError:
-            return False  # it was lost, and a fetch will bring it again
-        whole = ShardLayout(tensor.grid, tensor.dtype.itemsize).file_nbytes
-        return size == whole or self._manifest.codec != "none"
+        return is_there(self._root, self._manifest, tensor, index)  # else a fetch will bring it again
 
     def _refresh(self) -> bool:
         """Takes in what was committed since the last call; True if that was anything."""
@@ -163,7 +156,7 @@ class Growing:
                 continue
             for part in self._parts.values():
                 _check_same(part.plan, plan)
-            self._parts.setdefault(plan.host.index, Part(self._files, self._root, name, plan))
+            self._parts.setdefault(plan.host.index, Part(self._files, work_of(self._root, name), name, plan))
             found = True
         return found
 

@@ -17,20 +17,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gdist.core.journal import Progress, parse_journal
-from gdist.core.store_manifest import MANIFEST_NAME, PLANNED_NAME, StoreManifest
+from gdist.core.layout import ShardLayout, shard_key
+from gdist.core.store_manifest import MANIFEST_NAME, PLANNED_NAME, StoreManifest, StoreTensor
 from gdist.errors import ResumeError
 from gdist.stores.local import Index, LocalFiles, unreadable
-from gdist.stores.manifests import parse_part
+from gdist.stores.manifests import Files, parse_part
 
 WORK = ".gdist"
 
 
 class Part:
-    """One host's part: its `plan`, and its journal as far as it was read, or its manifest in the end."""
+    """One host's part: its `plan`, and its journal as far as it was read, or its manifest in the end.
 
-    def __init__(self, files: LocalFiles, root: Path, name: str, plan: StoreManifest):
-        self._files, self.name, self.plan = files, name, plan
-        self.work = work_of(root, name)
+    `work` is where its fetch works, `name` that of its manifest among the `files` of the store.
+    """
+
+    def __init__(self, files: Files, work: Path, name: str, plan: StoreManifest):
+        self._files, self.work, self.name, self.plan = files, work, name, plan
         self.complete = False
         self._journal: BinaryIO | None = None
         self._job, self._read = "", 0
@@ -111,6 +114,16 @@ def read_plan(files: LocalFiles, name: str) -> StoreManifest | None:
         if data is not None:
             return parse_part(data, name, f"{files.where}/{key}")
     return None
+
+
+def is_there(root: Path, manifest: StoreManifest, tensor: StoreTensor, index: Index) -> bool:
+    """True when a shard that is listed has its file, and that its length."""
+    try:
+        size = os.stat(root / tensor.name / shard_key(index)).st_size
+    except OSError:
+        return False
+    whole = ShardLayout(tensor.grid, tensor.dtype.itemsize).file_nbytes
+    return size == whole or manifest.codec != "none"
 
 
 def held(lock: Path) -> bool:

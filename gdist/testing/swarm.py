@@ -93,12 +93,12 @@ def bad_seed(
 class Slow:
     """A way to a seeder that lets `rate` bytes a second through, and no more than `limit` in all.
 
-    Both may be changed meanwhile. libtorrent's own limits come in bursts.
+    Both may be changed meanwhile; `passed` is how much came through. libtorrent's own limits come in bursts.
     """
 
     def __init__(self, port: int, rate: float = inf, limit: float = inf) -> None:
         self._seeder, self.rate, self.limit = port, rate, limit
-        self._passed = 0
+        self.passed = 0
         self._server = socket.create_server((LOCALHOST, 0))
         self.port: int = self._server.getsockname()[1]
 
@@ -127,10 +127,10 @@ class Slow:
             while data := source.recv(1 << 14):
                 target.sendall(data)
                 if slow:
-                    self._passed += len(data)
+                    self.passed += len(data)
                     due = max(due, time.monotonic() - 0.1) + len(data) / self.rate
                     time.sleep(max(due - time.monotonic(), 0))
-                    while self._passed >= self.limit:
+                    while self.passed >= self.limit:
                         time.sleep(0.02)
             target.shutdown(socket.SHUT_RDWR)
 

@@ -68,14 +68,33 @@ def empty_stores(plan: HostPlan) -> Stores:
     }
 
 
-def write(stores: Stores, placement: Placement, data: np.ndarray) -> None:
+def write(plan: HostPlan, stores: Stores, placement: Placement, data: np.ndarray) -> None:
     source = placement.source
     block = data[source.start : source.stop].reshape(placement.view)[placement.take.slices()]
     if placement.order is Order.F:
         block = block.transpose(*range(block.ndim - 1)[::-1], block.ndim - 1)
-    target = stores[placement.shard][placement.target.slices()]
-    assert not target.any(), "a byte is written twice"
-    target[...] = block
+    store = stores[placement.shard]
+    if isinstance(placement.target, Box):
+        target = store[placement.target.slices()]
+        assert not target.any(), "a byte is written twice"
+        target[...] = block
+        return
+    layout = plan.tensors[placement.shard.tensor].layout()
+    file = np.zeros(layout.data_nbytes, np.uint8)
+    regions = [
+        (tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, layout.grid.chunk, strict=True)), extent)
+        for index, extent in layout.chunks()
+    ]
+    for region, extent in regions:
+        file[extent.start : extent.stop] = store[region].reshape(-1)
+    run = file[placement.target.start : placement.target.stop]
+    assert not run.any(), "a byte is written twice"
+    run[...] = block
+    padding = np.ones(layout.data_nbytes, bool)
+    for region, extent in regions:
+        store[region] = file[extent.start : extent.stop].reshape(store[region].shape)
+        padding[extent.start : extent.stop] = False
+    assert not file[padding].any(), "nothing lies between slabs"
 
 
 def bytes_of(payload: Payload, content: bytes, piece: int) -> np.ndarray:
@@ -93,7 +112,7 @@ def test_every_byte_of_a_host_lands_once_and_where_it_belongs(checkpoint, mesh_h
     random.shuffle(order)
     for piece in order:
         for placement in placer.accept(piece):
-            write(stores, placement, bytes_of(payload, content, piece))
+            write(plan, stores, placement, bytes_of(payload, content, piece))
         whole += placer.settle(piece)
     assert sorted(whole, key=lambda t: (t.tensor, t.index)) == [t for p in plan.tensors for t in p.shards]
     assert not placer.wanted() and not placer.missing_nbytes
@@ -121,7 +140,7 @@ def test_a_restart_at_any_moment_gives_the_same_shards(checkpoint, mesh_host, da
     done: list[ShardTask] = []
     for piece in plan.pieces[:cut]:
         for placement in first.accept(piece):
-            write(stores, placement, bytes_of(payload, content, piece))
+            write(plan, stores, placement, bytes_of(payload, content, piece))
         done += first.settle(piece)
     unfinished = [task for task in stores if task not in done]
     lost = data.draw(st.sets(st.sampled_from(unfinished))) if unfinished else set()
@@ -130,7 +149,7 @@ def test_a_restart_at_any_moment_gives_the_same_shards(checkpoint, mesh_host, da
     second = Placer(plan, done=done, placed=plan.pieces[:cut], partial=set(unfinished) - lost)
     for piece in second.wanted():
         for placement in second.accept(piece):
-            write(stores, placement, bytes_of(payload, content, piece))
+            write(plan, stores, placement, bytes_of(payload, content, piece))
         second.settle(piece)
     assert not second.missing_nbytes
     for task, store in stores.items():

@@ -101,12 +101,16 @@ def test_columns_land_where_they_belong(
     files.close()
 
 
-def test_a_chunk_placed_whole_is_digested_as_it_was_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_run", [False, True])
+def test_a_chunk_placed_whole_is_digested_as_it_was_given(tmp_path: Path, as_run: bool) -> None:
     plan, array, content = one_tensor((64, 16), shard_bytes=2**20, piece_length=2**20)
     (task,) = plan.tensors[0].shards
     files = PartFiles(tmp_path, plan)
     box = Box((0, 0, 0), (64, 16, array.shape[-1]))
     whole = Placement(task, Extent(3, array.size), box.shape, box, box, Order.C)
+    if as_run:
+        (whole,) = Placer(plan).accept(0)
+        assert whole.target == Extent(0, array.size)
     files.place([whole], memoryview(content))
     flat = files.path(task).read_bytes()
     files.path(task).write_bytes(bytes(len(flat)))  # what a disk may do to it shows against the digest

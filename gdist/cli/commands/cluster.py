@@ -97,6 +97,7 @@ def cluster() -> None:
     show_default=True,
     help="How long a host that is done waits for hosts that never came.",
 )
+@option("--http", metavar="ADDRESS:PORT", help="Serve /livez, /readyz and /metrics there.")
 @fetch_options
 @option(
     "--codec", type=click.Choice(CODECS), default="none", show_default=True, help="Compression of chunks."
@@ -118,11 +119,10 @@ def fetch(source: str, dest: str | None, output: Output, **values: Any) -> None:
     Every byte comes into the cluster once, by the host whose line is free; each host takes from the others
     just what its shards need. One process a host does the work: other ranks wait for it.
     """
+    asked = given(values)
+    names = ("cluster", "host", "coordinator", "hosts")
+    output.host = api.find_host(**{name: asked[name] for name in names if name in asked}).host.index
     with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
-        asked = given(values)
-        names = ("cluster", "host", "coordinator", "hosts")
-        host = api.find_host(**{name: asked[name] for name in names if name in asked})
-        output.host = host.host.index
         done = api.cluster_fetch(source, dest, observe=observe, stop=stop, **asked)
     output.result(
         done.path,

@@ -42,6 +42,7 @@ class Held:
         self._leaving: set[int] = set()  # dropped while somebody read them
         self._recent: OrderedDict[int, memoryview] = OrderedDict()
         self._loading: dict[int, threading.Lock] = {}
+        self.given = 0  # how many times somebody was given something
         self._relay_path = directory / "relay"
         total = self._payload.length
         line = Payload((PayloadFile("relay", 0, total),), self._payload.piece_length, total)
@@ -181,6 +182,7 @@ class Held:
                 raise RequestError(f"no such part of a piece: {error}") from error
             except CorruptError as error:
                 raise Gone(f"piece {piece}: {error.message}") from error
+        self.given += 1
         return Response(200, parts)
 
     def _load(self, piece: int) -> memoryview:

@@ -77,7 +77,7 @@ class Link:
         status: Callable[[], Json],
         stop: Callable[[], None],
     ):
-        self._me, self._candidates, self._key, self._encrypt = me, candidates, key, encrypt
+        self._me, self.candidates, self._key, self._encrypt = me, candidates, key, encrypt
         self._status, self._stop = status, stop
         self.index: int = me["index"]
         self.changed = threading.Condition()
@@ -94,6 +94,8 @@ class Link:
         self._got: PieceSet = 0
         self._done = False
         self._untold = {"held": 0, "dropped": 0, "got": 0}
+        self._gone: list[tuple[int, int]] = []  # pieces, and hosts that do not have them though they should
+        self._message = 0
         self._rate = 0.0
         self._failed: GdistError | None = None
         self._silent_since: float | None = None
@@ -144,7 +146,7 @@ class Link:
         peer = self.inside.peers.get(self._coordinator)
         if peer and peer.address:
             return peer.address
-        return self._candidates[min(self._coordinator, len(self._candidates) - 1)]
+        return self.candidates[min(self._coordinator, len(self.candidates) - 1)]
 
     def client(self, address: str) -> Client:
         """The connections to an agent."""
@@ -177,8 +179,8 @@ class Link:
     def _others(self) -> Iterator[tuple[int, str]]:
         """Whom to ask in the coordinator's place, lowest first; this host is one of them."""
         known = {peer.index: peer.address for peer in self.inside.peers.values() if peer.state != "left"}
-        if len(self._candidates) > 1:
-            known = dict(enumerate(self._candidates)) | {i: a for i, a in known.items() if a}
+        if len(self.candidates) > 1:
+            known = dict(enumerate(self.candidates)) | {i: a for i, a in known.items() if a}
         known[self.index] = str(self._me["own"])
         for index in sorted(known):
             if known[index]:
@@ -195,6 +197,11 @@ class Link:
     def follows(self) -> tuple[int, bool]:
         """The coordinator's index, and whether it answers."""
         return self._coordinator, self._silent_since is None
+
+    @property
+    def coordinates(self) -> bool:
+        """True when this host's agent is the one that the others ask."""
+        return self._coordinator == self.index
 
     # --- the catalogue --------------------------------------------------------------------------------
 
@@ -263,6 +270,13 @@ class Link:
             if held or dropped or got or done:
                 self.changed.notify_all()
 
+    def deny(self, place: int, host: int) -> None:
+        """A host does not have a piece that it was said to hold."""
+        with self.changed:
+            self.inside.holders.get(place, set()).discard(host)
+            self._gone.append((place, host))
+            self.changed.notify_all()
+
     def set_rate(self, rate: float) -> None:
         """Bytes a second that come in from outside."""
         self._rate = rate
@@ -299,7 +313,7 @@ class Link:
 
     def _return(self) -> None:
         """Back to the first coordinator, once it answers for itself."""
-        address = self._candidates[0]
+        address = self.candidates[0]
         if self.index == 0:
             self._coordinator = 0
         elif self._would_lead(address):
@@ -309,18 +323,24 @@ class Link:
     def _tell(self) -> None:
         while not self._closing.is_set():
             with self.changed:
-                self.changed.wait_for(lambda: any(self._untold.values()) or self._closing.is_set(), 1.0)
-                nothing = not any(self._untold.values())
+                self.changed.wait_for(lambda: self._has_news() or self._closing.is_set(), 1.0)
+                nothing = not self._has_news()
             if nothing:
                 continue
             time.sleep(TELL_SECONDS)
             self._exchange(0)
 
+    def _has_news(self) -> bool:
+        return bool(self._gone or any(self._untold.values()))
+
     def _exchange(self, wait: float) -> None:
         with self.changed:
+            gone, self._gone = self._gone, []
             untold, self._untold = self._untold, dict.fromkeys(self._untold, 0)
             body: Json = {name: to_json(value) for name, value in untold.items() if value}
             body |= {"coordinator": self._boot, "version": self._version, "roster": self._roster}
+            self._message += 1
+            body |= {"message": self._message, "gone": gone}
             body |= {"rate": self._rate, "done": self._done, "wait": wait, "status": self._status()}
             if self._enrolment and self._version is None:
                 needs = to_json(self._needs & ~self._got)
@@ -333,6 +353,7 @@ class Link:
         found = self._request("POST", "/poll", body, timeout=ANSWER_SECONDS + wait)
         with self.changed:
             if found is None:
+                self._gone += gone
                 for name, value in untold.items():
                     self._untold[name] |= value
                 self._untold["held"] &= ~self._untold["dropped"]
@@ -407,7 +428,7 @@ class Link:
         """Waits until everything here was told, at most so long."""
         end = time.monotonic() + seconds
         with self.changed:
-            while any(self._untold.values()) and time.monotonic() < end:
+            while self._has_news() and time.monotonic() < end:
                 self.changed.wait(TELL_SECONDS)
 
     def close(self) -> None:

@@ -50,6 +50,7 @@ class Member:
     told: float = 0.0
     roster: int = -1
     lease: PieceSet = 0
+    message: int = -1  # the newest of its messages that was taken in
 
 
 class Rendezvous:
@@ -190,8 +191,13 @@ class Rendezvous:
             if member is None:
                 return {"join": True}
             member.status = dict(body.get("status") or {})
-            if body.get("enrol"):
+            leases = self._leases
+            number = int(body["message"])
+            known = leases is not None and leases.knows(member.index, member.boot)
+            # Its two threads may overtake each other: an old enrolment must not undo what was told since.
+            if body.get("enrol") and not (known and number < member.message):
                 self._enrol(member, body["enrol"])
+            member.message = max(number, member.message)
             leases = self._leases
             if leases is None or not leases.knows(member.index, member.boot):
                 self._wait(deadline)
@@ -242,6 +248,8 @@ class Rendezvous:
     def _report(self, leases: Leases, member: Member, body: Json) -> None:
         sets = {name: from_json(body.get(name) or []) for name in ("held", "dropped", "got")}
         done = bool(body.get("done"))
+        for place, host in body.get("gone", ()):
+            leases.deny(int(host), 1 << int(place))
         leases.report(member.index, rate=float(body.get("rate", 0)), done=done, now=time.monotonic(), **sets)
         if done and member.state == "live":
             member.state = "done"

@@ -42,9 +42,9 @@ from gdist.sources.torrent import TorrentSource, TransferStats
 WHOLE_SHARE = 0.9  # of a piece's bytes: who needs so much takes all, and checks it against the torrent
 HOME_SECONDS = 2.0  # how long a piece's home is waited for
 SUSPECT_SECONDS = 3.0  # how long a host that did not answer is not asked
-HELD_SHARES = 2  # of the payload, over the hosts: what one may hold for the others
-HELD_SECONDS = 1.0  # between two writings of what is held: what a kill may cost of the outside's bytes
+HELD_SECONDS = 0.25  # between two writings of what is held: what a kill may cost of the outside's bytes
 RATE_SECONDS = 0.25
+PATIENCE_SECONDS = 10.0  # that a host nobody needs stays, to see all others done
 READ_SECONDS = 5.0  # without a byte from another host
 
 
@@ -70,12 +70,11 @@ class ClusterSource:
         *,
         stall_seconds: float,
         hold: int | None,
-        hosts: int,
     ):
         self._outside, self._link, self.held, self._record = outside, link, held, record
         self._order = order
         self._place = {piece: place for place, piece in enumerate(order)}
-        self._stall_seconds, self._most, self._hosts = stall_seconds, hold, hosts
+        self._stall_seconds, self._most = stall_seconds, hold
         self._hold = 0
         self._wanted: set[int] = set()
         self._given: set[int] = set()
@@ -85,7 +84,7 @@ class ClusterSource:
         self._lease: PieceSet = 0
         self._recorded: frozenset[int] = frozenset()
         self._written = self._rated = 0.0
-        self._progress = time.monotonic()
+        self._progress = self._needed = time.monotonic()
         self.takes_whole = False
         link.on_news = outside.wake
 
@@ -128,8 +127,7 @@ class ClusterSource:
         self.takes_whole = plan.amplification * WHOLE_SHARE <= 1.0
         status = os.statvfs(self._record.parent)
         spare = max(status.f_bavail * status.f_frsize - plan.store_nbytes, 0) // 2
-        share = HELD_SHARES * self.payload.length // self._hosts
-        self._hold = min(spare, share) if self._most is None else self._most
+        self._hold = spare if self._most is None else self._most
 
     def limit_backlog(self, nbytes: int) -> None:
         """More than a fetch alone lets wait: pieces stay until every host has them."""
@@ -238,7 +236,11 @@ class ClusterSource:
             self._write_held()
         with self._link.changed:
             inside = self._link.inside
-            return not inside.done and bool(inside.wanted or inside.lease)
+            if inside.done:
+                return False
+            if inside.wanted or inside.lease or self._link.coordinates:
+                self._needed = time.monotonic()
+        return time.monotonic() - self._needed < PATIENCE_SECONDS
 
     def _follow(self) -> None:
         """Does what the coordinator said since."""
@@ -259,8 +261,9 @@ class ClusterSource:
             self._outside.want(leased)
         if spent:
             self._drop(members(spent))
-        if spare and self.held.nbytes > self._hold:
-            self._drop(place for place in members(spare))
+        beyond = -(-(self.held.nbytes - self._hold) // self.payload.piece_length)
+        if spare and beyond > 0:  # those that are loaded last are the last that a late host asks for
+            self._drop(list(members(spare))[-beyond:])
 
     def _drop(self, places: Iterable[int]) -> None:
         pieces = [self._order[place] for place in places]
@@ -337,7 +340,8 @@ class ClusterSource:
             else:
                 self._read_parts(client, piece, view, takes)
         except Gone as error:
-            self._forget_holder(piece, holder)
+            self._link.deny(self._place[piece], holder)
+            self._again(piece)
             raise PieceLost(f"host {holder} has piece {piece} no more") from error
         except TransferError as error:
             self._suspects[holder] = time.monotonic() + SUSPECT_SECONDS
@@ -377,11 +381,6 @@ class ClusterSource:
         hosts = sorted(peer.index for peer in peers)
         gateways = sum(peer.gateway for peer in peers)
         return self._relays(hosts, gateways) and hosts[self._place[piece] % len(hosts)] == self._link.index
-
-    def _forget_holder(self, piece: int, holder: int) -> None:
-        with self._link.changed:
-            self._link.inside.holders.get(self._place[piece], set()).discard(holder)
-        self._again(piece)
 
     def _again(self, piece: int) -> None:
         """A piece that was given out and could not be read."""

@@ -5,7 +5,8 @@ are written, and asking for it holds nothing up. A flush is certain but a fence:
 of the torrent and lets none begin, which costs memory and time on a busy disk. So the state is asked for, a
 few dozen times a second while pieces wait, and a flush only where the state cannot tell: for a torrent with
 v2 hashes (its state carries all its merkle trees), when all pieces are verified (then the state says "all",
-written or not), and for a piece that is late.
+written or not), for a piece that is late, and when no other piece comes: then nothing is held back, and the
+last pieces of what is wanted would be late for certain, since libtorrent keeps the newest blocks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import libtorrent as lt
 
 POLL_SECONDS = 0.02
 LATE_SECONDS = 1.0
+QUIET_SECONDS = 0.1  # without another piece
 
 
 class FlushWatch:
@@ -46,7 +48,9 @@ class FlushWatch:
         now = time.monotonic()
         if not self._waiting or self._fenced or self.asked or now < self._due:
             return
-        if self._fence_only or self._complete or now - self._waiting[0][1] > LATE_SECONDS:
+        oldest, newest = self._waiting[0][1], self._waiting[-1][1]
+        late = now - oldest > LATE_SECONDS or now - newest > QUIET_SECONDS
+        if self._fence_only or self._complete or late:
             self._fenced = len(self._waiting)
             self._handle.flush_cache()
         else:

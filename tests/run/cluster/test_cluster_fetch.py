@@ -1,0 +1,263 @@
+"""Hosts of a cluster, each a real process on loopback: each byte comes in once, and faults cost little."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gdist.core.magnet import Magnet
+from gdist.run.verify import verify
+from gdist.stores import open as open_store
+from gdist.testing.agents import Agents
+from gdist.testing.checkpoints import write_grok1
+from gdist.testing.fetches import Array
+from gdist.testing.swarm import LOCALHOST, Seeded, Slow, seed
+
+pytestmark = [pytest.mark.torrent, pytest.mark.slow]
+
+PIECE = 1 << 16
+LINE = 6_000_000  # bytes a second into the cluster
+# What four seconds of one host's line bring in may come in again: leases, and what was not written down yet.
+AGAIN = 4 * LINE // 4
+COPIES = {"axes": ["data"], "rules": [[".*", []]]}
+
+
+@pytest.fixture(scope="module")
+def grok(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Array]]:
+    """Some 20 MB: 300 pieces."""
+    root = tmp_path_factory.mktemp("from") / "grok"
+    return root, write_grok1(root, layers=6, emb=192, ffn=768, vocab=2048)
+
+
+@pytest.fixture
+def seeded(grok: tuple[Path, dict[str, Array]]) -> Iterator[Seeded]:
+    with seed(grok[0], piece_length=PIECE) as found:
+        yield found
+
+
+def nbytes(grok: tuple[Path, dict[str, Array]]) -> int:
+    return sum(path.stat().st_size for path in grok[0].rglob("*") if path.is_file())
+
+
+def assert_whole(agents: Agents, expected: dict[str, Array]) -> None:
+    """That all hosts together have every tensor, and that each verifies what it has."""
+    with open_store(agents.stores) as found:
+        assert set(found) == set(expected)
+        for name, array in expected.items():
+            assert found[name].read().tobytes() == np.ascontiguousarray(array).tobytes(), name
+    for store in agents.stores:
+        assert verify(store).ok
+        assert not (store / ".gdist").exists()
+
+
+def slowed(seeded: Seeded, slow: Slow) -> Seeded:
+    """The same torrent, reached another way."""
+    magnet = Magnet(seeded.magnet.info_hash, seeded.magnet.name, peers=((LOCALHOST, slow.port),))
+    return replace(seeded, magnet=magnet)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "options"),
+    [
+        ("2x4", ()),
+        ("4x1", ("--encrypt",)),
+        ("2x4", ("--gateways", "2")),
+        ("2x4", ("--select", "decoder_layer_1|embed", "--dtype", "bfloat16")),
+    ],
+)
+def test_each_byte_comes_in_once(
+    mesh: str, options: tuple[str, ...], grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    with Agents(seeded, tmp_path, 4, *options, mesh=mesh) as agents:
+        agents.start_all()
+        assert agents.wait_all() == [0] * 4, agents.said()
+        uploaded = seeded.stats().uploaded
+        if "--select" in options:
+            assert uploaded < 0.6 * nbytes(grok)
+        else:
+            assert uploaded == nbytes(grok)
+            assert_whole(agents, grok[1])
+        if "--gateways" not in options:
+            shares = [agents.told(index, "cluster_progress")[-1]["wan_rate"] for index in range(4)]
+            assert len(shares) == 4
+        began = time.monotonic()
+        agents.start_all()
+        assert agents.wait_all() == [0] * 4
+        assert all(agents.events(index)[-1]["already"] for index in range(4))
+        assert time.monotonic() - began < 60
+        assert seeded.stats().uploaded == uploaded, "a second run fetches nothing"
+
+
+@pytest.mark.parametrize("gateways", ["all", "1"])
+def test_full_copies_on_every_host(
+    gateways: str, grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps(COPIES))
+    with Agents(seeded, tmp_path, 3, "--rules", str(rules), "--gateways", gateways, mesh="data=3") as agents:
+        agents.start_all()
+        assert agents.wait_all() == [0] * 4, agents.said()
+        assert seeded.stats().uploaded == nbytes(grok)
+        assert_whole(agents, grok[1])
+
+
+def test_a_killed_host_starts_again_and_little_comes_in_twice(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    with Slow(seeded.port, rate=LINE) as slow, Agents(slowed(seeded, slow), tmp_path, 4, mesh="4") as agents:
+        agents.start_all()
+        agents.until_ready(2, 20)
+        agents.kill(2)
+        slow.rate = 30e6
+        time.sleep(0.5)
+        agents.start(2)
+        assert agents.wait_all() == [0] * 4, agents.said()
+        assert_whole(agents, grok[1])
+        assert slow.passed <= nbytes(grok) + AGAIN
+
+
+def test_the_coordinator_is_killed_and_starts_again(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    with Slow(seeded.port, rate=LINE) as slow, Agents(slowed(seeded, slow), tmp_path, 4, mesh="4") as agents:
+        agents.start_all()
+        agents.until_ready(0, 20)
+        agents.kill(0)
+        slow.rate = 30e6
+        time.sleep(0.5)
+        agents.start(0)
+        assert agents.wait_all() == [0] * 4, agents.said()
+        assert_whole(agents, grok[1])
+        assert slow.passed <= nbytes(grok) + AGAIN
+
+
+def test_all_are_killed_and_the_line_is_run_again(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    with Slow(seeded.port, rate=LINE) as slow, Agents(slowed(seeded, slow), tmp_path, 4, mesh="4") as agents:
+        agents.start_all()
+        agents.until_ready(1, 20)
+        for index in range(4):
+            agents.kill(index)
+        slow.rate = 50e6
+        agents.start_all()
+        assert agents.wait_all() == [0] * 4, agents.said()
+        assert_whole(agents, grok[1])
+        assert slow.passed <= nbytes(grok) + 4 * AGAIN
+
+
+def test_a_late_host_takes_what_the_others_kept_for_it(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    with Agents(seeded, tmp_path, 4, mesh="4") as agents:
+        for index in range(3):
+            agents.start(index)
+        agents.until(lambda: agents.serves(0), "host 0 serves")
+        agents.start(3)
+        assert agents.wait_all() == [0] * 4, agents.said()
+        assert_whole(agents, grok[1])
+        assert seeded.stats().uploaded == nbytes(grok)
+
+
+def test_a_host_that_is_stopped_hands_over_and_goes_on_later(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    with Slow(seeded.port, rate=LINE) as slow, Agents(slowed(seeded, slow), tmp_path, 4, mesh="4") as agents:
+        agents.start_all()
+        agents.until_ready(2, 20)
+        asked = time.monotonic()
+        agents.kill(2, signal.SIGTERM)
+        assert agents.wait(2) == 20
+        assert time.monotonic() - asked < 10
+        slow.rate = 50e6
+        agents.start(2)
+        assert agents.wait_all() == [0] * 4, agents.said()
+        assert_whole(agents, grok[1])
+        assert slow.passed <= nbytes(grok) + AGAIN
+
+
+def test_a_frozen_host_is_done_without(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    """What it had leased and held comes in by others; awake again, it gets its own part."""
+    with (
+        Slow(seeded.port, rate=LINE) as slow,
+        Agents(slowed(seeded, slow), tmp_path, 4, "--linger", "30s", mesh="4") as agents,
+    ):
+        agents.start_all()
+        agents.until_ready(2, 20)
+        agents.kill(2, signal.SIGSTOP)
+        slow.rate = 50e6
+        agents.until(lambda: agents.serves(0) and agents.serves(1), "hosts 0 and 1 serve")
+        agents.kill(2, signal.SIGCONT)
+        assert agents.wait_all() == [0] * 4, agents.said()
+        assert_whole(agents, grok[1])
+        assert slow.passed <= nbytes(grok) + AGAIN
+
+
+def test_a_second_process_of_a_host_waits_for_the_first(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    with Agents(seeded, tmp_path, 2, mesh="2") as agents:
+        agents.start(0)
+        agents.until(lambda: (agents.dest(0) / ".gdist").exists())
+        first = agents.processes[0]
+        second = agents.start(0)
+        agents.until(lambda: agents.told(0, "note"))
+        agents.start(1)
+        assert first.wait(60) == second.wait(60) == agents.wait(1) == 0
+        assert_whole(agents, grok[1])
+        assert seeded.stats().uploaded == nbytes(grok)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--mesh", "4x2"), "the hosts disagree on the mesh"),
+        (("--secret", "other"), "another secret"),
+        (("--dtype", "float32"), "the hosts disagree on the type"),
+        (("--host", "0/2", "--port", "0"), "host 0 is another process already"),
+    ],
+)
+def test_hosts_that_do_not_belong_together_refuse_each_other(
+    options: tuple[str, ...], words: str, seeded: Seeded, tmp_path: Path
+) -> None:
+    with Agents(seeded, tmp_path, 2, mesh="8") as agents:
+        agents.start(0)
+        agents.until(lambda: (agents.dest(0) / ".gdist").exists())
+        agents.until(lambda: agents.told(0, "stage_started"))
+        time.sleep(0.5)
+        agents.start(1, *options)
+        assert agents.wait(1) == 15
+        said = agents.errors(1)
+        assert words in said and "Traceback" not in said
+        assert not list(agents.dest(1).glob("*/zarr.json")), "nothing was written"
+
+
+def test_hosts_that_are_missing_at_the_deadline_are_named(seeded: Seeded, tmp_path: Path) -> None:
+    with Agents(seeded, tmp_path, 3, "--gateways", "2", "--deadline", "2s", mesh="data=3") as agents:
+        agents.start(0)
+        agents.start(1)
+        assert agents.wait(0) == agents.wait(1) == 16
+        assert "hosts 2 of 3 are not here" in agents.errors(0)
+
+
+def test_a_lone_host_needs_nobody(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("GDIST_")}
+    with Agents(seeded, tmp_path, 1) as agents:
+        line = agents.command(0)
+        at = line.index("--host")
+        done = subprocess.run(line[:at] + line[at + 4 :], capture_output=True, text=True, env=environ)
+        assert done.returncode == 0, done.stderr
+        assert_whole(agents, grok[1])
