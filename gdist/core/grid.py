@@ -42,19 +42,6 @@ class ShardGrid:
         """Number of shards per dimension."""
         return tuple(size // shard for size, shard in zip(self.shape, self.shard, strict=True))
 
-    def shards_of(self, slabs: Iterable[tuple[int, ...]]) -> set[tuple[int, ...]]:
-        """The shards that hold some slabs."""
-        found: set[tuple[int, ...]] = set()
-        if 0 in self.shape:
-            return found
-        for index in slabs:
-            ranges = (
-                range(i * slab // shard, max((i + 1) * slab // shard, i * slab // shard + 1))
-                for i, slab, shard in zip(index, self.slab, self.shard, strict=True)
-            )
-            found.update(itertools.product(*ranges))
-        return found
-
     def box_of(self, index: tuple[int, ...]) -> Box:
         """The box of one shard."""
         start = tuple(i * s for i, s in zip(index, self.shard, strict=True))

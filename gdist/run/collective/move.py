@@ -29,7 +29,7 @@ from gdist.core.store_manifest import PLANNED_NAME, StoreManifest, StoreTensor, 
 from gdist.errors import CorruptError, InterruptedRun, RequestError
 from gdist.events import AssetKept, Finished, MovePlanned, Observer, Stage, StageStarted, TensorsPlanned
 from gdist.run.collective.landing import Landing, records_of
-from gdist.run.collective.shares import Index, Shares, kept, plan_of, read_shares, shares_of
+from gdist.run.collective.shares import Index, Shares, kept, plan_of, read_shares, shares_dir
 from gdist.run.destination import (
     Destination,
     check_cut,
@@ -188,7 +188,7 @@ class _Move:
             )
         if not self._locked:
             self._stack.callback(lock_of(dest).release)
-        shares = read_shares(shares_of(dest), host)
+        shares = read_shares(shares_dir(dest), host)
         target = shares.target
         self._observe(StageStarted(Stage.EXCHANGE))
         plan = plan_of(target)

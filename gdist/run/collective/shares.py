@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gdist.core.even import even_mesh
+from gdist.core.grid import shards_of
 from gdist.core.journal import parse_journal
 from gdist.core.layout import ShardLayout
-from gdist.core.mesh import HostGroup, slab_indices
+from gdist.core.mesh import HostGroup
 from gdist.core.payload import Payload
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.core.reshard import stored_tensor
@@ -42,7 +43,7 @@ SHARES = "shares"  # in the destination's work directory
 Index = tuple[int, ...]
 
 
-def shares_of(dest: Destination) -> Path:
+def shares_dir(dest: Destination) -> Path:
     """Where a host's even shares lie on their way to a destination."""
     return dest.work / SHARES
 
@@ -68,7 +69,7 @@ def fetch_shares(
     resolved = resolve(source)
     text = os.fspath(dest) if dest is not None else default_dest(resolved)
     where = find_destination(text, options.host, options.work)
-    shares = shares_of(where)
+    shares = shares_dir(where)
     target = Target(
         options.mesh,
         options.rules,
@@ -151,9 +152,7 @@ def plan_of(manifest: StoreManifest) -> HostPlan:
 
 def kept(tensor: StoreTensor, manifest: StoreManifest, host: HostGroup) -> tuple[Index, ...]:
     """The shards of a tensor that a host keeps, in C order."""
-    places = host.devices(manifest.mesh)
-    slabs = slab_indices(manifest.mesh, tensor.spec, len(tensor.shape), places)
-    return tuple(sorted(tensor.grid.shards_of(slabs)))
+    return shards_of(tensor.grid, manifest.mesh, tensor.spec, host.devices(manifest.mesh))
 
 
 def all_here(dest: str | os.PathLike[str], host: HostGroup, work: Path | None = None) -> bool:
@@ -162,7 +161,7 @@ def all_here(dest: str | os.PathLike[str], host: HostGroup, work: Path | None = 
     When that is so on every host no move is needed; where it is not so on one, all take part.
     """
     where = find_destination(os.fspath(dest), host, work)
-    shares, journal = shares_of(where), where.work / "journal.jsonl"
+    shares, journal = shares_dir(where), where.work / "journal.jsonl"
     if not (shares / TARGET_NAME).exists():
         return bool(where.root and (where.root / where.manifest).exists())
     if not journal.exists():
