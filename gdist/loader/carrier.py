@@ -56,10 +56,22 @@ class XlaCarrier:
         self._team = Team(devices, words)
         self._laid = NamedSharding(self._mesh, SPEC(PROCESS, RAIL))
         self._rails = used[self.index]
+        self._begun: jax.Array | None = None
 
     def gathered(self, row: bytes, length: int = 0) -> list[bytes]:
         """Everybody's bytes, padded to a length that is the same for all."""
+        self._wait()
         return _told(lambda: self._team.gathered(row, length))
+
+    def _wait(self) -> None:
+        """Until the round under way has ended.
+
+        Two collectives at once may overtake each other on some processes, and gloo takes one's bytes for the
+        other's (jaxlib 0.10).
+        """
+        begun = self._begun
+        if begun is not None:
+            _told(begun.block_until_ready)
 
     def start(self, one: Round, rows: Bytes) -> Callable[[], Bytes]:
         """Begins a round; what is called to get the rows received."""
@@ -81,7 +93,8 @@ class XlaCarrier:
             moved: jax.Array = run(jax.make_array_from_single_device_arrays(shape, self._laid, parts))
             return moved
 
-        begun = _told(begin)
+        self._wait()
+        begun = self._begun = _told(begin)
         return lambda: _told(lambda: self._received(begun, one.slot))
 
     def _received(self, array: jax.Array, slot: int) -> Bytes:

@@ -73,10 +73,12 @@ class Rounds:
         words: Words = HOSTS,
         landed: Callable[[Round], None] = lambda one: None,
         note: Callable[[], bytes] = lambda: b"",
+        note_nbytes: int = 0,
         heard: Callable[[list[bytes]], None] = lambda notes: None,
     ):
         self._carrier, self._itemsizes, self._view, self._place = carrier, itemsizes, view, place
         self._words, self._landed, self._note, self._heard = words, landed, note, heard
+        self._note_nbytes = note_nbytes
         self._members = range(carrier.count)
         self.fault: Exception | None = None  # what failed here, until it was told to all
         self._buffers: list[Bytes] = []
@@ -86,7 +88,7 @@ class Rounds:
         """Returns when all have landed, with `settle` everywhere; else a fault of the last ones stays untold.
 
         `landed` is called when what came with a round is placed. `note` is what is told to all between
-        rounds, `heard` what all told.
+        rounds, in `note_nbytes` bytes, `heard` what all told.
 
         Raises:
             GdistError: the same on all hosts, when one has failed.
@@ -111,7 +113,8 @@ class Rounds:
 
     def agree(self) -> None:
         """Returns when all is well on all hosts, which all have to call this."""
-        note = self.attempt(self._note) or b""
+        note: bytes = self.attempt(self._note) or bytes(self._note_nbytes)
+        assert len(note) == self._note_nbytes, "rows are of one length on all hosts"
         notes = agree(self._carrier.gathered, self._members, self.fault, {}, self._words, note)
         self.attempt(self._heard, notes)
 

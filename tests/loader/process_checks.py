@@ -26,9 +26,12 @@ from jax.sharding import Mesh, SingleDeviceSharding
 import gdist
 from gdist.core.box import Box
 from gdist.core.mesh import HostGroup
+from gdist.core.parcels import Item, Kind, deal, rounds_of
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.tensor import Quantisation
 from gdist.errors import CorruptError, GdistError, RequestError
+from gdist.loader.carrier import XlaCarrier
+from gdist.stores.rounds import Rounds
 from gdist.stores.store import Reader
 from gdist.testing.stores import Array, write_store
 
@@ -286,6 +289,40 @@ def what_a_process_lacks_comes_from_others(root: Path, index: int, count: int) -
     pair *= np.repeat(sample()["moe.scales"].astype(np.float32), 16, axis=1)
     made = gdist.load(own, select="moe", dtype="bfloat16", rules=other, exchange=True)
     assert_bits(made, {"moe": pair.astype(ml_dtypes.bfloat16)})
+
+
+@check
+def parcels_of_every_kind_come_by_xla(root: Path, index: int, count: int) -> None:
+    rng = np.random.default_rng(11)
+    shape, itemsize = (8 * count, 5 * count), 2
+    whole = rng.integers(0, 2**16, shape, np.uint16)
+    row, width = shape[0] // count, 5
+    layouts: dict[Kind, list[list[Box]]] = {
+        Kind.ALL: [[Box((0, n * width), (shape[0], (n + 1) * width))] for n in range(count)],
+        Kind.GATHER: [[Box.whole(shape)]] * count,
+        Kind.PAIRS: [[Box.whole(shape)], *([[]] * (count - 1))],
+    }
+    held = {(n, 0): [n] for n in range(count)}
+    for kind, wants in layouts.items():
+        deals = [(0, deal((row, shape[1]), held, wants, itemsize, 300))]
+        kinds = {one.kind for one in rounds_of(deals, count, 300)}
+        assert kinds == {Kind.GATHER if count == 2 and kind is Kind.ALL else kind}, (kind, kinds)
+        for rails in (1, 3) if count < 8 else (1,):
+            got = np.zeros(shape, np.uint16)
+
+            def place(number: int, item: Item, data: Any, got: Array = got) -> None:
+                got[item.box.slices()] = data.view(np.uint16).reshape(item.box.shape)
+
+            carrier = XlaCarrier(jax.devices(), rails=rails)
+            assert (carrier.index, carrier.count) == (index, count)
+            Rounds(carrier, [itemsize], lambda number, box: whole[box.slices()], place).run(
+                rounds_of(deals, count, 300)
+            )
+            expected = np.zeros(shape, np.uint16)
+            for box in wants[index]:
+                expected[box.slices()] = whole[box.slices()]
+            expected[index * row : (index + 1) * row] = 0  # its own never left it
+            assert (got == expected).all(), (kind, rails)
 
 
 @check

@@ -54,6 +54,7 @@ from gdist.stores.manifests import read_manifests
 from gdist.stores.rounds import HOSTS, Carrier, Rounds, parcel_limit
 
 NAMED = 8  # tensors that a message names
+NOTE_BYTES = 8  # between rounds each host tells how many tensors it has committed
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,7 @@ class _Move:
                 landing.place,
                 landed=landing.landed,
                 note=lambda: self._note(landing),
+                note_nbytes=NOTE_BYTES,
                 heard=lambda notes: self._heard(there, notes),
             )
             limit = parcel_limit(self._memory, self._host.count)
@@ -325,7 +327,7 @@ class _Move:
     def _note(self, landing: Landing) -> bytes:
         self._check_stop()
         landing.turn()
-        return landing.committed.to_bytes(8, "little")
+        return landing.committed.to_bytes(NOTE_BYTES, "little")
 
     def _heard(self, there: _Open, notes: Sequence[bytes]) -> None:
         """Gives back the shares of tensors that are committed everywhere."""
