@@ -88,7 +88,7 @@ class _Process:
     """The other process; it ends when this one does."""
 
     def __init__(self, request: MoveRequest):
-        self._request = request
+        self._request, self._told = request, False
         self._log: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
         self._ours, theirs = Pipe()
         with contextlib.closing(theirs):
@@ -108,10 +108,11 @@ class _Process:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._ours.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0 if error[0] is KeyboardInterrupt else LEAVE_SECONDS)
+        if self._told:  # it leaves the others, who are not to lose it before they have told how it went
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(LEAVE_SECONDS)
         self._kill()
+        self._ours.close()
         self._log.close()
 
     def _kill(self) -> None:
@@ -125,17 +126,20 @@ class _Process:
         stopped: float | None = None
         limit = self._request.stall_seconds + self._request.join_seconds  # first the others have to come
         while True:
+            ended = self._process.poll() is not None  # first: what it said before is still to be read
             for message in self._messages():
                 match message:
                     case Event():
                         observe(message)
                     case FetchResult():
+                        self._told = True
                         return message
                     case Failure():
+                        self._told = True
                         raise message.error("the exchange")
                 moved, limit = time.monotonic(), self._request.stall_seconds
             now = time.monotonic()
-            if self._process.poll() is not None:
+            if ended:
                 raise self._ended()
             if stop.is_set() and stopped is None:
                 stopped = now
