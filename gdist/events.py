@@ -149,6 +149,25 @@ class ReshardPlanned(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class MovePlanned(Event):
+    """What a collective exchange brings to this host: bytes kept, and whence they come.
+
+    `bytes_own` are in this host's even shares, `bytes_received` come from other hosts.
+    """
+
+    tensors: int
+    shards: int
+    bytes_wanted: int
+    bytes_own: int
+    bytes_received: int
+    bytes_resumed: int
+    store_nbytes: int
+    mesh: str
+    host_index: int
+    host_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class ShardCommitted(Event):
     """A shard is whole, durable and has its final name."""
 
@@ -202,6 +221,24 @@ class ReshardProgress(Event):
 
     seconds: float
     bytes_read: int
+    bytes_placed: int
+    bytes_wanted: int
+    tensors_ready: int
+    tensors: int
+    binds: Binds
+
+
+@dataclass(frozen=True, slots=True)
+class MoveProgress(Event):
+    """Where a collective exchange stands, about twice a second; bytes, seconds since its start.
+
+    `bytes_wire` came from other hosts with padding, `bytes_received` of them without.
+    """
+
+    seconds: float
+    rounds: int
+    bytes_received: int
+    bytes_wire: int
     bytes_placed: int
     bytes_wanted: int
     tensors_ready: int

@@ -2,7 +2,7 @@
 
     cli
     api
-    pictures
+    pictures, collective     (a program of its own, which `run` starts)
     run, loader
     formats, sources, sinks, stores, views, clusters, exchange     (never one another)
     reading
@@ -37,7 +37,7 @@ LEVELS = (
     ("reading",),
     ("formats", "sources", "sinks", "stores", "views", "clusters", "exchange"),
     ("run", "loader"),
-    ("pictures",),
+    ("pictures", "collective"),
     ("api",),
     ("cli",),
     ("__main__",),

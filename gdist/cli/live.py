@@ -43,6 +43,8 @@ from gdist.events import (
     HashFailed,
     MemberChanged,
     MetadataReceived,
+    MovePlanned,
+    MoveProgress,
     Note,
     PeerBanned,
     PeerCount,
@@ -60,6 +62,8 @@ REFRESH_HERTZ = 4
 NAMES_SHOWN = 3
 LABEL_WIDTH = 9
 
+_FROM = {Progress: "swarm", ReshardProgress: "source", MoveProgress: "hosts"}  # where bytes come from
+
 
 class LiveView:
     """An observer that keeps a small picture of the run; the picture is drawn by a thread of rich."""
@@ -73,7 +77,7 @@ class LiveView:
         self._mesh = ""
         self._peers = PeerCount(0, 0)
         self._plan: words.Plan | None = None
-        self._progress: Progress | ReshardProgress | None = None
+        self._progress: Progress | ReshardProgress | MoveProgress | None = None
         self._cluster: ClusterProgress | None = None
         self._members = words.Members()
         self._ready: deque[str] = deque(maxlen=NAMES_SHOWN)
@@ -98,7 +102,7 @@ class LiveView:
                 self._name = f"{event.name}  {event.info_hash.hex[:8]}  {format_bytes(event.nbytes)}"
             case Note():
                 self._say(f"note: {event.text}")
-            case Planned() | ReshardPlanned():
+            case Planned() | ReshardPlanned() | MovePlanned():
                 self._plan = event
                 host = f" · host {event.host_index}/{event.host_count}" if event.host_count > 1 else ""
                 self._mesh = f" · {event.mesh}{host}" if event.mesh != "1" else host
@@ -114,7 +118,7 @@ class LiveView:
                 self._failed += 1
             case TensorReady():
                 self._ready.append(event.tensor)
-            case Progress() | ReshardProgress():
+            case Progress() | ReshardProgress() | MoveProgress():
                 self._progress = event
                 self._pace.update(event.seconds, event.bytes_placed)
             case ClusterProgress():
@@ -143,7 +147,7 @@ class LiveView:
         if self._name:
             lines.append(_line(self._name + self._mesh, "bold"))
         event = self._progress
-        if event is None or self._stage not in (Stage.FETCH, Stage.RESHARD):
+        if event is None or self._stage not in (Stage.FETCH, Stage.RESHARD, Stage.EXCHANGE):
             waited = format_seconds(time.monotonic() - self._start)
             looking = self._stage is Stage.METADATA or self._peers.peers
             peers = f"   peers {self._peers.peers}{self._tracker_words()}" if looking else ""
@@ -153,7 +157,7 @@ class LiveView:
         placed = f"{format_bytes(event.bytes_placed)} of {format_bytes(event.bytes_wanted)}"
         ready = f"{event.tensors_ready} of {event.tensors} tensors ready"
         lines.append(_line(f"{'placed':<{LABEL_WIDTH}}{placed}   {ready}"))
-        label = "swarm" if isinstance(event, Progress) else "source"
+        label = _FROM[type(event)]
         lines.append(_line(f"{label:<{LABEL_WIDTH}}{words.rates(event, self._cluster)}"))
         lines += self._others()
         for label, name in zip(("ready", "", ""), tuple(self._ready), strict=False):
@@ -170,7 +174,7 @@ class LiveView:
         rows = (("cluster", words.hosts(self._cluster)), ("between", words.between(self._cluster)))
         return [_line(f"{label:<{LABEL_WIDTH}}{text}") for label, text in rows]
 
-    def _bar(self, event: Progress | ReshardProgress) -> RenderableType:
+    def _bar(self, event: Progress | ReshardProgress | MoveProgress) -> RenderableType:
         left = words.remaining(self._pace.remaining(event.bytes_wanted - event.bytes_placed))
         row = Table.grid(padding=(0, 2), expand=True)
         row.add_column(width=LABEL_WIDTH - 2)

@@ -16,6 +16,8 @@ from gdist.events import (
     HashFailed,
     MemberChanged,
     MetadataReceived,
+    MovePlanned,
+    MoveProgress,
     Note,
     PeerBanned,
     PeerCount,
@@ -70,7 +72,7 @@ class PlainLines:
                 return f"{event.name}: {size}, info-hash {event.info_hash.hex}"
             case Note():
                 return f"note: {event.text}"
-            case Planned() | ReshardPlanned():
+            case Planned() | ReshardPlanned() | MovePlanned():
                 self._plan = event
                 return words.planned(event)
             case TrackerAnswer(ok=False):
@@ -80,7 +82,7 @@ class PlainLines:
             case HashFailed():
                 self._failed += 1
                 return ""
-            case Progress() | ReshardProgress():
+            case Progress() | ReshardProgress() | MoveProgress():
                 return self._progress(event)
             case MemberChanged():
                 return self._members.text(event)
@@ -92,7 +94,7 @@ class PlainLines:
                 return words.finished(event, self._plan) + (f"\ntime went to: {spent}" if spent else "")
         return ""
 
-    def _progress(self, event: Progress | ReshardProgress) -> str:
+    def _progress(self, event: Progress | ReshardProgress | MoveProgress) -> str:
         self._pace.update(event.seconds, event.bytes_placed)
         if time.monotonic() < self._next:
             return ""

@@ -14,6 +14,8 @@ from gdist.events import (
     ClusterProgress,
     Finished,
     MemberChanged,
+    MovePlanned,
+    MoveProgress,
     Planned,
     Progress,
     ReshardPlanned,
@@ -21,7 +23,7 @@ from gdist.events import (
     Stage,
 )
 
-Plan = Planned | ReshardPlanned
+Plan = Planned | ReshardPlanned | MovePlanned
 
 STAGES = {
     Stage.JOIN: "looking for the other hosts",
@@ -30,6 +32,7 @@ STAGES = {
     Stage.PLAN: "planning",
     Stage.FETCH: "fetching",
     Stage.RESHARD: "resharding",
+    Stage.EXCHANGE: "exchanging with the other hosts",
     Stage.FINISH: "writing the manifest",
     Stage.SERVE: "complete, and serving other hosts",
     Stage.DONE: "done",
@@ -53,6 +56,8 @@ def planned(event: Plan) -> str:
         brought = f"reads {format_bytes(event.bytes_read)} in {count(event.reads, 'part')}"
         if event.bytes_beyond:
             brought += f", {format_bytes(event.bytes_beyond)} of it beyond what it keeps"
+    elif isinstance(event, MovePlanned):
+        brought = f"gets {format_bytes(event.bytes_received)} from other hosts"
     else:
         brought = f"fetches {format_bytes(event.bytes_touched)} in {count(event.pieces, 'piece')}"
     return (
@@ -61,8 +66,10 @@ def planned(event: Plan) -> str:
     )
 
 
-def rates(event: Progress | ReshardProgress, cluster: ClusterProgress | None = None) -> str:
+def rates(event: Progress | ReshardProgress | MoveProgress, cluster: ClusterProgress | None = None) -> str:
     """Rates outside, peers, and what keeps it from being faster; of the network the cluster knows which."""
+    if isinstance(event, MoveProgress):
+        return f"from other hosts {format_bytes(event.bytes_received)}   binds: {BINDS[event.binds]}"
     if isinstance(event, ReshardProgress):
         return f"read {format_bytes(event.bytes_read)}   binds: {RESHARD_BINDS[event.binds]}"
     binds = cluster.binds if cluster and event.binds is Binds.NETWORK else event.binds

@@ -155,6 +155,23 @@ def tiles_of(box: Box, tile: Sequence[int]) -> Iterator[tuple[tuple[int, ...], B
         yield index, Box(start, stop)
 
 
+def row_parts(box: Box, itemsize: int, limit: int) -> Iterator[Box]:
+    """Row blocks that tile a box in its own order, each within `limit` bytes, or else a single element."""
+    shape = box.shape
+    dimension = next((d for d, size in enumerate(shape) if size > 1), None)
+    if dimension is None or box.size * itemsize <= limit:
+        yield box
+        return
+    start, stop = box.start[dimension], box.stop[dimension]
+    rows = limit // (prod(shape[dimension + 1 :]) * itemsize)
+    for first in range(start, stop, max(rows, 1)):
+        part = Box(
+            (*box.start[:dimension], first, *box.start[dimension + 1 :]),
+            (*box.stop[:dimension], min(first + max(rows, 1), stop), *box.stop[dimension + 1 :]),
+        )
+        yield from row_parts(part, itemsize, limit) if not rows else (part,)
+
+
 def runs_of_box(shape: Sequence[int], box: Box, gap: int = 0) -> Iterator[Extent]:
     """Runs of elements of a C-ordered array that cover `box`, in order, joined where at most `gap` apart.
 

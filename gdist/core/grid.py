@@ -83,6 +83,7 @@ def row_block(shape: tuple[int, ...], itemsize: int, limit: int, *, soft: bool =
             larger = min(d for d in divisors if d > most)
             if larger <= most * PASSED:
                 block[dimension] = larger
+                break  # past the limit on purpose: what follows stays whole
     return tuple(block)
 
 

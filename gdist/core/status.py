@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Stage(Enum):
-    """What a run is doing; in this order, but that a run is a fetch or a reshard."""
+    """What a run is doing, in this order; it is a fetch, perhaps with an exchange after it, or a reshard."""
 
     JOIN = "join"
     METADATA = "metadata"
@@ -34,6 +34,7 @@ class Stage(Enum):
     PLAN = "plan"
     FETCH = "fetch"
     RESHARD = "reshard"
+    EXCHANGE = "exchange"  # hosts move even shares to where they belong
     FINISH = "finish"
     SERVE = "serve"  # its own part is complete, and others still take from it
     DONE = "done"

@@ -24,6 +24,8 @@ FORMAT = 1
 MANIFEST_NAME = "gdist.json"
 # Beside the journal of an unfinished fetch: the manifest, as yet without shards.
 PLANNED_NAME = "planned.json"
+# Beside even shares: the manifest, as yet without shards, of the store they are on their way to.
+TARGET_NAME = ".target.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,15 @@ by several threads, into memory that does. (Left to JAX a strided copy is one th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from functools import partial
-from math import prod
 from typing import Any
 
 import jax
 import numpy as np
 
-from gdist.core.box import Box
+from gdist.core.box import Box, row_parts
 from gdist.core.layout import CACHE_LINE
 from gdist.loader.shardings import boxes_by_index, devices_by_box, index_key
 from gdist.stores import LazyArray
@@ -111,23 +110,6 @@ def reads_of(tensor: LazyArray, box: Box, out: Array) -> list[Read]:
         else:
             reads.append(partial(np.copyto, out[region], view[region]))
     return reads
-
-
-def row_parts(box: Box, itemsize: int, limit: int) -> Iterator[Box]:
-    """Row blocks that tile a box in its own order, each within `limit` bytes, or else a single element."""
-    shape = box.shape
-    dimension = next((d for d, size in enumerate(shape) if size > 1), None)
-    if dimension is None or box.size * itemsize <= limit:
-        yield box
-        return
-    start, stop = box.start[dimension], box.stop[dimension]
-    rows = limit // (prod(shape[dimension + 1 :]) * itemsize)
-    for first in range(start, stop, max(rows, 1)):
-        part = Box(
-            (*box.start[:dimension], first, *box.start[dimension + 1 :]),
-            (*box.stop[:dimension], min(first + max(rows, 1), stop), *box.stop[dimension + 1 :]),
-        )
-        yield from row_parts(part, itemsize, limit) if not rows else (part,)
 
 
 def assembled(tensor: LazyArray, sharding: jax.sharding.Sharding, slabs: Mapping[Box, Array]) -> jax.Array:

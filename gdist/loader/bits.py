@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gdist.core.box import Box
-from gdist.loader.arrays import Read, reads_of, row_parts
+from gdist.core.box import Box, row_parts
+from gdist.loader.arrays import Read, reads_of
 from gdist.stores import LazyArray
 from gdist.stores.buffers import Array, Bytes
 

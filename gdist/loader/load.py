@@ -23,6 +23,7 @@ from gdist.errors import RequestError
 from gdist.loader.arrays import Mapped
 from gdist.loader.broadcast import Shared
 from gdist.loader.cast import finisher, given, parse_dtype
+from gdist.loader.exchanged import Others, grids_of, meant
 from gdist.loader.names import Rename
 from gdist.loader.pipeline import Job, Pipeline, Source
 from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, devices_of, is_abstract, local_device
@@ -49,6 +50,7 @@ def load(
     verify: bool = True,
     dtype: Any = None,
     broadcast: bool = False,
+    exchange: bool = False,
     staging: Staging = "auto",
     memory: int | str = "1GiB",
 ) -> Any:
@@ -73,11 +75,13 @@ def load(
             one dequantised tensor of the pair's name. Integers and booleans stay.
         broadcast: what several processes hold in common is read by one of them and given to the others by
             XLA, bit for bit; so a shared disk or bucket is read once.
+        exchange: shards that are on another process's disk come from there, through XLA; each process needs
+            just its own part of the store, which may be one that a collective exchange took in.
         staging: how bytes get to devices with memory of their own: through a "ring" of reused buffers, or
             through the ring and "pinned" (page-locked) memory; "none": JAX is handed arrays of host memory
             that it may keep, as it does on CPU. "auto": none on CPU, else pinned, or ring where there is
             no pinned memory.
-        memory: bytes of host memory for what is staged or broadcast.
+        memory: bytes of host memory for what is staged, broadcast or exchanged.
 
     Without `target`, names are nested by their dots, and a quantised pair is one `QuantizedWeight8bit`. All
     shards that are needed are looked for first. Where the devices belong to several processes, all of them
@@ -92,36 +96,51 @@ def load(
         TransferError: when a remote store does not answer.
     """
     limit, as_type = parse_bytes(memory, "memory"), parse_dtype(dtype)
-    team = Team(_devices(mesh, target))
+    if broadcast and exchange:
+        raise RequestError("broadcast and exchange are both asked for", hint="exchange reads once, too")
+    devices = _devices(mesh, target)
+    team = Team(devices)
     told = {"another release": "", "other tensors, shardings or options": ""}
     with ExitStack() as stack:
         with team.together(told):
             opened = nullcontext(store) if isinstance(store, Store) else open_store(store, verify=verify)
             source = stack.enter_context(opened)
-            tensors = _selected(source.manifest.tensors, select)
+            manifest = meant(source) if exchange else source.manifest
+            tensors = _selected(manifest.tensors, select)
             _refuse_wide(tensors)
 
             def on_mesh() -> jax.sharding.Mesh:
-                return device_mesh(mesh, source.manifest)
+                return device_mesh(mesh, manifest)
 
             wanted, build = wanted_of(given(tensors, as_type), on_mesh, rules, target, rename)
             shares = shares_of(wanted) if broadcast else {}
-            source.check(needed(wanted, shares))
-            jobs = [_job(source, leaf, shares, staging) for leaf in wanted]
+            boxes = needed(wanted, shares)
+            exchanging = exchange and team.meets
+            if not exchanging:
+                source.check(boxes)
             if team.meets:
                 told["another release"] = repr(source.manifest.source)
-                told["other tensors, shardings or options"] = f"{described(wanted)}\n{broadcast}"
+                asked = f"{broadcast} {exchange and grids_of(source)}"
+                told["other tensors, shardings or options"] = f"{described(wanted)}\n{asked}"
+        others = Others(source, devices, team, limit, wanted) if exchanging else None
         with team.together(told):
-            pipeline = Pipeline(limit, max(2, min(os.cpu_count() or 1, MOST_THREADS)), patient=bool(shares))
-            return build(pipeline.run(jobs))
+            jobs = [_job(source, leaf, shares, staging, others) for leaf in wanted]
+            patient = bool(shares) or exchanging
+            pipeline = Pipeline(limit, max(2, min(os.cpu_count() or 1, MOST_THREADS)), patient=patient)
+            arrays = pipeline.run(jobs)
+            if others:
+                others.check()
+            return build(arrays)
 
 
-def _job(store: Store, leaf: Wanted, shares: Shares, staging: Staging) -> Job:
+def _job(store: Store, leaf: Wanted, shares: Shares, staging: Staging, others: Others | None) -> Job:
     sources: list[Source] = []
     for part, sharding in leaf.parts():
         tensor, share = store[part.name], shares.get((part.name, sharding))
         way = staging_on(local_device(sharding), staging)
-        if share:
+        if others:
+            sources.append(others.source(part.name, sharding))
+        elif share:
             sources.append(Shared(tensor, sharding, share))
         else:
             sources.append(Mapped(tensor, sharding) if way == "none" else Staged(tensor, sharding, way))

@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from gdist.core.journal import ShardRecord, asset_line, header_line, shard_line
 from gdist.core.layout import ShardLayout, shard_key
+from gdist.core.magnet import InfoHash
 from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.plan import HostPlan
 from gdist.core.rules import Rules
@@ -178,13 +179,36 @@ def manner_of(job: FetchOptions | StoreManifest) -> str:
     return f"{names} {f'in {dtype}' if dtype else 'as they are stored'}"
 
 
+def job_of_manifest(manifest: StoreManifest) -> str:
+    """The same, of a store that is written by this manifest and whose payload is not kept."""
+    job = f"discard {manifest.codec} {manifest.mesh} {manifest.plan[:32]}"
+    return f"{job} {manner_of(manifest)}" if manifest.select or manifest.converted else job
+
+
 def check_neighbours(dest: Destination, resolved: Resolved, options: FetchOptions) -> list[StoreManifest]:
     """The manifests of other hosts that wrote here, all of this job as far as is known before the plan.
 
     Raises:
         ResumeError: when one is of another source, mesh, codec or number of hosts.
     """
-    check_unfinished(dest, options.host)
+    return _neighbours(dest, options.host, resolved.info_hash, options, manner_of(options))
+
+
+def neighbours_of(dest: Destination, planned: StoreManifest) -> list[StoreManifest]:
+    """The same, for a store that is written by this manifest.
+
+    Raises:
+        ResumeError: as `check_neighbours`.
+    """
+    hashes = (planned.source.info_hash_v1, planned.source.info_hash_v2)
+    v1, v2 = (bytes.fromhex(text) or None for text in hashes)
+    return _neighbours(dest, planned.host, InfoHash(v1, v2), planned, manner_of(planned))
+
+
+def _neighbours(
+    dest: Destination, host: HostGroup, asked: InfoHash, ours: FetchOptions | StoreManifest, manner: str
+) -> list[StoreManifest]:
+    check_unfinished(dest, host)
     neighbours = []
     files = files_of(dest.text)
     for name in files.manifests():
@@ -192,20 +216,14 @@ def check_neighbours(dest: Destination, resolved: Resolved, options: FetchOption
         if name == dest.manifest or data is None:
             continue
         other = parse_store_manifest(data, f"{dest.text}/{name}")
-        asked, source = resolved.info_hash, other.source
+        source = other.source
         same = {asked.v1_hex, asked.v2_hex} - {""} & {source.info_hash_v1, source.info_hash_v2}
         cut = (other.host.count, other.mesh.splitting, other.codec, manner_of(other))
-        if not same or cut != (
-            options.host.count,
-            options.mesh.splitting,
-            options.codec,
-            manner_of(options),
-        ):
+        if not same or cut != (host.count, ours.mesh.splitting, ours.codec, manner):
             raise ResumeError(
                 f"{dest.text} holds part {other.host.index}/{other.host.count} of {source.info_hash} on mesh "
                 f"{other.mesh} with codec {other.codec}, {manner_of(other)}: another job than host "
-                f"{options.host.index}/{options.host.count} of {asked.hex} on {options.mesh} with "
-                f"{options.codec}, {manner_of(options)}",
+                f"{host.index}/{host.count} of {asked.hex} on {ours.mesh} with {ours.codec}, {manner}",
                 hint="hosts that share a destination must agree; choose another destination for another job",
             )
         neighbours.append(other)

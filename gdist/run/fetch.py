@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from blake3 import blake3
 
 from gdist.core.convert import converted, parse_dtype
+from gdist.core.even import plan_even
 from gdist.core.journal import Progress as Journalled
 from gdist.core.journal import parse_journal
 from gdist.core.layout import CODECS
@@ -23,7 +24,13 @@ from gdist.core.magnet import InfoHash, parse_magnet
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask, plan_host
 from gdist.core.select import check_patterns
-from gdist.core.store_manifest import PLANNED_NAME, StoreManifest, StoreSource, store_manifest_to_json
+from gdist.core.store_manifest import (
+    PLANNED_NAME,
+    TARGET_NAME,
+    StoreManifest,
+    StoreSource,
+    store_manifest_to_json,
+)
 from gdist.errors import InterruptedRun, RequestError, ResumeError, translate
 from gdist.events import (
     Finished,
@@ -262,19 +269,7 @@ class _Fetch:
         options = self._options
         self._enter(Stage.PLAN)
         staged = self._dest.root is None or options.codec != "none"
-        tensors = catalogue.chosen
-        if options.dtype is not None:
-            tensors = converted(tensors, parse_dtype(options.dtype))
-        plan = plan_host(
-            catalogue.payload,
-            tensors,
-            options.mesh,
-            options.rules or catalogue.rules,
-            options.host,
-            identity=source.info_hash.hex,
-            shard_bytes=shard_limit(options.memory, staged=staged),
-            some=bool(options.select),
-        )
+        plan = self._plan(source, catalogue, staged)
         check_cut(self._neighbours, plan)
         journal = JournalFile(self._journal_path, job_of(options, plan.mesh, plan.digest))
         sink = self._sink(plan, staged)
@@ -313,6 +308,28 @@ class _Fetch:
         finally:
             sink.close()
             journal.close()
+
+    def _plan(self, source: PieceSource, catalogue: Catalogue, staged: bool) -> HostPlan:
+        options, target = self._options, self._options.target
+        tensors = catalogue.chosen
+        if options.dtype is not None:
+            tensors = converted(tensors, parse_dtype(options.dtype))
+        plan = plan_host(
+            catalogue.payload,
+            tensors,
+            target.mesh if target else options.mesh,
+            (target or options).rules or catalogue.rules,
+            options.host,
+            identity=source.info_hash.hex,
+            shard_bytes=target.shard_bytes if target else shard_limit(options.memory, staged=staged),
+            some=bool(options.select),
+        )
+        if target is None:
+            return plan
+        assert self._dest.root is not None, "even shares lie in a directory"
+        planned = replace(self._manifest(source_of(source, catalogue), plan, None, {}), codec=target.codec)
+        write_atomically(self._dest.root / TARGET_NAME, store_manifest_to_json(planned))
+        return plan_even(plan)
 
     def _manifest(
         self,

@@ -14,6 +14,16 @@ PAYLOAD_CHOICES = ("discard", "keep")
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """The store that even shares are on their way to: how it is cut, and the most bytes of a shard."""
+
+    mesh: Mesh
+    rules: Rules | None
+    codec: str
+    shard_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class FetchOptions:
     """How to fetch.
 
@@ -23,7 +33,8 @@ class FetchOptions:
     `ignore` are glob patterns of files to leave out; `profile` names tensors. `work` is where unfinished
     shards of a bucket wait (default: the cache directory). `codec` is "none" or "zstd". `dtype` converts what
     is quantised or floating ("bfloat16", "float16", "float32"; None: as it is stored); `select` are regular
-    expressions: only tensors in whose name one is found.
+    expressions: only tensors in whose name one is found. With a `target` each host takes in an even share of
+    every tensor on its way to that store, whatever it will keep; `mesh` is that of even shares, then.
     """
 
     mesh: Mesh = field(default_factory=Mesh)
@@ -38,6 +49,7 @@ class FetchOptions:
     ignore: tuple[str, ...] = ()
     work: Path | None = None
     torrent: TorrentOptions = field(default_factory=TorrentOptions)
+    target: Target | None = None
 
 
 def default_work() -> Path:

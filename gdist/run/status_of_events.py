@@ -25,6 +25,8 @@ from gdist.events import (
     Finished,
     HashFailed,
     MetadataReceived,
+    MovePlanned,
+    MoveProgress,
     Note,
     PeerBanned,
     PeerCount,
@@ -120,7 +122,7 @@ class StatusOfEvents:
                 self._change(stage=event.stage)
             case MetadataReceived():
                 self._change(info_hash=event.info_hash.hex, release=event.name)
-            case Planned() | ReshardPlanned():
+            case Planned() | ReshardPlanned() | MovePlanned():
                 placed = event.bytes_resumed
                 self._change(tensors=event.tensors, bytes_wanted=event.bytes_wanted, bytes_placed=placed)
             case TensorsPlanned():
@@ -139,13 +141,13 @@ class StatusOfEvents:
                 self._change(transfer_errors=status.transfer_errors + 1)
             case PeerCount():
                 self._change(peers=event.peers)
-            case Progress() | ReshardProgress() | ClusterProgress():
+            case Progress() | ReshardProgress() | MoveProgress() | ClusterProgress():
                 self._change(**_progress(event))
                 self._change(binds=self._binds_of(event))
             case Finished():
                 self._finish(event)
 
-    def _binds_of(self, event: Progress | ReshardProgress | ClusterProgress) -> Binds:
+    def _binds_of(self, event: Progress | ReshardProgress | MoveProgress | ClusterProgress) -> Binds:
         """What binds: where the run says that it is the network, the cluster knows which."""
         if isinstance(event, ClusterProgress):
             self._network = event.binds
@@ -177,7 +179,9 @@ class StatusOfEvents:
         )
 
 
-def _progress(event: Progress | ReshardProgress | ClusterProgress) -> Mapping[str, Any]:  # Any: see _change
+def _progress(
+    event: Progress | ReshardProgress | MoveProgress | ClusterProgress,
+) -> Mapping[str, Any]:  # Any: see _change
     match event:
         case Progress():
             return {
@@ -187,7 +191,7 @@ def _progress(event: Progress | ReshardProgress | ClusterProgress) -> Mapping[st
                 "wan_rate": event.download_rate,
                 "peers": event.peers,
             }
-        case ReshardProgress():
+        case ReshardProgress() | MoveProgress():
             return {
                 "bytes_placed": event.bytes_placed,
                 "bytes_wanted": event.bytes_wanted,

@@ -58,6 +58,32 @@ def test_row_blocks_by_example(
     assert row_block(shape, itemsize, limit) == block
 
 
+@pytest.mark.parametrize(
+    ("shape", "itemsize", "limit", "block"),
+    [
+        ((32003, 4096), 2, 2**24, (32003, 4096)),  # 32003 is prime: one block of 16 times the limit
+        ((4001, 30, 35), 4, 2**24, (4001, 30, 35)),  # and what follows a passed limit is not cut
+        ((65537, 4096), 2, 2**24, (1, 4096)),  # 33 times the limit: its rows
+        ((50257, 768), 4, 2**24, (1733, 768)),  # 29 times a prime: there are even blocks near the limit
+        ((64, 1024), 4, 2**16, (16, 1024)),  # as without `soft`
+    ],
+)
+def test_a_soft_limit_is_passed_for_few_blocks(
+    shape: tuple[int, ...], itemsize: int, limit: int, block: tuple[int, ...]
+) -> None:
+    assert row_block(shape, itemsize, limit, soft=True) == block
+
+
+@given(
+    st.lists(st.integers(1, 3000), min_size=1, max_size=4), st.sampled_from([1, 2, 8]), st.integers(1, 9000)
+)
+def test_a_soft_block_divides_whatever_the_shape(shape: list[int], itemsize: int, limit: int) -> None:
+    block = row_block(tuple(shape), itemsize, limit, soft=True)
+    assert all(size % part == 0 for size, part in zip(shape, block, strict=True))
+    hard = row_block(tuple(shape), itemsize, limit)
+    assert prod(hard) <= prod(block) <= max(prod(hard), 32 * limit // itemsize)
+
+
 @st.composite
 def cuts(draw: st.DrawFn) -> tuple[Mesh, int, PartitionSpec, tuple[int, ...]]:
     """Up to four axes, devices in any order, hosts that divide them, a spec, and a shape that it divides."""

@@ -26,9 +26,12 @@ from jax.sharding import Mesh, SingleDeviceSharding
 import gdist
 from gdist.core.box import Box
 from gdist.core.mesh import HostGroup
+from gdist.core.parcels import Item, Kind, deal, rounds_of
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.tensor import Quantisation
 from gdist.errors import CorruptError, GdistError, RequestError
+from gdist.loader.carrier import XlaCarrier
+from gdist.stores.rounds import Rounds
 from gdist.stores.store import Reader
 from gdist.testing.stores import Array, write_store
 
@@ -253,6 +256,94 @@ def staged_and_cast_as_anywhere(root: Path, index: int, count: int) -> None:
     expected = {"moe": pair.astype(ml_dtypes.bfloat16), "step": sample()["step"]}
     for options in ({}, {"staging": "pinned"}, {"broadcast": True}):
         assert_bits(gdist.load(own, dtype="bfloat16", select="moe|step", **options), expected)
+
+
+@check
+def what_a_process_lacks_comes_from_others(root: Path, index: int, count: int) -> None:
+    own, other = (
+        root / f"own{index}",
+        {"rules": [["both|moe", [None, "model"]], ["columns", [None, "data"]], [".*", []]]},
+    )
+    some = (
+        sample()
+        if count == 2
+        else {n: a for n, a in sample().items() if n in ("both", "columns", "nibble", "step")}
+    )
+    select = [f"^{name}$" for name in some]
+    cases: list[dict[str, Any]] = [
+        {"rules": other},
+        {"mesh": "2x32"},
+        {"mesh": "64x1", "staging": "ring", "memory": 300},
+    ]
+    for options in cases if count < 8 else cases[:1]:
+        tree = gdist.load(
+            own, select=select if count > 2 else None, exchange=True, **{"rules": other, **options}
+        )
+        assert_bits(tree, some)
+    # The least comes over the network: a process that has all it needs asks nobody.
+    with gdist.open(own) as store:
+        store._reader = counting = Counting(store._reader)
+        assert_bits(gdist.load(store, select="both", exchange=True), {"both": sample()["both"]})
+    assert counting.nbytes == sample()["both"].nbytes // count
+    pair = sample()["moe.weight"].astype(np.float32)
+    pair *= np.repeat(sample()["moe.scales"].astype(np.float32), 16, axis=1)
+    made = gdist.load(own, select="moe", dtype="bfloat16", rules=other, exchange=True)
+    assert_bits(made, {"moe": pair.astype(ml_dtypes.bfloat16)})
+
+
+@check
+def parcels_of_every_kind_come_by_xla(root: Path, index: int, count: int) -> None:
+    rng = np.random.default_rng(11)
+    shape, itemsize = (8 * count, 5 * count), 2
+    whole = rng.integers(0, 2**16, shape, np.uint16)
+    row, width = shape[0] // count, 5
+    layouts: dict[Kind, list[list[Box]]] = {
+        Kind.ALL: [[Box((0, n * width), (shape[0], (n + 1) * width))] for n in range(count)],
+        Kind.GATHER: [[Box.whole(shape)]] * count,
+        Kind.PAIRS: [[Box.whole(shape)], *([[]] * (count - 1))],
+    }
+    held = {(n, 0): [n] for n in range(count)}
+    for kind, wants in layouts.items():
+        deals = [(0, deal((row, shape[1]), held, wants, itemsize, 300))]
+        kinds = {one.kind for one in rounds_of(deals, count, 300)}
+        assert kinds == {Kind.GATHER if count == 2 and kind is Kind.ALL else kind}, (kind, kinds)
+        for rails in (1, 3) if count < 8 else (1,):
+            got = np.zeros(shape, np.uint16)
+
+            def place(number: int, item: Item, data: Any, got: Array = got) -> None:
+                got[item.box.slices()] = data.view(np.uint16).reshape(item.box.shape)
+
+            carrier = XlaCarrier(jax.devices(), rails=rails)
+            assert (carrier.index, carrier.count) == (index, count)
+            Rounds(carrier, [itemsize], lambda number, box: whole[box.slices()], place).run(
+                rounds_of(deals, count, 300)
+            )
+            expected = np.zeros(shape, np.uint16)
+            for box in wants[index]:
+                expected[box.slices()] = whole[box.slices()]
+            expected[index * row : (index + 1) * row] = 0  # its own never left it
+            assert (got == expected).all(), (kind, rails)
+
+
+@check
+def a_share_that_nobody_has_right_stops_all(root: Path, index: int, count: int) -> None:
+    other = {"rules": [[".*", []]]}
+    broken = root / f"bad{index}"
+    shutil.copytree(root / f"own{index}", broken)
+    if index == count - 1:
+        for path in [p for p in (broken / "both/c").rglob("*") if p.is_file()][:1]:
+            data = bytearray(path.read_bytes())
+            data[8] ^= 1
+            path.write_bytes(data)
+    texts = [f"process {count - 1} cannot load", "'both'"]
+    assert_all_raise(
+        CorruptError, texts, lambda: gdist.load(broken, select="both|norm", rules=other, exchange=True)
+    )
+    part = root / ("own1" if index == 0 else f"own{index}")  # nobody has what process 0 wrote
+    texts = ["no process has some shards of 1 tensors: both"]
+    assert_all_raise(CorruptError, texts, lambda: gdist.load(part, select="both", rules=other, exchange=True))
+    texts = ["would load other tensors, shardings or options than process 0"]
+    assert_all_raise(RequestError, texts, lambda: gdist.load(root / f"own{index}", exchange=index == 0))
 
 
 @check

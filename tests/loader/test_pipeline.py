@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gdist.core.box import Box
+from gdist.core.box import Box, row_parts
 
 pytest.importorskip("jax")
 
-from gdist.loader.arrays import carve, row_parts, spanned
+from gdist.loader.arrays import carve, spanned
 from gdist.loader.pipeline import Ring
 
 pytestmark = pytest.mark.jax

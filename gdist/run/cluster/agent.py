@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ from gdist.run.cluster.options import ClusterOptions
 from gdist.run.cluster.rendezvous import FINAL_PHASE
 from gdist.run.cluster.source import ClusterSource
 from gdist.run.cluster.station import Station
+from gdist.run.collective import MoveRequest, all_here, fetch_shares, start_move
+from gdist.run.destination import default_dest
 from gdist.run.fetch import FetchResult, fetch
 from gdist.run.opening import Opening, PieceSource
 from gdist.run.recorder import Recorder
@@ -127,11 +130,34 @@ class _Agent:
         if self._host.count == 1:
             return fetch(self._source, dest, asked, observe=self._observe, stop=self._stop)
         try:
-            done = fetch(self._source, dest, asked, observe=self._watch, stop=self._stop, opener=self._open)
+            done = self._exchanged(dest) if self._options.exchange == "collective" else self._fetched(dest)
             self._afterwards(done)
             return done
         finally:
             self._close()
+
+    def _fetched(self, dest: str | os.PathLike[str] | None) -> FetchResult:
+        """What this host's shards need, from outside and from the others."""
+        asked = self._options.fetch
+        return fetch(self._source, dest, asked, observe=self._watch, stop=self._stop, opener=self._open)
+
+    def _exchanged(self, dest: str | os.PathLike[str] | None) -> FetchResult:
+        """An even share of every tensor, and then XLA's collectives to where each byte belongs."""
+        asked = self._options.fetch
+        where = os.fspath(dest) if dest is not None else default_dest(resolve(self._source))
+        shares = fetch_shares(
+            self._source, where, asked, observe=self._watch, stop=self._stop, opener=self._open
+        )
+        if self._station is None:
+            station = self._open_station()
+            station.link.join()
+        assert self._station is not None
+        here = all_here(where, self._host, asked.work)
+        coordinator = self._station.link.meet(here, _free_port())
+        if coordinator is None:
+            return replace(shares, path=where)
+        request = MoveRequest(where, self._host, coordinator, memory=asked.memory, work=asked.work)
+        return start_move(request, observe=self._watch, stop=self._stop)
 
     # --- time, stops and what is told -----------------------------------------------------------------
 
@@ -315,6 +341,12 @@ class _Agent:
             if time.monotonic() - since > IDLE_SECONDS:  # nobody takes anything
                 return
             time.sleep(0.1)
+
+
+def _free_port() -> int:
+    """A port that nobody listens on now; JAX takes it a moment later."""
+    with socket.create_server(("", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def _job(source: str, options: ClusterOptions) -> dict[str, Any]:  # Any: a document of the wire

@@ -17,7 +17,7 @@ from typing import Any
 
 from gdist.core.piece_set import PieceSet, from_json, to_json
 from gdist.errors import GdistError, HostsMissing, RefusedError, TransferError
-from gdist.exchange import Key
+from gdist.exchange import Key, format_address, parse_address
 from gdist.run.cluster.way import ANSWER_SECONDS, WHO_SECONDS, Peer, Way
 
 _log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.25
 TELL_SECONDS = 0.02  # what changes within it is told in one message
 POLL_WAIT_SECONDS = 1.0
+LOCALHOST = "127.0.0.1"  # host 0's own process listens on all of its addresses
 PATIENCE_SECONDS = 1800.0  # for hosts without which nothing can begin: pods may wait long for their node
 
 Json = dict[str, Any]  # Any: documents of the wire, checked where they are made
@@ -335,6 +336,27 @@ class Link:
         )
         inside.done, inside.brought = bool(found["done"]), int(found["brought"])
         inside.union = int(found["union"])
+
+    def meet(self, here: bool, port: int) -> str | None:
+        """Waits until every host has its even share; where JAX's processes meet then, at host 0.
+
+        None when all hosts have all of their shards (`here`) already. `port` is free on this host.
+
+        Raises:
+            GdistError: from `stop`.
+        """
+        while True:
+            self._stop()
+            self.check()
+            found = self._request("POST", "/meet", {"here": here, "port": port}, timeout=ANSWER_SECONDS)
+            if found is None or found.get("wait"):
+                continue
+            if not found["move"]:
+                return None
+            with self.changed:
+                first = self.inside.peers[0].address if self.index else ""
+            host = parse_address(first)[0] if first else LOCALHOST
+            return format_address(host, found["port"])
 
     # --- the end --------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ has, with its next message.
     POST /catalogue  the torrent's metadata and headers, or the task to find them out
     PUT /catalogue   found out
     POST /poll       what I have since; answered with what I should know, at once or when there is something
+    POST /meet       I have my even share: answered when all have theirs, with where JAX's processes meet
     POST /leave      I am going: take over what I hold
     GET /who         who answers here, and whom he follows
 """
@@ -69,6 +70,7 @@ class Rendezvous:
         self._catalogue: Json | None = None
         self._scout: int | None = None
         self._roster = 0
+        self._met: dict[int, tuple[bool, int]] = {}  # has all of its shards, a free port
         self._complete: set[int] = set()  # hosts that had all they need before they joined
 
     def answer(self, request: Request) -> Response | None:
@@ -78,6 +80,7 @@ class Rendezvous:
             ("POST", "/catalogue"): self._ask_catalogue,
             ("PUT", "/catalogue"): self._put_catalogue,
             ("POST", "/poll"): self._poll,
+            ("POST", "/meet"): self._meet,
             ("POST", "/leave"): self._leave,
         }.get((request.method, request.path))
         if handle is None:
@@ -291,6 +294,21 @@ class Rendezvous:
         with self.changed:
             others = [m.seen for m in self.members.values() if m.index != self.index and m.state == "live"]
         return now - max(others) if others else float("inf")
+
+    def _meet(self, request: Request, body: Json) -> Json:
+        """Where an exchange by XLA needs all hosts at once: nobody is held here longer than a poll."""
+        deadline = time.monotonic() + POLL_SECONDS
+        with self.changed:
+            member = self._member(body)
+            if member is None:
+                return {"join": True}
+            self._met[member.index] = (bool(body["here"]), int(body["port"]))
+            self.changed.notify_all()
+            while len(self._met) < self.count and self._wait(deadline):
+                self._expire()
+            if len(self._met) < self.count:
+                return {"wait": True}
+            return {"move": not all(here for here, _ in self._met.values()), "port": self._met[0][1]}
 
     def _wait(self, deadline: float) -> bool:
         """Waits for a change; False when the time is up."""
