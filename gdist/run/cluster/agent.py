@@ -31,6 +31,7 @@ from gdist.errors import (
 from gdist.events import Event, MemberChanged, Note, Observer, Stage, StageStarted
 from gdist.kvstore import local_path
 from gdist.run.catalogue import Catalogue
+from gdist.run.cluster.held import Held
 from gdist.run.cluster.learning import learn
 from gdist.run.cluster.link import Link
 from gdist.run.cluster.meters import Meters
@@ -39,7 +40,7 @@ from gdist.run.cluster.rendezvous import FINAL_PHASE
 from gdist.run.cluster.source import ClusterSource
 from gdist.run.cluster.station import Station
 from gdist.run.collective import MoveRequest, all_here, fetch_shares, start_move
-from gdist.run.destination import default_dest
+from gdist.run.destination import default_dest, find_destination, finished
 from gdist.run.fetch import FetchResult, fetch
 from gdist.run.opening import Opening, PieceSource
 from gdist.run.recorder import Recorder
@@ -145,9 +146,12 @@ class _Agent:
         """An even share of every tensor, and then XLA's collectives to where each byte belongs."""
         asked = self._options.fetch
         where = os.fspath(dest) if dest is not None else default_dest(resolve(self._source))
+        if finished(find_destination(where, self._host, asked.work), resolve(self._source), asked):
+            return self._fetched(where)
         shares = fetch_shares(
             self._source, where, asked, observe=self._watch, stop=self._stop, opener=self._open
         )
+        self._serving = False
         if self._station is None:
             station = self._open_station()
             station.link.join()
@@ -247,6 +251,9 @@ class _Agent:
             yield pieces, catalogue
             self._serve(pieces, link)
         finally:
+            if link.inside.wanted and not link.inside.done:
+                self._hand_over(link, learned.held)
+            self._pieces = station.pieces = None
             learned.outside.close()
 
     def _open_station(self) -> Station:
@@ -319,25 +326,20 @@ class _Agent:
         link.flush(FLUSH_SECONDS)
 
     def _close(self) -> None:
-        """Leaves, after others had a chance to take what only this host has."""
-        station = self._station
-        if station is None:
-            return
-        inside = station.link.inside
-        if self._pieces is not None and inside.wanted and not inside.done:
-            self._hand_over(station.link, self._pieces)
-        station.link.leave(gone=True)
-        station.close()
+        """Leaves the others."""
+        if self._station is not None:
+            self._station.link.leave(gone=True)
+            self._station.close()
 
-    def _hand_over(self, link: Link, pieces: ClusterSource) -> None:
+    def _hand_over(self, link: Link, held: Held) -> None:
         """Gives the others a few seconds to take the pieces that they need and only this host has."""
         link.leave(gone=False)
-        given = pieces.held.given
+        given = held.given
         since = time.monotonic()
         end = since + HAND_OVER_SECONDS
-        while time.monotonic() < end and pieces.held.pieces():
-            if pieces.held.given > given:
-                given, since = pieces.held.given, time.monotonic()
+        while time.monotonic() < end and held.pieces():
+            if held.given > given:
+                given, since = held.given, time.monotonic()
             if time.monotonic() - since > IDLE_SECONDS:  # nobody takes anything
                 return
             time.sleep(0.1)

@@ -304,11 +304,15 @@ class Rendezvous:
                 return {"join": True}
             self._met[member.index] = (bool(body["here"]), int(body["port"]))
             self.changed.notify_all()
-            while len(self._met) < self.count and self._wait(deadline):
+            while len(met := self._have_met()) < self.count and self._wait(deadline):
                 self._expire()
-            if len(self._met) < self.count:
+            if len(met) < self.count:
                 return {"wait": True}
-            return {"move": not all(here for here, _ in self._met.values()), "port": self._met[0][1]}
+            return {"move": not all(here for here, _ in met.values()), "port": met[0][1]}
+
+    def _have_met(self) -> dict[int, tuple[bool, int]]:
+        """Who waits for the exchange, or needs none."""
+        return dict.fromkeys(self._complete, (True, 0)) | self._met
 
     def _wait(self, deadline: float) -> bool:
         """Waits for a change; False when the time is up."""

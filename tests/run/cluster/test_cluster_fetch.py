@@ -20,7 +20,7 @@ from gdist.run.verify import verify
 from gdist.stores import open as open_store
 from gdist.testing.agents import Agents, free_port
 from gdist.testing.checkpoints import write_grok1
-from gdist.testing.fetches import Array
+from gdist.testing.fetches import Array, tree_of
 from gdist.testing.swarm import LOCALHOST, Seeded, Slow, seed
 
 pytestmark = [pytest.mark.torrent, pytest.mark.slow]
@@ -96,6 +96,23 @@ def test_each_byte_comes_in_once(
         assert all(agents.events(index)[-1]["already"] for index in range(4))
         assert time.monotonic() - began < 60
         assert seeded.stats().uploaded == uploaded, "a second run fetches nothing"
+
+
+@pytest.mark.jax
+def test_both_exchanges_write_the_same_stores(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even shares moved by XLA's collectives end as what slices from the others make, to the byte."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    stores = []
+    for exchange in ("swarm", "collective"):
+        with Agents(seeded, tmp_path / exchange, 2, "--exchange", exchange, mesh="2x4") as agents:
+            agents.start_all()
+            assert agents.wait_all() == [0, 0], agents.said()
+            assert_whole(agents, grok[1])
+            stores.append([tree_of(store) for store in agents.stores])
+    assert stores[0] == stores[1]
+    assert seeded.stats().uploaded == 2 * nbytes(grok), "each of them took every byte once"
 
 
 @pytest.mark.parametrize("gateways", ["all", "1"])
