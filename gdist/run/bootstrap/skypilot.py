@@ -24,5 +24,12 @@ def skypilot_task(job: BootstrapJob, sky: SkyPilot) -> str:
     """
     check_counted(job, "SkyPilot")
     check_absolute(job, "a task starts in a directory of SkyPilot's")
-    resources = pairs(sky.resources, "--resource")
+    resources = [(key, _typed(text)) for key, text in pairs(sky.resources, "--resource")]
     return render("skypilot.yaml.j2", **job.values(), sky=sky, resources=resources)
+
+
+def _typed(text: str) -> str | int | bool:
+    """A value as SkyPilot's schema wants it: `true` and `500` are no texts there."""
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if text.isdecimal() else text

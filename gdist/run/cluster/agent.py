@@ -8,6 +8,7 @@ this host's shards are there, it goes on giving pieces to the others until they 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -275,7 +276,12 @@ class _Agent:
         if self._station is None:
             if receipt and receipt.exists() and receipt.read_text() == count:
                 return
-            station = self._open_station()
+            try:
+                station = self._open_station()
+            except RequestError as error:
+                if getattr(error.__cause__, "errno", None) == errno.EADDRINUSE:
+                    return  # this host's agent still serves: it tells them
+                raise
             found = station.link.announce(ANNOUNCE_SECONDS)
             while found and self._host.index == 0 and not station.rendezvous.done():
                 quiet = min(station.rendezvous.quiet(), time.monotonic() - self._started)

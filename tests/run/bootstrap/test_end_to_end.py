@@ -1,4 +1,4 @@
-"""The printed scripts with gdist itself, by Slurm's daemons and by ssh; a checkpoint from a loopback seeder."""
+"""The printed scripts with gdist itself, by Slurm's daemons and by ssh; the seeder is on loopback."""
 
 from __future__ import annotations
 
@@ -161,3 +161,25 @@ def test_srun_check(environ: dict[str, str], tmp_path: Path) -> None:
         found = {finding["check"]: finding["what"] for finding in result["findings"]}
         assert found["membership"].startswith(f"host {index} of {HOSTS}, by slurm (")
         assert found["together"].startswith(f"all {HOSTS} hosts were met; the secret is theirs too")
+
+
+@pytest.mark.skipif(bool(slurm_rig.missing_programs()), reason=slurm_rig.missing_programs())
+def test_several_ranks_a_host_are_one_agent(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """The line in a script that every rank runs: one of each host's fetches, the others wait for it."""
+    dest = tmp_path / "store"
+    with slurm_rig.slurm_cluster(tmp_path / "slurm", nodes=HOSTS) as slurm:
+        command = [
+            *GDIST.split(),
+            "cluster",
+            "fetch",
+            format_magnet(seeded.magnet),
+            str(dest),
+            "--mesh",
+            "2x4",
+        ]
+        more = {**environ, "GDIST_HOSTS": ",".join(addresses()), "GDIST_SECRET": "correct horse"}
+        said = slurm.run("srun", f"-N{HOSTS}", "--ntasks-per-node=2", *command, *FLAGS, env=more, timeout=150)
+    assert said.stdout.splitlines() == [str(dest)] * 2 * HOSTS
+    assert_fetched_once(dest, grok, seeded)

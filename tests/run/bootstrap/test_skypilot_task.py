@@ -70,13 +70,13 @@ def test_codes_decide_whether_it_is_tried_again(standin: Any, tmp_path: Path) ->
 
 
 def test_fields_are_those_of_a_task() -> None:
-    text = skypilot_task(
-        job(), SkyPilot(("accelerators=H100:8", "disk_size=500"), "pip install 'gdist[jax]'")
-    )
+    asked = ("accelerators=H100:8", "disk_size=500", "use_spot=true", "cpus=32+")
+    text = skypilot_task(job(), SkyPilot(asked, "pip install 'gdist[jax]'"))
     task = yaml.safe_load(text)
     assert set(task) == {"name", "num_nodes", "resources", "secrets", "setup", "run"}
     assert (task["name"], task["num_nodes"]) == ("fetch-grok-1", NODES)
-    assert task["resources"] == {"accelerators": "H100:8", "disk_size": "500"}
+    expected = {"accelerators": "H100:8", "disk_size": 500, "use_spot": True, "cpus": "32+"}
+    assert task["resources"] == expected, "SkyPilot's schema wants numbers and truths as such"
     assert task["secrets"] == {"GDIST_SECRET": None}, "null: sky launch insists on it"
     assert task["setup"] == "pip install 'gdist[jax]'\n"
     assert "resources" not in yaml.safe_load(skypilot_task(job(), SkyPilot()))
