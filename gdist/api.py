@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +22,7 @@ from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.profiles import PROFILES
 from gdist.core.units import parse_bytes, parse_rate, parse_seconds
 from gdist.errors import GdistError, RequestError, TransferError
-from gdist.events import Observer
+from gdist.events import Note, Observer
 from gdist.reading import HostLike, MeshLike, OrderLike, RulesLike, all_devices
 from gdist.reading import read_host as read_host
 from gdist.reading import read_mesh as read_mesh
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from gdist.run.job import FetchJob
     from gdist.run.options import FetchOptions
     from gdist.run.plan import PlanReport
+    from gdist.run.recorder import Recorder
     from gdist.run.reshard import ReshardResult
     from gdist.run.rules import RulesReport
     from gdist.run.simulate import SimulationReport
@@ -190,6 +190,7 @@ def cluster_fetch(
     min_hosts: int = 0,
     linger: float | str = "10m",
     http: str | None = None,
+    recorder: Recorder | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     **fetching: Any,  # Any: those of `fetch`, which knows their types
@@ -199,8 +200,8 @@ def cluster_fetch(
     Called on every host, in any order. `cluster` says whose environment tells which host this is (`auto`: all
     known are asked), `host`, `coordinator` and `hosts` say it outright. `secret` is shared by the job, a text
     or `@FILE`; `gateways` are the hosts that may use the outside: `0,1` or `0-3`. `hold` bounds what is kept
-    for others, `linger` how long a host that is done waits for hosts that never came. The rest is as for
-    `fetch`.
+    for others, `linger` how long a host that is done waits for hosts that never came. `recorder` is told how
+    the cluster fares, for a page about it. The rest is as for `fetch`.
 
     Raises:
         GdistError: of a fetch, and when the hosts disagree or do not come.
@@ -215,7 +216,7 @@ def cluster_fetch(
         hosts=where.hosts,
         job=where.job,
         port=port,
-        secret=_read_secret(secret),
+        secret=read_secret(secret),
         encrypt=encrypt,
         gateways=_read_gateways(gateways, where.host.count),
         exchange=exchange,
@@ -226,7 +227,11 @@ def cluster_fetch(
         linger=parse_seconds(linger, "linger"),
         http=http or "",
     )
-    return run(source, dest, options, observe=observe, stop=stop)
+    if observe is not None:
+        observe(Note(str(where)))
+        if where.host.count > 1 and not options.secret:
+            observe(Note("no secret was given: whoever can reach the hosts and knows the job may join them"))
+    return run(source, dest, options, observe=observe, stop=stop, recorder=recorder)
 
 
 def cluster_status(
@@ -279,7 +284,7 @@ def cluster_status(
             "whom to ask is not known",
             hint="give the destination of a fetch on this machine, or --coordinator HOST:PORT",
         )
-    key = Key.from_secret(_read_secret(secret) or NO_SECRET, job or "")
+    key = Key.from_secret(read_secret(secret) or NO_SECRET, job or "")
     return ask_cluster([AgentAddress(_with_port(address), key, encrypt) for address in addresses])
 
 
@@ -302,16 +307,18 @@ def find_host(
         RequestError: when it is said nowhere, or twice and differently.
     """
     from gdist.clusters import detect
+    from gdist.clusters.this_host import host_name, own_addresses
 
     said = dict(os.environ)
     group = read_host(host)
     if group is not None:
+        said.pop("GDIST_HOST", None)
         said |= {"GDIST_RANK": str(group.index), "GDIST_WORLD": str(group.count)}
     if coordinator:
         said["GDIST_COORDINATOR"] = coordinator
     if hosts:
         said["GDIST_HOSTS"] = _read_list(hosts)
-    return detect(said, cluster, hostname=socket.gethostname())
+    return detect(said, cluster, hostname=host_name(), addresses=own_addresses())
 
 
 def _read_list(value: str | Iterable[str]) -> str:
@@ -321,7 +328,12 @@ def _read_list(value: str | Iterable[str]) -> str:
     return ",".join(_read_file(value[1:], "hosts").split()) if value.startswith("@") else value
 
 
-def _read_secret(value: str | None) -> str:
+def read_secret(value: str | None) -> str:
+    """The secret of a job, from itself or from `@FILE`; '' where none is given.
+
+    Raises:
+        RequestError: when it is empty, or the file cannot be read.
+    """
     if value is None:
         return ""
     text = _read_file(value[1:], "secret") if value.startswith("@") else value

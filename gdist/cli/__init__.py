@@ -16,6 +16,7 @@ import click
 
 from gdist import __version__
 from gdist.cli import exits
+from gdist.cli.commands.bootstrap import bootstrap
 from gdist.cli.commands.cluster import cluster
 from gdist.cli.commands.completion import completion
 from gdist.cli.commands.fetch import fetch
@@ -37,6 +38,7 @@ from gdist.errors import GdistError
 COMMANDS = (
     fetch,
     cluster,
+    bootstrap,
     status,
     wait,
     reshard,

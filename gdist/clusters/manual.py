@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from gdist.clusters.membership import HalfSet, Variables, half_set
+from gdist.clusters.membership import SHOWN, HalfSet, Variables, half_set
 from gdist.core.hosts import parse_hosts, split_address
 from gdist.core.mesh import parse_host
+from gdist.core.text import shorten
 from gdist.errors import RequestError
 
 
@@ -80,7 +81,7 @@ def _hosts(text: str) -> tuple[str, ...]:
 
 
 def _place(hosts: tuple[str, ...], hostname: str, addresses: Collection[str]) -> int | None:
-    """Where this host is in the list: by its name, an address, or the name's first label; None if nowhere."""
+    """Where this host is in the list: by its name, an address, the name's first label; None if not once."""
     names = [split_address(host)[0].lower() for host in hosts]
     ours = hostname.lower()
     places = [n for n, name in enumerate(names) if ours and name == ours]
@@ -90,12 +91,7 @@ def _place(hosts: tuple[str, ...], hostname: str, addresses: Collection[str]) ->
         places = [
             n for n, name in enumerate(names) if not name[0].isdigit() and name.partition(".")[0] == short
         ]
-    if len(places) > 1:
-        raise RequestError(
-            f"GDIST_HOSTS names this host {len(places)} times ({', '.join(hosts[n] for n in places)})",
-            hint="say which one it is: --host INDEX/COUNT",
-        )
-    return places[0] if places else None
+    return places[0] if len(places) == 1 else None
 
 
 def incomplete(told: Said) -> RequestError:
@@ -107,8 +103,8 @@ def incomplete(told: Said) -> RequestError:
         )
     if told.hosts and told.index is None:
         return HalfSet(
-            f"manual: none of this host's names and addresses is in GDIST_HOSTS ({', '.join(told.hosts[:8])}"
-            f"{', ...' if len(told.hosts) > 8 else ''})",
+            f"manual: no name or address of this host is just once in GDIST_HOSTS "
+            f"({shorten(', '.join(told.hosts), SHOWN)})",
             hint="set GDIST_RANK, or name the host as it calls itself",
         )
     missing = [

@@ -35,6 +35,7 @@ STALL_SECONDS = 15.0  # leases of a host that brings nothing in for so long are 
 STEAL_SECONDS = 3.0  # a lease is taken over when it would last so much longer than with the idle host
 SETTLE_SECONDS = 3.0  # after the first host enrolled, until all are there: who returns tells what he has
 RATE_DECAY = 0.9  # a report: a line is as fast as it was lately at its best
+BRIEF_SECONDS = 0.5  # the same while headers are read: few would have pieces of them
 LOOKAHEAD = 64  # free pieces among which a host gets those that it needs itself
 
 
@@ -87,11 +88,12 @@ class Answer:
 class Leases:
     """The state of one job's pieces; see the module's text.
 
-    `nbytes` are the pieces' sizes in loading order, `count` is how many hosts the job has.
+    `nbytes` are the pieces' sizes in loading order, `count` is how many hosts the job has. While what the
+    torrent holds is still being found out (`final` false) nothing is ever spent.
     """
 
-    def __init__(self, nbytes: Sequence[int], count: int):
-        self._nbytes, self._count = nbytes, count
+    def __init__(self, nbytes: Sequence[int], count: int, *, final: bool = True):
+        self._nbytes, self._count, self._final = nbytes, count, final
         self._largest = max(nbytes, default=1)
         self._hosts: dict[int, _Host] = {}
         self._finished: set[int] = set()  # had all they need before they went
@@ -221,8 +223,8 @@ class Leases:
             fresh=fresh,
             changes=tuple(c for c in changes if c.host != index and (not c.held or needs >> c.piece & 1)),
             lease=set_of(host.leased),
-            spent=0 if absent else unused,
-            spare=unused if absent else 0,
+            spent=unused if self._final and not absent else 0,
+            spare=unused if self._final and absent else 0,
             wanted=bool(host.held & self._open(but=index)) or absent,
         )
 
@@ -273,7 +275,7 @@ class Leases:
     def _grant(self, index: int, now: float) -> None:
         """Fills a host's leases up; takes over from others what would take them much longer."""
         host = self._hosts[index]
-        if self.absent and now - self._began < SETTLE_SECONDS:
+        if self.absent and now - self._began < (SETTLE_SECONDS if self._final else BRIEF_SECONDS):
             return
         self._revoke_stalled(index, now)
         taken = 0

@@ -62,7 +62,8 @@ class Plot:
         for n in range(int(end / step + 1e-9) + 1):
             x = at(n * step, end)
             text = format_seconds(n * step) if n else "0 s"
-            yield Text(x, self.top + self.height + 16, text, "soft", "middle" if n else "start")
+            anchor = "start" if not n else "end" if x > WIDTH - RIGHT - 20 else "middle"
+            yield Text(x, self.top + self.height + 16, text, "soft", anchor)
 
 
 def at(seconds: float, end: float) -> float:

@@ -26,6 +26,7 @@ from gdist.core.status import AgentStatus, ClusterStatus, MemberState, MemberSta
 from gdist.errors import GdistError, RefusedError, RequestError
 from gdist.exchange import Request, Response
 
+FINAL_PHASE = 1  # what the torrent holds is known; before that its pieces are counted as they lie
 POLL_SECONDS = 1.0  # the longest that an answer is held back; a host is late by as much after a lost message
 CATALOGUE_SECONDS = 10.0
 WAKE_SECONDS = 0.25  # how late the passing of time is noticed
@@ -64,6 +65,7 @@ class Rendezvous:
         self._job, self._probe = job, probe
         self._leases: Leases | None = None
         self._pieces: Json = {}
+        self._phase = -1
         self._catalogue: Json | None = None
         self._scout: int | None = None
         self._roster = 0
@@ -163,13 +165,14 @@ class Rendezvous:
                 if member is None:
                     return {"join": True}
                 self._expire()
-                if self._catalogue:
-                    return self._catalogue
+                known = self._catalogue or {}
+                if known.get("whole") or (known and not body["have"]):
+                    return known
                 scout = self.members.get(self._scout) if self._scout is not None else None
                 if (scout is None or scout.state != "live" or scout is member) and member.gateway:
                     self._scout = member.index
                     return {"scout": True}
-                if time.monotonic() > deadline:
+                if body["have"] or time.monotonic() > deadline:
                     return {"wait": True}
                 self.changed.wait(WAKE_SECONDS)
 
@@ -177,7 +180,8 @@ class Rendezvous:
         with self.changed:
             if self._member(body) is None:
                 return {"join": True}
-            self._catalogue = self._catalogue or {"torrent": str(body["torrent"]), "headers": body["headers"]}
+            if not (self._catalogue and self._catalogue["whole"]):
+                self._catalogue = {name: body[name] for name in ("torrent", "headers", "whole")}
             self.changed.notify_all()
         return {}
 
@@ -222,11 +226,17 @@ class Rendezvous:
             return {**self._common(member, body), **_answer(answer, leases)}
 
     def _enrol(self, member: Member, body: Json) -> None:
+        phase = int(body["phase"])
+        if phase < self._phase:
+            return
+        if phase > self._phase:
+            self._phase, self._leases = phase, None
         runs = [(int(nbytes), int(times)) for nbytes, times in body["nbytes"]]
         pieces = {"order": str(body["order"]), "nbytes": runs}
         if self._leases is None:
             self._pieces = pieces
-            self._leases = Leases([nbytes for nbytes, times in runs for _ in range(times)], self.count)
+            nbytes = [length for length, times in runs for _ in range(times)]
+            self._leases = Leases(nbytes, self.count, final=phase == FINAL_PHASE)
             for index in self._complete:
                 self._leases.finish(index)
         elif pieces != self._pieces:
@@ -246,9 +256,10 @@ class Rendezvous:
         self.changed.notify_all()
 
     def _report(self, leases: Leases, member: Member, body: Json) -> None:
-        sets = {name: from_json(body.get(name) or []) for name in ("held", "dropped", "got")}
+        ours = body.get("phase") == self._phase
+        sets = {name: from_json((ours and body.get(name)) or []) for name in ("held", "dropped", "got")}
         done = bool(body.get("done"))
-        for place, host in body.get("gone", ()):
+        for place, host in body.get("gone", ()) if ours else ():
             leases.deny(int(host), 1 << int(place))
         leases.report(member.index, rate=float(body.get("rate", 0)), done=done, now=time.monotonic(), **sets)
         if done and member.state == "live":
@@ -260,6 +271,7 @@ class Rendezvous:
     def _common(self, member: Member, body: Json) -> Json:
         """What every answer to a poll has; the members when this host does not know them yet."""
         found: Json = {"coordinator": self.boot, "index": self.index, "roster": self._roster}
+        found |= {"phase": self._phase, "catalogue": bool(self._catalogue and self._catalogue["whole"])}
         if body.get("roster") != self._roster or body.get("coordinator") != self.boot:
             found["members"] = [
                 [m.index, m.address if m.index != self.index else "", m.gateway, m.state, m.name]

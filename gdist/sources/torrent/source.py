@@ -150,6 +150,11 @@ class TorrentSource:
         return torrent_file(self._metadata, self._hashes.layers(), links.trackers, links.web_seeds)
 
     @property
+    def gives_parts(self) -> bool:
+        """False: a piece is read whole, to be hashed."""
+        return False
+
+    @property
     def had(self) -> frozenset[int]:
         """Pieces that were in the files when the source was opened."""
         return self._old

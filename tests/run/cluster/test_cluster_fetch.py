@@ -251,6 +251,19 @@ def test_hosts_that_are_missing_at_the_deadline_are_named(seeded: Seeded, tmp_pa
         assert "hosts 2 of 3 are not here" in agents.errors(0)
 
 
+@pytest.mark.parametrize(("fewest", "code"), [(1, 0), (2, 16)])
+def test_a_host_that_is_done_does_not_wait_beyond_the_deadline(
+    fewest: int, code: int, seeded: Seeded, tmp_path: Path
+) -> None:
+    options = ("--deadline", "20s", "--min-hosts", str(fewest), "--report", str(tmp_path / "run.html"))
+    with Agents(seeded, tmp_path, 2, *options, mesh="2") as agents:
+        agents.start(0)
+        assert agents.wait(0) == code, agents.said()
+        assert "hosts 1 " in json.dumps(agents.events(0))
+        assert (tmp_path / "run.html").exists() is (code == 0)
+        assert verify(agents.dest(0)).ok, "its own part is there all the same"
+
+
 def test_a_lone_host_needs_nobody(
     grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
 ) -> None:
