@@ -46,7 +46,7 @@ LOAD_LIMITS = {
 
 
 MOST_CONNECTIONS, LEAST_CONNECTIONS = 2000, 50
-RECEIVE_BYTES = 4 * MIB  # the kernel doubles it, to what `max_out_request_queue` lets be on its way
+RECEIVE_BYTES = 2 * MIB  # which the kernel doubles: 20 to 40 MB/s from each peer that is 0.1 s away
 RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
 OTHER_FILES = 600  # 256 shards, 200 files of the payload, and what Python and libtorrent hold beside
 
