@@ -259,13 +259,14 @@ def test_what_all_have_is_not_moved_again(grok: Source, tmp_path: Path) -> None:
     stop, seen = threading.Event(), itertools.count()
 
     def stops(event: Event) -> None:
-        if isinstance(event, TensorReady) and next(seen) == 20:
+        if isinstance(event, TensorReady) and next(seen) == 4:
             stop.set()
 
     never = threading.Event()
     first = everybody(
         2,
         tmp_path,
+        memory=60_000,
         stop=lambda index: stop if index else never,
         observe=lambda index: stops if index else None,
     )

@@ -116,7 +116,7 @@ class _Process:
         self._log.close()
 
     def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
