@@ -28,6 +28,7 @@ missing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -186,8 +187,16 @@ class Rig:
         """
         pids = [pid for pid in pids_in(self.name(where)) if pid != self._keepers[where].pid]
         for pid in pids:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.kill(pid, number)
         return len(pids)
+
+    def clear(self) -> None:
+        """Kills all that was started, everywhere, and waits for its end."""
+        for where in self._keepers:
+            self.signal(where, signal.SIGKILL)
+        for process in self._processes:
+            process.wait(10)
 
     # Links
 
