@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import secrets
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any  # values of JSON
 
 from trial import Trial
 
+import gdist
 from gdist.run.verify import verify
 
 PORT = 7611
 MESHES = {"shards": "8x8", "copies": "replica={hosts},data=1,model=1"}
 
 
-def gdist(trial: Trial) -> dict[int, float]:
+def fetch(trial: Trial) -> dict[int, float]:
     """Runs it; a host is done when its line has returned. With `kill` one of them dies and starts again."""
-    rig, secret, start = trial.rig, secrets.token_hex(16), time.monotonic()
+    compileall.compile_dir(Path(gdist.__file__).parent, quiet=1)  # as an installed package is
+    rig, secret, start, began = trial.rig, secrets.token_hex(16), time.monotonic(), time.time()
     running = {host: _start(trial, host, secret) for host in range(rig.hosts)}
     if trial.kill is not None:
         before = rig.traffic()
@@ -31,9 +36,16 @@ def gdist(trial: Trial) -> dict[int, float]:
         trial.notes["killed_at"] = time.monotonic() - start
         running[trial.kill] = _start(trial, trial.kill, secret)
     seconds = trial.wait(lambda host: running[host].poll() is not None, range(rig.hosts), start)
-    results = {host: _result(trial, host, running[host]) for host in running}
-    trial.notes["complete"] = [results[host]["seconds"] for host in range(rig.hosts)]
-    trial.notes["needed"] = [results[host]["kept_nbytes"] for host in range(rig.hosts)]
+    told = [_told(trial, host, running[host]) for host in range(rig.hosts)]
+    trial.notes["needed"] = [events[-1]["kept_nbytes"] for events in told]
+    trial.notes["stages"] = [
+        {
+            event["stage"]: round(event["time"] - began, 3)
+            for event in events
+            if event["event"] == "stage_started"
+        }
+        for events in told
+    ]
     return seconds
 
 
@@ -61,11 +73,9 @@ def _start(trial: Trial, host: int, secret: str) -> subprocess.Popen[bytes]:
         return rig.popen(host, words, env=env, stdout=out, stderr=err)
 
 
-def _result(trial: Trial, host: int, process: subprocess.Popen[bytes]) -> dict[str, object]:
-    """The last line on a host's standard output, which is its result."""
+def _told(trial: Trial, host: int, process: subprocess.Popen[bytes]) -> list[dict[str, Any]]:
+    """The events of a host that ended well; the last is its result."""
     lines = (trial.scratch / f"out-{host}").read_text().splitlines()
     said = (trial.scratch / f"err-{host}").read_text()
-    last = json.loads(lines[-1]) if lines else {}
-    assert process.returncode == 0, f"host {host} ended with {process.returncode}: {last} {said}"
-    assert isinstance(last, dict)
-    return last
+    assert process.returncode == 0, f"host {host} ended with {process.returncode}: {lines[-1:]} {said}"
+    return [json.loads(line) for line in lines]

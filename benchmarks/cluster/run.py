@@ -37,7 +37,7 @@ from gdist.testing import netns
 from gdist.testing.netns import WORLD, Rig
 
 TOOLS: dict[str, Callable[[Trial], dict[int, float]]] = {
-    "gdist": ours.gdist,
+    "gdist": ours.fetch,
     "aria2": peers.aria2,
     "swarm": peers.swarm,
     "scp": peers.scp,
