@@ -74,9 +74,9 @@ def world_seed(rig: Rig, content: Path, scratch: Path, *, piece_length: int | No
     torrent = scratch / "seed.torrent"
     torrent.write_bytes(make_torrent(content, piece_length=piece_length))
     address = rig.address(WORLD)
-    words = [sys.executable, "-m", "gdist", "seed", torrent, content, "--no-check", "--quiet", "--no-dht"]
-    listen = ["--listen", f"{address}:{PEER_PORT}", "--advertise", address]
-    seeder = rig.popen(WORLD, [*words, *listen], stdout=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", "gdist", "seed", str(torrent), str(content), "--no-check", "--no-dht"]
+    words += ["--quiet", "--listen", f"{address}:{PEER_PORT}", "--advertise", address]
+    seeder = rig.popen(WORLD, words, stdout=subprocess.PIPE, text=True)
     try:
         assert seeder.stdout
         magnet = seeder.stdout.readline().strip()
