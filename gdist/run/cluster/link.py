@@ -75,7 +75,7 @@ class Link:
         self._needs: PieceSet = 0
         self._held: PieceSet = 0
         self._got: PieceSet = 0
-        self._done = False
+        self._done = self._done_told = False
         self._untold = {"held": 0, "dropped": 0, "got": 0}
         self._gone: list[tuple[int, int]] = []  # pieces, and hosts that do not have them though they should
         self._message = 0
@@ -269,7 +269,7 @@ class Link:
             self._exchange(0)
 
     def _has_news(self) -> bool:
-        return bool(self._gone or any(self._untold.values()))
+        return bool(self._gone or any(self._untold.values()) or self._done != self._done_told)
 
     def _exchange(self, wait: float) -> None:
         with self.changed:
@@ -298,6 +298,8 @@ class Link:
                     self._untold[name] |= value
                 self._untold["held"] &= ~self._untold["dropped"]
                 return
+            if body["done"] and not found.get("enrol"):
+                self._done_told = True
             if enrolments == self._enrolments:
                 self._take(found)
             self.changed.notify_all()

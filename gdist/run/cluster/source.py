@@ -143,7 +143,7 @@ class ClusterSource:
             self.held.add(arrived)
             self._link.tell(held=self._set(arrived))
             self._progress = time.monotonic()
-        now = time.monotonic()
+        now = self._needed = time.monotonic()  # patience begins when this host has its part
         if now - self._rated > RATE_SECONDS:
             self._rated = now
             self._link.set_rate(self._outside.stats().download_rate)
