@@ -50,6 +50,10 @@ class PieceSource(Protocol):
         """The content of a .torrent file."""
 
     @property
+    def readers(self) -> int:
+        """How many threads make sense that read pieces."""
+
+    @property
     def had(self) -> frozenset[int]:
         """Pieces that were here when the source was opened."""
 

@@ -370,7 +370,7 @@ class Rendezvous:
                 self.count,
                 seconds,
                 found,
-                union_bytes=leases.nbytes_of(union),
+                union_bytes=leases.union_nbytes,
                 inside_bytes=leases.brought,
                 pieces=union.bit_count(),
                 held=inside.bit_count(),
@@ -396,7 +396,7 @@ def _answer(answer: Answer, leases: Leases) -> Json:
         "wanted": answer.wanted,
         "done": leases.done(),
         "brought": leases.brought,
-        "union": leases.nbytes_of(leases.union),
+        "union": leases.union_nbytes,
     }
 
 

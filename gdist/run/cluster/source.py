@@ -33,6 +33,7 @@ from gdist.run.cluster.others import WHOLE_SHARE, Others, Take
 from gdist.sources.torrent import TorrentSource, TransferStats
 
 HELD_SECONDS = 0.25  # between two writings of what is held: what a kill may cost of the outside's bytes
+READERS = 8
 RATE_SECONDS = 0.25
 PATIENCE_SECONDS = 10.0  # that a host nobody needs stays, to see all others done
 
@@ -95,6 +96,11 @@ class ClusterSource:
     def had(self) -> frozenset[int]:
         """Pieces that were here when the source was opened."""
         return self._outside.had
+
+    @property
+    def readers(self) -> int:
+        """More than processors: they wait for other hosts."""
+        return READERS
 
     @property
     def gives_parts(self) -> bool:
