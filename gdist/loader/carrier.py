@@ -13,6 +13,7 @@ There is one program for each kind of round and size of a parcel.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
 
@@ -56,46 +57,39 @@ class XlaCarrier:
         self._team = Team(devices, words)
         self._laid = NamedSharding(self._mesh, SPEC(PROCESS, RAIL))
         self._rails = used[self.index]
-        self._begun: jax.Array | None = None
+        # One thread for all collectives: two at once may overtake each other on some processes, and gloo
+        # takes one's bytes for the other's (jaxlib 0.10). On CPU a program's call lasts until it is done.
+        self._thread = ThreadPoolExecutor(1, "gdist-collective")
 
     def gathered(self, row: bytes, length: int = 0) -> list[bytes]:
         """Everybody's bytes, padded to a length that is the same for all."""
-        self._wait()
-        return _told(lambda: self._team.gathered(row, length))
-
-    def _wait(self) -> None:
-        """Until the round under way has ended.
-
-        Two collectives at once may overtake each other on some processes, and gloo takes one's bytes for the
-        other's (jaxlib 0.10).
-        """
-        begun = self._begun
-        if begun is not None:
-            _told(begun.block_until_ready)
+        return _told(lambda: self._thread.submit(self._team.gathered, row, length).result())
 
     def start(self, one: Round, rows: Bytes) -> Callable[[], Bytes]:
         """Begins a round; what is called to get the rows received."""
+        begun = self._thread.submit(self._moved, one, rows)
+        return lambda: _told(begun.result)
+
+    def close(self) -> None:
+        """Ends the thread, when what it is at has ended."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _moved(self, one: Round, rows: Bytes) -> Bytes:
         words: Array = rows.view(WORD)
         rails = len(self._rails)
         width = -(-words.shape[1] // rails)
         if width * rails != words.shape[1]:
             words = np.pad(words, ((0, 0), (0, width * rails - words.shape[1])))
+        parts = [
+            # On CPU an aligned array is not copied: JAX reads the caller's memory.
+            jax.device_put(np.ascontiguousarray(words[:, number * width : (number + 1) * width]), device)
+            for number, device in enumerate(self._rails)
+        ]
+        shape = (self.count * words.shape[0], rails * width)
+        sent = jax.make_array_from_single_device_arrays(shape, self._laid, parts)
         hops = map(one.pairs_at, one.hops) if one.kind is Kind.PAIRS else ()
-        run = _program(self._mesh, one.kind, tuple(hops))
-
-        def begin() -> jax.Array:
-            parts = [
-                # On CPU an aligned array is not copied: JAX reads the caller's memory.
-                jax.device_put(np.ascontiguousarray(words[:, number * width : (number + 1) * width]), device)
-                for number, device in enumerate(self._rails)
-            ]
-            shape = (self.count * words.shape[0], rails * width)
-            moved: jax.Array = run(jax.make_array_from_single_device_arrays(shape, self._laid, parts))
-            return moved
-
-        self._wait()
-        begun = self._begun = _told(begin)
-        return lambda: _told(lambda: self._received(begun, one.slot))
+        received: jax.Array = _program(self._mesh, one.kind, tuple(hops))(sent)
+        return self._received(received, one.slot)
 
     def _received(self, array: jax.Array, slot: int) -> Bytes:
         shards = sorted(array.addressable_shards, key=lambda shard: shard.index[1].start or 0)

@@ -6,7 +6,7 @@ import inspect
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import jax
@@ -50,7 +50,8 @@ def joined(
                 f"and host {host.index} of {host.count}",
                 hint="start one process on each host, and let gdist join them",
             )
-        yield XlaCarrier(jax.devices(), HOSTS, rails)
+        with closing(XlaCarrier(jax.devices(), HOSTS, rails)) as carrier:
+            yield carrier
     finally:
         if not here:
             with suppress(RuntimeError, ValueError):  # others are gone, or too late: there is nothing to do

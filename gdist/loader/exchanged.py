@@ -153,6 +153,10 @@ class Others:
         if self._rounds.fault:
             raise self._rounds.fault
 
+    def close(self) -> None:
+        """Gives back what is held."""
+        self._carrier.close()
+
 
 class OwnPart:
     """A reader of what this process has of a box; the rest of it is left as it is."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from typing import Any
 
 import jax
@@ -122,7 +122,9 @@ def load(
                 told["another release"] = repr(source.manifest.source)
                 asked = f"{broadcast} {exchange and grids_of(source)}"
                 told["other tensors, shardings or options"] = f"{described(wanted)}\n{asked}"
-        others = Others(source, devices, team, limit, wanted) if exchanging else None
+        others = None
+        if exchanging:
+            others = stack.enter_context(closing(Others(source, devices, team, limit, wanted)))
         with team.together(told):
             jobs = [_job(source, leaf, shares, staging, others) for leaf in wanted]
             patient = bool(shares) or exchanging
