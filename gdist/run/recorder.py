@@ -125,7 +125,7 @@ class _Host:
             self.starts += 1
             self.done = None
         self.last = member
-        if member.status.complete and self.done is None:
+        if member.complete and self.done is None:
             self.done = seconds
         if member.state in (MemberState.LOST, MemberState.LEFT) and self.gone is None:
             self.gone = seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from gdist.core.status import MemberState, parse_cluster_status
 from gdist.testing.agents import Agents
 from gdist.testing.checkpoints import write_safetensors
+from gdist.testing.pages import assert_whole_in_itself, read
 from gdist.testing.swarm import LOCALHOST, Seeded, Slow, seed
 
 pytestmark = [pytest.mark.torrent, pytest.mark.slow]
@@ -64,6 +66,36 @@ def test_a_cluster_is_seen_from_any_host(seeded: Seeded, tmp_path: Path) -> None
         assert "\n  host      1 of 3 (" in one.stdout
         way.limit = float("inf")
         way.rate = float("inf")
+
+
+def test_the_coordinator_writes_a_page_about_the_run(seeded: Seeded, tmp_path: Path) -> None:
+    page, other = tmp_path / "run.html", tmp_path / "other.html"
+    with Agents(seeded, tmp_path, 3, mesh="3") as agents:
+        agents.start(0, "--report", str(page))
+        agents.start(1, "--report", str(other))
+        agents.start(2)
+        assert agents.wait_all() == [0, 0, 0], agents.said()
+    text = page.read_text()
+    found = read(text)
+    assert_whole_in_itself(text, found)
+    assert "with 3 hosts" in found.text and "3 of 3 hosts complete" in found.text
+    assert seeded.magnet.info_hash.hex in found.text
+    ratio = float(found.text.partition(" times what is needed")[0].rpartition("B")[2])
+    assert 0.9 <= ratio <= 1.1
+    assert not other.exists(), "it did not coordinate"
+
+
+def test_a_run_that_ends_early_has_its_page_too(seeded: Seeded, tmp_path: Path) -> None:
+    page = tmp_path / "run.html"
+    with Slow(seeded.port, rate=400_000) as way, Agents(slowed(seeded, way), tmp_path, 3, mesh="3") as agents:
+        agents.start(0, "--report", str(page))
+        agents.start(1)
+        agents.until(lambda: agents.told(0, "cluster_progress"), "progress")
+        way.limit = 0
+        agents.kill(0, signal.SIGTERM)
+        assert agents.wait(0) == 20, agents.said()
+        agents.kill(1)
+    assert "never came1 host: 2" in read(page.read_text()).text
 
 
 def test_where_no_cluster_works_it_says_so(tmp_path: Path) -> None:

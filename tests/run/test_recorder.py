@@ -45,7 +45,7 @@ def test_hosts_come_and_go_and_are_done() -> None:
         moment(1.0, member(0, 2), member(1, 2)),
         moment(2.0, member(0, 2), member(1, 2, MemberState.LOST)),
         moment(3.0, member(0, 2, stage=Stage.SERVE), member(1, 2)),
-        moment(4.0, member(0, 2, MemberState.DONE, stage=Stage.DONE), member(1, 2, stage=Stage.SERVE)),
+        moment(4.0, member(0, 2, MemberState.DONE, stage=Stage.FINISH), member(1, 2, stage=Stage.SERVE)),
     )
     first, second = record.hosts
     assert (first.came, first.done, first.gone) == (0.0, 3.0, None)

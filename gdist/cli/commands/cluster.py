@@ -8,7 +8,7 @@ import click
 
 from gdist import api
 from gdist.cli.commands.cluster_status import status
-from gdist.cli.files import check_target, write_whole
+from gdist.cli.files import check_target
 from gdist.cli.options import (
     CODECS,
     fetch_options,
@@ -22,9 +22,9 @@ from gdist.cli.options import (
     swarm_options,
 )
 from gdist.cli.output import Output
+from gdist.cli.serving import reported
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import kept_nbytes
-from gdist.run.recorder import Recorder
 
 SCHEDULERS = (
     "auto",
@@ -136,14 +136,13 @@ def fetch(
     asked = given(values)
     names = ("cluster", "host", "coordinator", "hosts")
     output.host = api.find_host(**{name: asked[name] for name in names if name in asked}).host.index
-    with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
-        recorder = Recorder() if target else None
+    with (
+        hint_at_quotes(source, values),
+        reported(target, output) as recorder,
+        stop_on_signals() as stop,
+        output.progress() as observe,
+    ):
         done = api.cluster_fetch(source, dest, recorder=recorder, observe=observe, stop=stop, **asked)
-    record = recorder.record() if recorder else None
-    if target and record:  # of the host that coordinated
-        from gdist.pictures.run_page import run_page
-
-        write_whole(target, run_page(record), output)
     output.result(
         done.path,
         {

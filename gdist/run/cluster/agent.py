@@ -222,10 +222,13 @@ class _Agent:
         now = time.monotonic()
         if now - self._told > EVENT_SECONDS and self._station and self._pieces:
             self._told = now
-            cluster = self._station.own_cluster() if self._recorder else None
-            if self._recorder and cluster:
-                self._recorder.add(cluster)
+            self._record()
             self._watch(self._meters.progress(self._station.link, self._station.server, self._pieces))
+
+    def _record(self) -> None:
+        cluster = self._station.own_cluster() if self._recorder and self._station else None
+        if self._recorder and cluster:
+            self._recorder.add(cluster)
 
     def _watch(self, event: Event) -> None:
         self._status(event)
@@ -334,6 +337,7 @@ class _Agent:
     def _close(self) -> None:
         """Leaves the others."""
         if self._station is not None:
+            self._record()  # how it was in the end, also where it ended early
             self._station.link.leave(gone=True)
             self._station.close()
 
