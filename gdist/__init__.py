@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "fetch": "gdist.api",
     "fetching": "gdist.api",
+    "cluster_fetch": "gdist.api",
+    "cluster_status": "gdist.api",
     "inspect": "gdist.api",
     "check_rules": "gdist.api",
     "plan": "gdist.api",
@@ -36,6 +38,8 @@ __all__ = [
     "QuantizedWeight8bit",
     "__version__",
     "check_rules",
+    "cluster_fetch",
+    "cluster_status",
     "device_order",
     "fetch",
     "fetching",
