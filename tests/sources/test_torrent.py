@@ -40,7 +40,7 @@ from gdist.sources.torrent import (
     make_torrent,
 )
 from gdist.sources.torrent.window import FIRST, MIN_WINDOW_PIECES, REST, UNWANTED, Window
-from gdist.testing.swarm import LOCALHOST, LOOPBACK, Tracker, WebSeed, bad_seed, seed
+from gdist.testing.swarm import LOCALHOST, LOOPBACK, Slow, Tracker, WebSeed, bad_seed, seed
 
 pytestmark = pytest.mark.torrent
 
@@ -380,6 +380,42 @@ def test_pieces_released_earlier_need_not_be_there(content: Path, tmp_path: Path
         source.verified(0)
         source.want([10, 11])
         assert_equal(source, collect(source, 2), line_of(source, content))
+
+
+def test_pieces_are_fetched_again_while_others_arrive(content: Path, tmp_path: Path) -> None:
+    """libtorrent forgets no piece: the torrent is added anew, often just as pieces are being written."""
+    with (
+        seed(content, piece_length=1 << 14) as seeded,
+        Slow(seeded.port, rate=4e6) as slow,
+        opened(replace(seeded.magnet, peers=((LOCALHOST, slow.port),)), tmp_path / "to") as source,
+    ):
+        everything = range(source.payload.pieces)
+        missing, limit, times = set(everything), time.monotonic() + 20, 0
+        source.want(everything)
+        while missing:
+            assert time.monotonic() < limit, f"{len(missing)} pieces did not come"
+            arrived = source.verified(0.02)
+            missing.difference_update(arrived)
+            if arrived and missing and times < 3:
+                times += 1
+                source.fetch_again(arrived[:1])
+                missing.add(arrived[0])
+                source.want(sorted(missing))
+        assert times == 3
+        assert_equal(source, list(everything), line_of(source, content))
+
+
+def test_a_torrent_that_is_removed_is_asked_nothing_more(content: Path, tmp_path: Path) -> None:
+    """The alert thread asks whether pieces are written, and libtorrent throws where the torrent is gone."""
+    with seed(content, piece_length=PIECE) as seeded, opened(seeded.magnet, tmp_path / "to") as source:
+        session, handle = source._open, source._handle
+        session.remove(handle)
+        with session.changed:
+            if session.swarm.flush is not None:
+                session.swarm.flush.announced(0)
+        time.sleep(1.5)  # more than a piece may be late
+        with session.changed:
+            assert session.swarm.error is None
 
 
 def test_release_gives_the_disk_back(content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

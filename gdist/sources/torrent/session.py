@@ -112,6 +112,7 @@ class Session:
         assert self._lt is not None, "session is closed"
         with self.changed:
             self.swarm.removed = False
+            self.swarm.flush = None  # it asks the torrent that goes
         self._lt.remove_torrent(handle)
         self.wait(lambda swarm: swarm.removed, 10)
 
