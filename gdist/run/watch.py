@@ -19,15 +19,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gdist.core.failure import FAILED_NAME, Failure, parse_failure
+from gdist.core.failure import Failure
 from gdist.core.grid import shards_of
 from gdist.core.journal import parse_journal
 from gdist.core.mesh import HostGroup
 from gdist.core.ready import Readiness, ready
 from gdist.core.status import AgentStatus, Stage
 from gdist.core.store_manifest import MANIFEST_NAME, PLANNED_NAME, StoreManifest, StoreTensor, manifest_name
-from gdist.errors import CorruptError, GdistError, RequestError, ResumeError
+from gdist.errors import GdistError, RequestError, ResumeError
 from gdist.kvstore import local_path
+from gdist.run.failures import last_failure
 from gdist.stores import files_of
 from gdist.stores.local import Index, LocalFiles, unreadable
 from gdist.stores.manifests import Files, parse_part
@@ -170,7 +171,7 @@ class _Run:
             self._done = self._complete()
         if self._done is not None:
             return replace(self._done, running=running)
-        failure = None if running else self._failure()
+        failure = None if running else last_failure(self._work)
         if not running and failure is None and not self._work.exists():
             return None
         self._follow()
@@ -197,12 +198,6 @@ class _Run:
                     self._counts.add(name, index)
         except ResumeError:  # another run, with another plan, took the place of the one that was followed
             self.close()
-
-    def _failure(self) -> Failure | None:
-        data = LocalFiles(self._work).read(FAILED_NAME)
-        with contextlib.suppress(CorruptError):  # it says how a run ended, and nothing of what is there
-            return parse_failure(data, FAILED_NAME) if data is not None else None
-        return None
 
     def _complete(self) -> Sight | None:
         data = self._files.read(self._name)

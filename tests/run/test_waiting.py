@@ -196,9 +196,10 @@ def test_a_host_that_failed_ends_the_wait_for_all(seeded: Seeded, tmp_path: Path
     dest = tmp_path / "s"
     fetch(format_magnet(seeded.magnet), dest, fetch_options(MESH, "0/2"))
     work = dest / ".gdist/gdist.host-00001-of-00002"
-    work.mkdir(parents=True)
+    lock = Lock(work / "lock", "a test")
     with pytest.raises(NoPeersError), left_behind(work):
         raise NoPeersError("nobody")
+    lock.release()
     with pytest.raises(NoPeersError):
         wait(str(dest), start_seconds=0.3)
     wait(str(dest), host=HostGroup(0, 2), start_seconds=0.3)
