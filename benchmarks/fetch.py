@@ -1,6 +1,6 @@
 """Fetch-and-convert against a bare libtorrent download of the same torrent.
 
-    python benchmarks/fetch.py [--megabytes 1000] [--mesh 1x1] [--rounds 3]
+    python benchmarks/fetch.py [--megabytes 1000] [--piece-length 4MiB] [--mesh 1x1] [--rounds 3]
 
 A seeder in a process of its own serves a scaled-down Grok-1 on loopback. In turn, each in a fresh process and
 an empty directory: a bare download (the same session settings, every piece wanted, nothing read), the same
@@ -28,6 +28,7 @@ import numpy as np
 
 from gdist.core.magnet import Magnet, format_magnet, parse_magnet
 from gdist.core.mesh import parse_mesh
+from gdist.core.units import parse_bytes
 from gdist.run.fetch import fetch
 from gdist.run.options import FetchOptions
 from gdist.sources.torrent import TorrentOptions, TorrentSource
@@ -99,7 +100,7 @@ def measure(role: str, magnet: str, scratch: Path, mesh: str) -> dict[str, objec
         mesh,
     ]
     try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=_environment())
     except subprocess.CalledProcessError as error:
         sys.exit(error.stderr)
     shutil.rmtree(target)
@@ -109,12 +110,19 @@ def measure(role: str, magnet: str, scratch: Path, mesh: str) -> dict[str, objec
     return result
 
 
+def _environment() -> dict[str, str]:
+    """As a user runs it: modules are compiled once, not in every run, and no BLAS threads idle about."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "OPENBLAS_NUM_THREADS": "1"}
+
+
 def main() -> None:
     """Reads the command line; see the module's text."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--piece-length", help="such as 4MiB; default: what gdist make-torrent chooses")
     parser.add_argument("--mesh", default="1x1")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, default=None, help="a directory on the disk to measure")
@@ -133,20 +141,22 @@ def main() -> None:
         )
         nbytes = sum(path.stat().st_size for path in (scratch / "grok").rglob("*") if path.is_file())
         results: dict[str, list[dict[str, object]]] = {}
-        with seed(scratch / "grok", process=True) as seeded:
+        piece_length = parse_bytes(args.piece_length) if args.piece_length else None
+        with seed(scratch / "grok", process=True, piece_length=piece_length) as seeded:
             magnet = format_magnet(seeded.magnet)
             for _ in range(args.rounds):
                 for role in ("bare", "bare-sync", "discard", "keep"):
                     results.setdefault(role, []).append(measure(role, magnet, scratch, args.mesh))
-        report(results, nbytes, args.mesh)
+        report(results, nbytes, args.mesh, args.piece_length or "default")
     finally:
         shutil.rmtree(scratch)
 
 
-def report(results: dict[str, list[dict[str, object]]], nbytes: int, mesh: str) -> None:
+def report(results: dict[str, list[dict[str, object]]], nbytes: int, mesh: str, piece_length: str) -> None:
     """Prints medians and ratios."""
     gb = nbytes / 1e9
-    print(f"payload {gb:.2f} GB, mesh {mesh}, medians of {len(results['bare'])} (min to max)")
+    print(f"payload {gb:.2f} GB, {piece_length} pieces, mesh {mesh}, load {os.getloadavg()[0]:.1f}")
+    print(f"medians of {len(results['bare'])} (min to max)")
     middle: dict[str, dict[str, float]] = {}
     for role, runs in results.items():
         middle[role] = {}

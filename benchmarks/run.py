@@ -14,6 +14,7 @@ COMMANDS = (
     ("fetch.py", "--mesh", "8x8"),
     ("footprint.py",),
     ("stream.py",),
+    ("cluster/slices.py",),
 )
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,8 @@ from gdist.core.magnet import parse_peer
 from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.profiles import PROFILES
 from gdist.core.units import parse_bytes, parse_rate, parse_seconds
-from gdist.errors import GdistError, RequestError
-from gdist.events import Observer
+from gdist.errors import GdistError, RequestError, TransferError
+from gdist.events import Note, Observer
 from gdist.reading import HostLike, MeshLike, OrderLike, RulesLike, all_devices
 from gdist.reading import read_host as read_host
 from gdist.reading import read_mesh as read_mesh
@@ -32,13 +31,16 @@ from gdist.reading import read_rules as read_rules
 if TYPE_CHECKING:
     from gdist.clusters import Membership
     from gdist.core.rules import Rules
+    from gdist.core.status import ClusterStatus
     from gdist.run.fetch import FetchResult
     from gdist.run.inspect import Inspection
     from gdist.run.job import FetchJob
     from gdist.run.options import FetchOptions
     from gdist.run.plan import PlanReport
+    from gdist.run.recorder import Recorder
     from gdist.run.reshard import ReshardResult
     from gdist.run.rules import RulesReport
+    from gdist.run.simulate import SimulationReport
     from gdist.run.survey import SurveyOptions
     from gdist.sources.torrent import TorrentOptions, Version
 
@@ -188,6 +190,7 @@ def cluster_fetch(
     min_hosts: int = 0,
     linger: float | str = "10m",
     http: str | None = None,
+    recorder: Recorder | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     **fetching: Any,  # Any: those of `fetch`, which knows their types
@@ -197,8 +200,8 @@ def cluster_fetch(
     Called on every host, in any order. `cluster` says whose environment tells which host this is (`auto`: all
     known are asked), `host`, `coordinator` and `hosts` say it outright. `secret` is shared by the job, a text
     or `@FILE`; `gateways` are the hosts that may use the outside: `0,1` or `0-3`. `hold` bounds what is kept
-    for others, `linger` how long a host that is done waits for hosts that never came. The rest is as for
-    `fetch`.
+    for others, `linger` how long a host that is done waits for hosts that never came. `recorder` is told how
+    the cluster fares, for a page about it. The rest is as for `fetch`.
 
     Raises:
         GdistError: of a fetch, and when the hosts disagree or do not come.
@@ -213,7 +216,7 @@ def cluster_fetch(
         hosts=where.hosts,
         job=where.job,
         port=port,
-        secret=_read_secret(secret),
+        secret=read_secret(secret),
         encrypt=encrypt,
         gateways=_read_gateways(gateways, where.host.count),
         exchange=exchange,
@@ -224,7 +227,72 @@ def cluster_fetch(
         linger=parse_seconds(linger, "linger"),
         http=http or "",
     )
-    return run(source, dest, options, observe=observe, stop=stop)
+    if observe is not None:
+        observe(Note(str(where)))
+        if where.host.count > 1 and not options.secret:
+            observe(Note("no secret was given: whoever can reach the hosts and knows the job may join them"))
+    return run(source, dest, options, observe=observe, stop=stop, recorder=recorder)
+
+
+def cluster_status(
+    dest: str | os.PathLike[str] | None = None,
+    *,
+    host: HostLike = None,
+    coordinator: str | None = None,
+    hosts: str | Iterable[str] = (),
+    job: str | None = None,
+    secret: str | None = None,
+    encrypt: bool = False,
+    work_dir: str | os.PathLike[str] | None = None,
+) -> ClusterStatus:
+    """Where a cluster's fetch stands: of every host what it has, what binds, and which is the slowest.
+
+    With `dest` the agent is asked that writes there on this machine. Without, the `coordinator`, or the first
+    of `hosts` that answers; by default those that the scheduler's variables name. `secret`, `encrypt` and
+    `job` (the scheduler's id of the job) are those of the job.
+
+    Raises:
+        RequestError: nothing says whom to ask.
+        TransferError: nobody answers.
+        RefusedError: the secret or the job is another.
+    """
+    from gdist.run.local_agent import AgentAddress, ask_cluster
+
+    if dest is not None:
+        from gdist.run.watch import Watch
+
+        work = Path(work_dir) if work_dir is not None else None
+        with Watch(os.fspath(dest), read_host(host), work) as watch:
+            agents = watch.agents()
+        if not agents:
+            raise TransferError(
+                f"no fetch of a cluster is at work on {os.fspath(dest)} on this machine",
+                hint="ask its coordinator with --coordinator, or look at what is there with gdist status",
+            )
+        return ask_cluster(agents)
+    from gdist.exchange import Key
+    from gdist.run.cluster.station import NO_SECRET
+
+    addresses = [coordinator or "", *_read_list(hosts).split(",")]
+    with suppress(RequestError):  # this may be a machine outside the job
+        where = find_host()
+        job = where.job if job is None else job
+        addresses += (where.coordinator, *where.hosts) if not any(addresses) else ()
+    addresses = [*dict.fromkeys(filter(None, map(str.strip, addresses)))]
+    if not addresses:
+        raise RequestError(
+            "whom to ask is not known",
+            hint="give the destination of a fetch on this machine, or --coordinator HOST:PORT",
+        )
+    key = Key.from_secret(read_secret(secret) or NO_SECRET, job or "")
+    return ask_cluster([AgentAddress(_with_port(address), key, encrypt) for address in addresses])
+
+
+def _with_port(address: str) -> str:
+    from gdist.exchange import format_address, parse_address
+    from gdist.run.cluster.options import DEFAULT_PORT
+
+    return format_address(*parse_address(address, DEFAULT_PORT))
 
 
 def find_host(
@@ -239,16 +307,18 @@ def find_host(
         RequestError: when it is said nowhere, or twice and differently.
     """
     from gdist.clusters import detect
+    from gdist.clusters.this_host import host_name, own_addresses
 
     said = dict(os.environ)
     group = read_host(host)
     if group is not None:
+        said.pop("GDIST_HOST", None)
         said |= {"GDIST_RANK": str(group.index), "GDIST_WORLD": str(group.count)}
     if coordinator:
         said["GDIST_COORDINATOR"] = coordinator
     if hosts:
         said["GDIST_HOSTS"] = _read_list(hosts)
-    return detect(said, cluster, hostname=socket.gethostname())
+    return detect(said, cluster, hostname=host_name(), addresses=own_addresses())
 
 
 def _read_list(value: str | Iterable[str]) -> str:
@@ -258,7 +328,12 @@ def _read_list(value: str | Iterable[str]) -> str:
     return ",".join(_read_file(value[1:], "hosts").split()) if value.startswith("@") else value
 
 
-def _read_secret(value: str | None) -> str:
+def read_secret(value: str | None) -> str:
+    """The secret of a job, from itself or from `@FILE`; '' where none is given.
+
+    Raises:
+        RequestError: when it is empty, or the file cannot be read.
+    """
     if value is None:
         return ""
     text = _read_file(value[1:], "secret") if value.startswith("@") else value
@@ -415,6 +490,7 @@ def plan(
     piece_length: int | str | None = None,
     wan: float | str | None = None,
     lan: float | str | None = None,
+    interconnect: float | str | None = None,
     dtype: str | None = None,
     select: str | Iterable[str] = (),
     details: bool = False,
@@ -426,8 +502,9 @@ def plan(
 ) -> PlanReport:
     """What a fetch would cost each of `hosts` hosts, or the one `host`, and the least time it can take.
 
-    `wan` is the rate into the cluster, `lan` that of each host (`10Gb/s`). With `details` the report says
-    what every tensor costs and when it arrives.
+    `wan` is the rate into the cluster, `lan` that of each host (`10Gb/s`), `interconnect` that of the link
+    which XLA's collectives have, where JAX runs. With `details` the report says what every tensor costs and
+    when it arrives.
 
     Raises:
         RequestError: for every tensor without a rule or that the mesh does not divide, all at once.
@@ -452,8 +529,90 @@ def plan(
         piece_length=_piece_length(piece_length),
         wan=_positive_rate(wan, "wan"),
         lan=_positive_rate(lan, "lan"),
+        interconnect=_positive_rate(interconnect, "interconnect"),
         dtype=dtype,
         details=details,
+        survey=_survey(profile, ignore, select, swarm),
+    )
+    return run(source, options, observe=observe, stop=stop)
+
+
+def simulate(
+    source: str,
+    *,
+    hosts: int,
+    wan: float | str,
+    lan: float | str | None = None,
+    host_wan: float | str | None = None,
+    disk: float | str | None = None,
+    gateways: str | Iterable[int] | None = None,
+    cores: int = 16,
+    cpu: str | Iterable[str] | Mapping[str, float] = (),
+    latency: float | str = "0.5ms",
+    round: float | str | None = None,
+    pulls: int = 4,
+    slow: str | Iterable[str] = (),
+    fail: str | Iterable[str] = (),
+    sample: int = 64,
+    seed: int = 0,
+    mesh: MeshLike = None,
+    axes: Axes = None,
+    devices: int | None = None,
+    devices_per_host: int | None = None,
+    device_order: OrderLike = None,
+    rules: RulesLike = None,
+    piece_length: int | str | None = None,
+    dtype: str | None = None,
+    select: str | Iterable[str] = (),
+    profile: str | None = None,
+    ignore: Iterable[str] = (),
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+    **swarm: Unpack[Swarm],
+) -> SimulationReport:
+    """How `hosts` hosts would fetch a release together, by a model of `gdist cluster fetch`.
+
+    `wan` is the rate into the cluster, `host_wan` the most of one host, `lan` the link of each host, in and
+    out, `disk` what each writes. `gateways` are the hosts that may use the outside, `0-7,12` (default: all).
+    `cpu` changes costs, `place=0.3` in seconds a gigabyte (`gdist.core.simulation.model.Costs`). `slow` is
+    `2@0.05`, 2 hosts with a twentieth of their links, `fail` is `1@30s`, one host that is gone after 30 s;
+    which they are is up to `seed`. `round` is the time between two answers of the coordinator to one host.
+    A host handles `pulls` pieces at once. `sample` hosts are followed one by one.
+
+    Raises:
+        RequestError: for every tensor without a rule or that the mesh does not divide, all at once, and for
+            what is no number, rate or time.
+        GdistError: when metadata or headers are needed and do not come.
+    """
+    from gdist.core.simulation.parse import parse_fail, parse_setting, parse_slow
+    from gdist.run.simulate import SimulateOptions
+    from gdist.run.simulate import simulate as run
+
+    table = read_rules(rules)
+    cut = _cut(mesh, axes, all_devices(devices, devices_per_host, hosts), device_order, table)
+    HostGroup(0, hosts).devices(cut)
+    options = SimulateOptions(
+        setting=parse_setting(
+            hosts,
+            wan=wan,
+            lan=lan,
+            host_wan=host_wan,
+            disk=disk,
+            gateways=gateways,
+            cores=cores,
+            cpu=cpu,
+            latency=latency,
+            round=round,
+            pulls=pulls,
+            sample=sample,
+            seed=seed,
+        ),
+        mesh=cut,
+        rules=table,
+        slow=parse_slow(slow),
+        fail=parse_fail(fail),
+        dtype=dtype,
+        piece_length=_piece_length(piece_length),
         survey=_survey(profile, ignore, select, swarm),
     )
     return run(source, options, observe=observe, stop=stop)

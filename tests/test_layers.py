@@ -53,7 +53,7 @@ HOMES = {
     "click": ("gdist.cli",),
     "rich": ("gdist.cli",),
     "yaml": ("gdist.rule_files",),
-    "jinja2": ("gdist.pictures",),
+    "jinja2": ("gdist.pictures", "gdist.run.bootstrap.rendering"),
     "markupsafe": ("gdist.pictures",),
     "prometheus_client": ("gdist.run.metrics",),
     "cryptography": ("gdist.exchange.certificate",),

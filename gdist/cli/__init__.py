@@ -1,4 +1,4 @@
-"""The command line: `gdist fetch`, `reshard`, `inspect`, `verify`, `plan`, `seed`, `rules`, and more.
+"""The command line: `gdist fetch`, `reshard`, `inspect`, `verify`, `plan`, `simulate`, `seed`, and more.
 
 Commands read options, call `gdist.api`, and say what came of it. What is said, and with which exit code, is
 decided here and in `gdist.cli.exits` alone: an error of ours never shows a traceback.
@@ -16,6 +16,7 @@ import click
 
 from gdist import __version__
 from gdist.cli import exits
+from gdist.cli.commands.bootstrap import bootstrap
 from gdist.cli.commands.cluster import cluster
 from gdist.cli.commands.completion import completion
 from gdist.cli.commands.fetch import fetch
@@ -26,12 +27,31 @@ from gdist.cli.commands.releases import releases
 from gdist.cli.commands.reshard import reshard
 from gdist.cli.commands.rules import rules
 from gdist.cli.commands.seed import seed
+from gdist.cli.commands.simulate import simulate
+from gdist.cli.commands.status import status
 from gdist.cli.commands.verify import verify
+from gdist.cli.commands.wait import wait
 from gdist.cli.output import Output
 from gdist.cli.streams import ReaderGone, drop, open_streams
 from gdist.errors import GdistError
 
-COMMANDS = (fetch, cluster, reshard, inspect, verify, plan, seed, make_torrent, rules, releases, completion)
+COMMANDS = (
+    fetch,
+    cluster,
+    bootstrap,
+    status,
+    wait,
+    reshard,
+    inspect,
+    verify,
+    plan,
+    simulate,
+    seed,
+    make_torrent,
+    rules,
+    releases,
+    completion,
+)
 ISSUES = "run it again with --verbose and report what it shows"
 
 

@@ -5,6 +5,11 @@ fetch    ━━━━━━━━━━━━━━━━━━━━╸──�
 placed   165.92 GB of 318.24 GB   412 of 1218 tensors ready
 swarm    in 612 MB/s   peers 12 (8 seeds)   binds: network
 ready    params.transformer.decoder_layer_21.router.w
+
+With other hosts two lines more, below the swarm's:
+
+cluster  hosts 8 of 8, 2 done   inside 45.0% of 318.24 GB   slowest host 5
+between  in 1.2 GB/s   out 800 MB/s   holds 2.10 GB   brings in 40 pieces
 """
 
 from __future__ import annotations
@@ -32,9 +37,11 @@ from gdist.cli import words
 from gdist.cli.pace import Pace
 from gdist.core.units import format_bytes, format_seconds
 from gdist.events import (
+    ClusterProgress,
     Event,
     Finished,
     HashFailed,
+    MemberChanged,
     MetadataReceived,
     MovePlanned,
     MoveProgress,
@@ -55,6 +62,8 @@ REFRESH_HERTZ = 4
 NAMES_SHOWN = 3
 LABEL_WIDTH = 9
 
+_FROM = {Progress: "swarm", ReshardProgress: "source", MoveProgress: "hosts"}  # where bytes come from
+
 
 class LiveView:
     """An observer that keeps a small picture of the run; the picture is drawn by a thread of rich."""
@@ -69,6 +78,8 @@ class LiveView:
         self._peers = PeerCount(0, 0)
         self._plan: words.Plan | None = None
         self._progress: Progress | ReshardProgress | MoveProgress | None = None
+        self._cluster: ClusterProgress | None = None
+        self._members = words.Members()
         self._ready: deque[str] = deque(maxlen=NAMES_SHOWN)
         self._trackers: dict[str, TrackerAnswer] = {}
         self._failed = self._banned = 0
@@ -110,6 +121,11 @@ class LiveView:
             case Progress() | ReshardProgress() | MoveProgress():
                 self._progress = event
                 self._pace.update(event.seconds, event.bytes_placed)
+            case ClusterProgress():
+                self._cluster = event
+            case MemberChanged():
+                if text := self._members.text(event):
+                    self._say(text, "yellow")
             case Finished():
                 self.close()
                 self._say(words.finished(event, self._plan), "bold")
@@ -136,25 +152,27 @@ class LiveView:
             looking = self._stage is Stage.METADATA or self._peers.peers
             peers = f"   peers {self._peers.peers}{self._tracker_words()}" if looking else ""
             lines.append(_line(f"{stage} … {waited}{peers}"))
-            return Group(*lines)
+            return Group(*lines, *self._others())
         lines.append(self._bar(event))
         placed = f"{format_bytes(event.bytes_placed)} of {format_bytes(event.bytes_wanted)}"
         ready = f"{event.tensors_ready} of {event.tensors} tensors ready"
         lines.append(_line(f"{'placed':<{LABEL_WIDTH}}{placed}   {ready}"))
-        label = (
-            "swarm"
-            if isinstance(event, Progress)
-            else "source"
-            if isinstance(event, ReshardProgress)
-            else "hosts"
-        )
-        lines.append(_line(f"{label:<{LABEL_WIDTH}}{words.rates(event)}"))
+        label = _FROM[type(event)]
+        lines.append(_line(f"{label:<{LABEL_WIDTH}}{words.rates(event, self._cluster)}"))
+        lines += self._others()
         for label, name in zip(("ready", "", ""), tuple(self._ready), strict=False):
             lines.append(_line(f"{label:<{LABEL_WIDTH}}{name}", "dim"))
         if self._failed or self._banned:
             failed, banned = words.count(self._failed, "piece"), words.count(self._banned, "peer")
             lines.append(_line(f"{failed} failed their hash, {banned} banned", "yellow"))
         return Group(*lines)
+
+    def _others(self) -> list[RenderableType]:
+        """The cluster and what goes between its hosts, where there is one."""
+        if self._cluster is None:
+            return []
+        rows = (("cluster", words.hosts(self._cluster)), ("between", words.between(self._cluster)))
+        return [_line(f"{label:<{LABEL_WIDTH}}{text}") for label, text in rows]
 
     def _bar(self, event: Progress | ReshardProgress | MoveProgress) -> RenderableType:
         left = words.remaining(self._pace.remaining(event.bytes_wanted - event.bytes_placed))

@@ -37,12 +37,16 @@ SWARM = (
 
 
 class _Option(click.Option):
-    """An option whose variable may hold several values with blanks or commas between them."""
+    """An option whose variable may hold several values, with `separators` between them."""
+
+    def __init__(self, *names: Any, separators: str = r"[\s,]+", **settings: Any):  # Any: as in click
+        super().__init__(*names, **settings)
+        self._separators = separators
 
     def value_from_envvar(self, ctx: click.Context) -> Any:  # Any: as in click
         text = self.resolve_envvar_value(ctx)
         if text is not None and self.multiple:
-            return [item for item in re.split(r"[\s,]+", text.strip()) if item]
+            return [item for item in re.split(self._separators, text.strip()) if item]
         return super().value_from_envvar(ctx)
 
 
@@ -119,8 +123,8 @@ def hint_at_quotes(source: str, values: Mapping[str, object]) -> Iterator[None]:
         raise
 
 
-def mesh_options(*, host: bool = True) -> Callable[[F], F]:
-    """How the store is cut; with `host`, also who holds what of it."""
+def mesh_options(*, host: bool = True, hosts: bool = False) -> Callable[[F], F]:
+    """How the store is cut; with `host`, also who holds what of it; `hosts` is for all hosts at once."""
     from click.shell_completion import CompletionItem
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -144,7 +148,8 @@ def mesh_options(*, host: bool = True) -> Callable[[F], F]:
     rules = option("--rules", metavar="NAME|FILE", help=text, shell_complete=complete)
     text = "This host, counted from 0, of all: 3/8.  [default: 0/1]"
     this = option("--host", metavar="I/N", help=text)
-    chosen = (mesh, axes, devices, each, order, rules, this) if host else (mesh, axes, devices, rules)
+    several = (mesh, axes, devices, each, order, rules)
+    chosen = (*several, this) if host else several if hosts else (mesh, axes, devices, rules)
 
     def decorate(function: F) -> F:
         for option_of in reversed(chosen):
@@ -179,6 +184,20 @@ def fetch_options(function: F) -> F:
     text = "What becomes of the torrent's own files: keep them in DEST/payload, or not."
     kinds = click.Choice(PAYLOADS)
     return option("--payload", type=kinds, default="discard", show_default=True, help=text)(function)
+
+
+def http_option(function: F) -> F:
+    """Where probes and metrics are served."""
+    text = "Serve /livez, /readyz and /metrics here, to everybody."
+    return option("--http", metavar="ADDRESS:PORT", help=text)(function)
+
+
+def watch_options(function: F) -> F:
+    """Whose run to look at, from outside."""
+    text = "Where unfinished shards of a bucket wait.  [default: the user's cache]"
+    function = option("--work-dir", type=click.Path(), metavar="DIR", help=text)(function)
+    text = "Only this host's part, like 3/8.  [default: every part that is there]"
+    return option("--host", metavar="I/N", help=text)(function)
 
 
 def output_options(function: F) -> F:

@@ -8,11 +8,13 @@ import time
 from gdist.cli import words
 from gdist.cli.pace import Pace
 from gdist.cli.streams import say
-from gdist.core.units import format_bytes, format_seconds
+from gdist.core.units import format_bytes, format_rate, format_seconds
 from gdist.events import (
+    ClusterProgress,
     Event,
     Finished,
     HashFailed,
+    MemberChanged,
     MetadataReceived,
     MovePlanned,
     MoveProgress,
@@ -29,7 +31,11 @@ from gdist.events import (
 )
 
 LINE_SECONDS = 10.0
-_WAITING = {Stage.METADATA: "looking for metadata", Stage.HEADERS: "reading headers"}
+_WAITING = {
+    Stage.JOIN: "looking for the other hosts",
+    Stage.METADATA: "looking for metadata",
+    Stage.HEADERS: "reading headers",
+}
 
 
 class PlainLines:
@@ -41,7 +47,10 @@ class PlainLines:
         self._next = time.monotonic() + every
         self._failed = 0
         self._peers = 0
+        self._stage: Stage | None = None
         self._plan: words.Plan | None = None
+        self._cluster: ClusterProgress | None = None
+        self._members = words.Members()
         self._waited = threading.Event()
 
     def __call__(self, event: Event) -> None:
@@ -53,6 +62,7 @@ class PlainLines:
     def _text(self, event: Event) -> str:
         match event:
             case StageStarted():
+                self._stage = event.stage
                 self._wait(event.stage)
                 return words.STAGES[event.stage]
             case PeerCount():
@@ -74,6 +84,11 @@ class PlainLines:
                 return ""
             case Progress() | ReshardProgress() | MoveProgress():
                 return self._progress(event)
+            case MemberChanged():
+                return self._members.text(event)
+            case ClusterProgress():
+                self._cluster = event
+                return self._serving(event)
             case Finished():
                 spent = words.timing(event)
                 return words.finished(event, self._plan) + (f"\ntime went to: {spent}" if spent else "")
@@ -89,9 +104,21 @@ class PlainLines:
         return (
             f"{format_seconds(event.seconds)}  {words.share(event.bytes_placed, event.bytes_wanted)}  "
             f"{format_bytes(event.bytes_placed)} of {format_bytes(event.bytes_wanted)}   "
-            f"tensors {event.tensors_ready}/{event.tensors}   {words.rates(event)}   "
-            f"ETA {words.remaining(left)}{failed}"
+            f"tensors {event.tensors_ready}/{event.tensors}   {words.rates(event, self._cluster)}   "
+            f"ETA {words.remaining(left)}{failed}{self._others()}"
         )
+
+    def _others(self) -> str:
+        if self._cluster is None:
+            return ""
+        return f"   {words.hosts(self._cluster)}   between hosts {words.between(self._cluster)}"
+
+    def _serving(self, event: ClusterProgress) -> str:
+        """Once this host has its part, the cluster is all there is to tell of."""
+        if self._stage is not Stage.SERVE or time.monotonic() < self._next:
+            return ""
+        self._next = time.monotonic() + self._every
+        return f"{words.hosts(event)}   out {format_rate(event.lan_out_rate)}"
 
     def _wait(self, stage: Stage) -> None:
         """Says now and then that a stage goes on in which there may be no events."""
@@ -104,7 +131,8 @@ class PlainLines:
     def _tick(self, over: threading.Event, doing: str, start: float) -> None:
         while not over.wait(self._every):
             waited = format_seconds(time.monotonic() - start)
-            say(f"still {doing}: {words.count(self._peers, 'peer')}, {waited}\n")
+            peers = "" if doing == _WAITING[Stage.JOIN] else f"{words.count(self._peers, 'peer')}, "
+            say(f"still {doing}: {peers}{waited}\n")
 
     def close(self) -> None:
         """No line comes any more but for an event; may be called again."""

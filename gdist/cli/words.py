@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from gdist.core.status import MemberState
 from gdist.core.store_manifest import StoreManifest
 from gdist.core.text import count as count
 from gdist.core.units import format_bytes, format_rate, format_seconds
 from gdist.events import (
     Binds,
+    ClusterProgress,
     Finished,
+    MemberChanged,
     MovePlanned,
     MoveProgress,
     Planned,
@@ -63,21 +66,57 @@ def planned(event: Plan) -> str:
     )
 
 
-def rates(event: Progress | ReshardProgress | MoveProgress) -> str:
-    """Rates, peers, and what keeps it from being faster."""
+def rates(event: Progress | ReshardProgress | MoveProgress, cluster: ClusterProgress | None = None) -> str:
+    """Rates outside, peers, and what keeps it from being faster; of the network the cluster knows which."""
     if isinstance(event, MoveProgress):
         return f"from other hosts {format_bytes(event.bytes_received)}   binds: {BINDS[event.binds]}"
     if isinstance(event, ReshardProgress):
         return f"read {format_bytes(event.bytes_read)}   binds: {RESHARD_BINDS[event.binds]}"
+    binds = cluster.binds if cluster and event.binds is Binds.NETWORK else event.binds
     plural = "s" if event.seeds > 1 else ""
     seeds = f" ({event.seeds} seed{plural})" if event.seeds else ""
     text = f"in {format_rate(event.download_rate)}"
     if event.uploaded or event.upload_rate:
         text += f"   out {format_rate(event.upload_rate)}"
-    text += f"   peers {event.peers}{seeds}   binds: {BINDS[event.binds]}"
+    text += f"   peers {event.peers}{seeds}   binds: {BINDS[binds]}"
     if event.wasted:
         text += f"   wasted {format_bytes(event.wasted)}"
     return text
+
+
+def hosts(event: ClusterProgress) -> str:
+    """Who is there, what came into the cluster, and who is last."""
+    inside = f"   inside {share(event.inside_bytes, event.union_bytes)} of {format_bytes(event.union_bytes)}"
+    slowest = f"   slowest host {event.slowest}" if event.slowest is not None else ""
+    return (
+        f"hosts {event.live + event.done} of {event.hosts}, {event.done} done"
+        f"{inside if event.union_bytes else ''}{slowest}"
+    )
+
+
+def between(event: ClusterProgress) -> str:
+    """What goes between this host and the others."""
+    held = f"   holds {format_bytes(event.held_bytes)}" if event.held_bytes else ""
+    leased = f"   brings in {count(event.leased_pieces, 'piece')}" if event.leased_pieces else ""
+    return f"in {format_rate(event.lan_in_rate)}   out {format_rate(event.lan_out_rate)}{held}{leased}"
+
+
+class Members:
+    """What is worth saying of hosts that come and go: of thousands that come, nothing."""
+
+    def __init__(self) -> None:
+        self._gone: set[int] = set()
+
+    def text(self, event: MemberChanged) -> str:
+        """A line when a host is lost, leaves or comes back; else nothing."""
+        if event.state in (MemberState.LOST, MemberState.LEFT):
+            self._gone.add(event.index)
+            how = "says nothing any more" if event.state is MemberState.LOST else "left before it was done"
+            return f"host {event.index} ({event.address}) {how}: others take over what it was to bring in"
+        if event.index in self._gone:
+            self._gone.discard(event.index)
+            return f"host {event.index} ({event.address}) is back"
+        return ""
 
 
 def share(done: int, total: int) -> str:

@@ -126,9 +126,11 @@ def _joined(environ: Mapping[str, str], choice: str, told: Said, found: Membersh
     hosts = told.hosts or (found.hosts if found and same else ())
     coordinator = told.coordinator or (told.hosts[0] if told.hosts else "")
     if not coordinator and host.count > 1:
-        coordinator = host_part(environ.get("JAX_COORDINATOR_ADDRESS", "").strip())
-        if coordinator and "JAX_COORDINATOR_ADDRESS" not in " ".join(evidence):
-            evidence = (*evidence, f"JAX_COORDINATOR_ADDRESS={environ['JAX_COORDINATOR_ADDRESS']}")
+        jax = Variables(environ)
+        coordinator = host_part(jax.text("JAX_COORDINATOR_ADDRESS"))
+        evidence = tuple(dict.fromkeys((*evidence, *jax.used)))
+    if coordinator and hosts and not told.hosts:
+        hosts = _led_by(coordinator, hosts)
     if not coordinator and found and same:
         coordinator = found.coordinator
     return Membership(
@@ -141,6 +143,15 @@ def _joined(environ: Mapping[str, str], choice: str, told: Said, found: Membersh
         evidence,
         found.job if found else "",
     )
+
+
+def _led_by(coordinator: str, hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """A scheduler's hosts, where somebody said what the first of them is called.
+
+    One who calls it otherwise knows that the scheduler's names are of no use, so none is kept.
+    """
+    same = host_part(coordinator) == host_part(hosts[0])
+    return (coordinator, *hosts[1:]) if same else ()
 
 
 def _alone(environ: Mapping[str, str]) -> Membership:

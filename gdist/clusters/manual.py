@@ -6,12 +6,14 @@ alone, this host's place in the list is its index: the same line then works on e
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from gdist.clusters.membership import HalfSet, Variables, half_set
+from gdist.clusters.membership import SHOWN, HalfSet, Variables, half_set
 from gdist.core.hosts import parse_hosts, split_address
 from gdist.core.mesh import parse_host
+from gdist.core.text import shorten
 from gdist.errors import RequestError
 
 
@@ -80,22 +82,22 @@ def _hosts(text: str) -> tuple[str, ...]:
 
 
 def _place(hosts: tuple[str, ...], hostname: str, addresses: Collection[str]) -> int | None:
-    """Where this host is in the list: by its name, an address, or the name's first label; None if nowhere."""
+    """Where this host is in the list: by its name, an address, the name's first label; None if not once."""
     names = [split_address(host)[0].lower() for host in hosts]
     ours = hostname.lower()
     places = [n for n, name in enumerate(names) if ours and name == ours]
-    places = places or [n for n, name in enumerate(names) if name in addresses]
+    # Every host is its own 127.0.0.1, so that loopback tells nothing.
+    places = places or [n for n, name in enumerate(names) if name in addresses and not _is_loopback(name)]
     if not places and ours:
         short = ours.partition(".")[0]
         places = [
             n for n, name in enumerate(names) if not name[0].isdigit() and name.partition(".")[0] == short
         ]
-    if len(places) > 1:
-        raise RequestError(
-            f"GDIST_HOSTS names this host {len(places)} times ({', '.join(hosts[n] for n in places)})",
-            hint="say which one it is: --host INDEX/COUNT",
-        )
-    return places[0] if places else None
+    return places[0] if len(places) == 1 else None
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def incomplete(told: Said) -> RequestError:
@@ -107,8 +109,8 @@ def incomplete(told: Said) -> RequestError:
         )
     if told.hosts and told.index is None:
         return HalfSet(
-            f"manual: none of this host's names and addresses is in GDIST_HOSTS ({', '.join(told.hosts[:8])}"
-            f"{', ...' if len(told.hosts) > 8 else ''})",
+            f"manual: no name or address of this host is just once in GDIST_HOSTS "
+            f"({shorten(', '.join(told.hosts), SHOWN)})",
             hint="set GDIST_RANK, or name the host as it calls itself",
         )
     missing = [

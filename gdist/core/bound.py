@@ -12,7 +12,7 @@ classic bound of distribution among peers, for unequal needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -22,6 +22,7 @@ class Limit(Enum):
 
     WAN = "wan"
     HOST_LINK = "host link"
+    INTERCONNECT = "interconnect"
     ALL_LINKS = "all links together"
 
 
@@ -57,17 +58,26 @@ def lower_bound(needed: Sequence[int], union: int, *, wan: float, lan: float = m
     )
 
 
-def wan_shares(needs: Sequence[Collection[int]], nbytes_of: Callable[[int], int]) -> tuple[int, ...]:
-    """Bytes each host brings in when every piece comes in once, by a host that needs it.
+def wan_owners(needs: Sequence[Collection[int]], nbytes_of: Callable[[int], int]) -> dict[int, int]:
+    """The host that brings in each piece when every piece comes in once, by a host that needs it.
 
     `needs` are the pieces of each host. Pieces that few hosts need are given out first, each to the host
-    with the least so far.
+    with the least bytes so far.
     """
     wanted_by: dict[int, list[int]] = {}
     for host, pieces in enumerate(needs):
         for piece in pieces:
             wanted_by.setdefault(piece, []).append(host)
-    shares = [0] * len(needs)
+    shares, owners = [0] * len(needs), {}
     for piece, hosts in sorted(wanted_by.items(), key=lambda item: (len(item[1]), item[0])):
-        shares[min(hosts, key=shares.__getitem__)] += nbytes_of(piece)
+        owner = owners[piece] = min(hosts, key=shares.__getitem__)
+        shares[owner] += nbytes_of(piece)
+    return owners
+
+
+def wan_shares(owners: Mapping[int, int], hosts: int, nbytes_of: Callable[[int], int]) -> tuple[int, ...]:
+    """Bytes that each of so many hosts brings in."""
+    shares = [0] * hosts
+    for piece, owner in owners.items():
+        shares[owner] += nbytes_of(piece)
     return tuple(shares)

@@ -33,7 +33,7 @@ class Failure:
 
     def error(self, doing: str) -> GdistError:
         """The error for somebody else; `doing` says what it ended: `the fetch into /data`."""
-        return _KINDS.get(self.kind, GdistError)(f"{doing} failed: {self.message}", hint=self.hint)
+        return _KINDS.get(self.kind, GdistError)(f"{doing} ended: {self.message}", hint=self.hint)
 
     def to_json(self) -> bytes:
         """The document that `parse_failure` reads."""

@@ -76,7 +76,7 @@ class ShardLayout:
         return Extent(ordinal * self._pitch + runs[0].start * self.itemsize, runs[0].length * self.itemsize)
 
     def chunks_in(self, run: Extent) -> Iterator[Extent]:
-        """The inner chunks that lie whole inside a run of the file that `run_of` gave, or in a part of one."""
+        """The inner chunks that lie whole inside a run of the file of `run_of`, or inside a part of one."""
         slab = run.start // self._pitch * self._pitch
         first, stop = -(-(run.start - slab) // self.chunk_nbytes), (run.stop - slab) // self.chunk_nbytes
         return (Extent(slab + n * self.chunk_nbytes, self.chunk_nbytes) for n in range(first, stop))

@@ -35,6 +35,7 @@ STALL_SECONDS = 15.0  # leases of a host that brings nothing in for so long are 
 STEAL_SECONDS = 3.0  # a lease is taken over when it would last so much longer than with the idle host
 SETTLE_SECONDS = 3.0  # after the first host enrolled, until all are there: who returns tells what he has
 RATE_DECAY = 0.9  # a report: a line is as fast as it was lately at its best
+BRIEF_SECONDS = 0.5  # the same while headers are read: few would have pieces of them
 LOOKAHEAD = 64  # free pieces among which a host gets those that it needs itself
 
 
@@ -56,6 +57,27 @@ class _Host:
     @property
     def open(self) -> PieceSet:
         return self.needs & ~self.got
+
+
+class _Tally:
+    """How many hosts each piece is counted for, and the set of those with any: kept, not summed anew."""
+
+    def __init__(self, pieces: int):
+        self._counts = [0] * pieces
+        self.some: PieceSet = 0
+
+    def add(self, pieces: PieceSet) -> None:
+        for piece in members(pieces):
+            self._counts[piece] += 1
+        self.some |= pieces
+
+    def remove(self, pieces: PieceSet) -> None:
+        gone = []
+        for piece in members(pieces):
+            self._counts[piece] -= 1
+            if not self._counts[piece]:
+                gone.append(piece)
+        self.some &= ~set_of(gone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +109,12 @@ class Answer:
 class Leases:
     """The state of one job's pieces; see the module's text.
 
-    `nbytes` are the pieces' sizes in loading order, `count` is how many hosts the job has.
+    `nbytes` are the pieces' sizes in loading order, `count` is how many hosts the job has. While what the
+    torrent holds is still being found out (`final` false) nothing is ever spent.
     """
 
-    def __init__(self, nbytes: Sequence[int], count: int):
-        self._nbytes, self._count = nbytes, count
+    def __init__(self, nbytes: Sequence[int], count: int, *, final: bool = True):
+        self._nbytes, self._count, self._final = nbytes, count, final
         self._largest = max(nbytes, default=1)
         self._hosts: dict[int, _Host] = {}
         self._finished: set[int] = set()  # had all they need before they went
@@ -99,7 +122,10 @@ class Leases:
         self._began = math.inf
         self.brought = 0  # bytes that were reported as held for the first time: what came in, each piece once
         self._ever: PieceSet = 0
-        self._union: PieceSet = 0
+        self.union: PieceSet = 0  # pieces that some host needed, or had, when it enrolled
+        self.union_nbytes = 0
+        self._open, self._inside = _Tally(len(nbytes)), _Tally(len(nbytes))
+        self._leased: PieceSet = 0
 
     # --- what hosts say -------------------------------------------------------------------------------
 
@@ -115,18 +141,23 @@ class Leases:
         done: bool = False,
     ) -> None:
         """A host is here, or tells all anew: `needs` is what it has not placed yet."""
-        before = self._hosts.pop(index, None)
+        before = self._hosts.get(index)
         self._finished.discard(index)
-        if before:
-            self._forget(index, before.held & ~held)
         host = _Host(boot, gateway, needs, seen=now, progress=now, done=done)
-        if before and before.boot == boot:
-            host.leased, host.rate, host.unable = before.leased, before.rate, before.unable
+        if before:
+            host.held = before.held
+            self._open.remove(before.open)
+            if before.boot == boot:
+                host.leased, host.rate, host.unable = before.leased, before.rate, before.unable
+            else:
+                self._free(before)
         self._hosts[index] = host
+        self._open.add(needs)
         self._began = min(self._began, now)
-        self._union |= needs | held
-        self._hold(index, held & ~(before.held if before else 0), now)
-        host.held = held
+        self.union_nbytes += self.nbytes_of((needs | held) & ~self.union)
+        self.union |= needs | held
+        self._drop(index, host.held & ~held)
+        self._hold(index, held, now)
 
     def report(
         self,
@@ -141,11 +172,11 @@ class Leases:
     ) -> None:
         """What changed at a host since it spoke last; telling it twice does no harm."""
         host = self._hosts[index]
-        self._hold(index, held & ~host.held, now)
-        host.held = (host.held | held) & ~dropped
+        self._hold(index, held, now)
+        self._drop(index, dropped)
+        self._open.remove(host.open & got)
         host.got |= got
         host.unable |= dropped & ~held
-        self._forget(index, dropped)
         host.seen, host.done = now, done or host.done
         if rate:
             host.progress = now
@@ -155,22 +186,24 @@ class Leases:
     def leave(self, index: int) -> None:
         """A host will go: it gets no more leases, and what it holds should be taken over soon."""
         host = self._hosts[index]
-        host.leaving, host.leased = True, {}
+        host.leaving = True
+        self._free(host)
 
     def remove(self, index: int) -> None:
         """A host is gone, and what it held with it."""
-        host = self._hosts.pop(index, None)
+        host = self._hosts.get(index)
         if host:
-            self._forget(index, host.held)
+            self._drop(index, host.held)
+            self._free(host)
+            self._open.remove(host.open)
+            del self._hosts[index]
             if host.done:
                 self._finished.add(index)
 
     def deny(self, index: int, pieces: PieceSet) -> None:
         """Somebody asked a host for pieces that it was said to hold, and it has them not."""
-        host = self._hosts.get(index)
-        if host:
-            self._forget(index, host.held & pieces)
-            host.held &= ~pieces
+        if index in self._hosts:
+            self._drop(index, pieces)
 
     def finish(self, index: int) -> None:
         """A host has all it needs since an earlier run, and will not enrol."""
@@ -190,20 +223,32 @@ class Leases:
         return host is not None and host.boot == boot
 
     def _hold(self, index: int, pieces: PieceSet, now: float) -> None:
-        if not pieces:
-            return
         host = self._hosts[index]
+        new = pieces & ~host.held
+        if not new:
+            return
         host.progress = now
-        for piece in members(pieces):
-            self._log.append(Change(piece, index, True))
+        host.held |= new
+        self._inside.add(new)
+        self._log += (Change(piece, index, True) for piece in members(new))
+        self.brought += self.nbytes_of(new & ~self._ever)
+        self._ever |= new
+        for piece in members(new & self._leased):
             for other in self._hosts.values():
                 other.leased.pop(piece, None)
-            if not self._ever >> piece & 1:
-                self.brought += self._nbytes[piece]
-        self._ever |= pieces
+        self._leased &= ~new
 
-    def _forget(self, index: int, pieces: PieceSet) -> None:
-        self._log += (Change(piece, index, False) for piece in members(pieces))
+    def _drop(self, index: int, pieces: PieceSet) -> None:
+        host = self._hosts[index]
+        gone = pieces & host.held
+        host.held &= ~gone
+        self._inside.remove(gone)
+        self._log += (Change(piece, index, False) for piece in members(gone))
+
+    def _free(self, host: _Host) -> None:
+        """Gives a host's leases to whoever asks."""
+        self._leased &= ~set_of(host.leased)
+        host.leased = {}
 
     # --- what hosts are told --------------------------------------------------------------------------
 
@@ -214,46 +259,31 @@ class Leases:
             self._grant(index, now)
         fresh = version is None or not 0 <= version <= len(self._log)
         changes = self._holders() if fresh else itertools.islice(self._log, version, None)
-        needs, open_here, absent = host.open, self._open(), self.absent > 0
-        unused = host.held & ~open_here
+        needs, absent = host.open, self.absent > 0
+        unused = host.held & ~self._open.some
         return Answer(
             version=len(self._log),
             fresh=fresh,
             changes=tuple(c for c in changes if c.host != index and (not c.held or needs >> c.piece & 1)),
             lease=set_of(host.leased),
-            spent=0 if absent else unused,
-            spare=unused if absent else 0,
-            wanted=bool(host.held & self._open(but=index)) or absent,
+            spent=unused if self._final and not absent else 0,
+            spare=unused if self._final and absent else 0,
+            wanted=bool(host.held & self._open.some) or absent,
         )
 
     def _holders(self) -> Iterator[Change]:
         for index, host in self._hosts.items():
             yield from (Change(piece, index, True) for piece in members(host.held))
 
-    def _open(self, but: int | None = None) -> PieceSet:
-        found = 0
-        for index, host in self._hosts.items():
-            if index != but:
-                found |= host.open
-        return found
-
     @property
     def inside(self) -> PieceSet:
         """Pieces that somebody holds."""
-        found = 0
-        for host in self._hosts.values():
-            found |= host.held
-        return found
-
-    @property
-    def union(self) -> PieceSet:
-        """Pieces that some host needed, or had, when it enrolled."""
-        return self._union
+        return self._inside.some
 
     @property
     def spent(self) -> PieceSet:
         """Pieces that came in, and that nobody needs any more."""
-        return self._ever & ~self.inside & ~self._open()
+        return self._ever & ~self._inside.some & ~self._open.some
 
     @property
     def absent(self) -> int:
@@ -273,24 +303,24 @@ class Leases:
     def _grant(self, index: int, now: float) -> None:
         """Fills a host's leases up; takes over from others what would take them much longer."""
         host = self._hosts[index]
-        if self.absent and now - self._began < SETTLE_SECONDS:
+        if self.absent and now - self._began < (SETTLE_SECONDS if self._final else BRIEF_SECONDS):
             return
         self._revoke_stalled(index, now)
-        taken = 0
-        for other in self._hosts.values():
-            taken |= set_of(other.leased)
-        free = self._open() & ~self.inside & ~taken & ~self._unable(index)
+        free = self._open.some & ~self._inside.some & ~self._leased & ~self._unable(index)
         room = self._room(host, free)
         while free and room > 0:
             piece = _choose(free, host.needs)
             free &= ~(1 << piece)
             host.leased[piece] = now
+            self._leased |= 1 << piece
             room -= self._nbytes[piece]
         if not host.leased and not free:
             self._steal(index, now)
 
     def _unable(self, index: int) -> PieceSet:
         """Pieces that a host had and gave back, as far as another gateway can bring them in."""
+        if not self._hosts[index].unable:
+            return 0
         others = 0
         for number, host in self._hosts.items():
             if number != index and host.gateway and not host.leaving:
@@ -309,7 +339,7 @@ class Leases:
         for number, other in self._hosts.items():
             stuck = other.leased and now - max(other.progress, min(other.leased.values())) > STALL_SECONDS
             if number != index and stuck:
-                other.leased = {}
+                self._free(other)
                 other.progress = now  # it may try again, with others' help
 
     def _steal(self, index: int, now: float) -> None:

@@ -55,6 +55,10 @@ class TensorPlan:
         return sum(f.tensor.spec.nbytes_of(f.box_for(shard.box)) for f in self.tensor.sources)
 
 
+_Known = dict[int, tuple[TensorPlan, tuple[range, ...]]]  # by identity: hashing a plan takes longer
+_Index = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class HostPlan:
     """All that one host will do; `tensors` are in loading order."""
@@ -64,11 +68,15 @@ class HostPlan:
     host: HostGroup
     tensors: tuple[TensorPlan, ...]
     identity: str = field(default="")
+    _known: _Known = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def runs(self) -> tuple[tuple[range, ...], ...]:
         """For each tensor the runs of pieces that hold a byte of this host's shards of it."""
-        return tuple(tuple(piece_runs(plan, self.payload)) for plan in self.tensors)
+        for plan in self.tensors:  # hosts that were planned together share tensors' plans, and what is known
+            if id(plan) not in self._known:
+                self._known[id(plan)] = plan, tuple(piece_runs(plan, self.payload))
+        return tuple(self._known[id(plan)][1] for plan in self.tensors)
 
     @cached_property
     def pieces(self) -> tuple[int, ...]:
@@ -184,24 +192,60 @@ def plan_host(
         RequestError: for every tensor without a rule or that the mesh does not divide, for rules of another
             model, and when the hosts do not divide the mesh.
     """
-    group = host or HostGroup()
+    hosts = (host or HostGroup(),)
+    return plan_hosts(
+        payload, tensors, mesh, rules, hosts, identity=identity, shard_bytes=shard_bytes, some=some
+    )[0]
+
+
+def plan_hosts(
+    payload: Payload,
+    tensors: Sequence[StoredTensor],
+    mesh: Mesh,
+    rules: Rules | None,
+    hosts: Sequence[HostGroup],
+    *,
+    identity: str = "",
+    shard_bytes: int | None = None,
+    some: bool = False,
+) -> tuple[HostPlan, ...]:
+    """The plans of hosts of one cluster, each as `plan_host` makes it; what they share is one object.
+
+    Raises:
+        RequestError: as `plan_host`.
+    """
     mesh = complete_mesh(mesh, rules)
-    places = group.devices(mesh)
+    places = [host.devices(mesh) for host in hosts]
     specs = resolve_specs(mesh, rules, tensors)
     if not some:
         check_used(rules, tensors)
-    maker = GridMaker(mesh, group.count, shard_bytes=shard_bytes)
-    plans = []
+    maker = GridMaker(mesh, hosts[0].count, shard_bytes=shard_bytes)
+    deals: dict[tuple[ShardGrid, PartitionSpec], list[tuple[_Index, ...]]] = {}
+    plans: list[list[TensorPlan]] = [[] for _ in hosts]
     for number, (tensor, spec) in enumerate(zip(tensors, specs, strict=True)):
         grid = maker.grid(tensor.spec.shape, tensor.spec.dtype.itemsize, spec)
-        plans.append(TensorPlan(tensor, spec, grid, _shards(number, grid, mesh, spec, places)))
-    return HostPlan(payload, mesh, group, tuple(plans), identity)
-
-
-def _shards(
-    number: int, grid: ShardGrid, mesh: Mesh, spec: PartitionSpec, places: Sequence[int]
-) -> tuple[ShardTask, ...]:
-    """The shards that hold the slabs of the devices at some places."""
+        if (grid, spec) not in deals:
+            deals[grid, spec] = _deal(grid, mesh, spec, places)
+        made: dict[int, TensorPlan] = {}
+        for own, indices in zip(plans, deals[grid, spec], strict=True):
+            if id(indices) not in made:
+                shards = tuple(ShardTask(number, index, grid.box_of(index)) for index in indices)
+                made[id(indices)] = TensorPlan(tensor, spec, grid, shards)
+            own.append(made[id(indices)])
+    known: _Known = {}
     return tuple(
-        ShardTask(number, index, grid.box_of(index)) for index in shards_of(grid, mesh, spec, places)
+        HostPlan(payload, mesh, host, tuple(own), identity, known)
+        for host, own in zip(hosts, plans, strict=True)
     )
+
+
+def _deal(
+    grid: ShardGrid, mesh: Mesh, spec: PartitionSpec, places: Sequence[Sequence[int]]
+) -> list[tuple[_Index, ...]]:
+    """For each host the shards that hold its devices' slabs, in C order; equal ones are one object."""
+    found: dict[tuple[_Index, ...], tuple[_Index, ...]] = {}
+    deal = []
+    for own in places:
+        indices = shards_of(grid, mesh, spec, own)
+        deal.append(found.setdefault(indices, indices))
+    return deal

@@ -141,6 +141,11 @@ class MemberStatus:
     seen_seconds: float
 
     @property
+    def complete(self) -> bool:
+        """True once its part is complete; that it is done it says before its last status comes."""
+        return self.status.complete or self.state is MemberState.DONE
+
+    @property
     def works(self) -> bool:
         """True for a host that is there, and whose part is not complete yet."""
         return self.state is MemberState.LIVE and not self.status.over
@@ -180,7 +185,7 @@ class ClusterStatus:
     @property
     def done(self) -> int:
         """Hosts whose part is complete."""
-        return sum(member.status.complete for member in self.members)
+        return sum(member.complete for member in self.members)
 
     @property
     def wan_bytes(self) -> int:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gdist.core.text import printable, shorten
 from gdist.core.units import format_bytes, format_seconds
 from gdist.pictures.marks import Chart, Mark, Path, Rect, Text, boxes, px
+from gdist.pictures.plots import LEFT, RIGHT, WIDTH, Plot, above, seconds_step, short_bytes, step_of
 from gdist.run.plan import PlanReport
 
-WIDTH = 960.0
-LEFT, RIGHT = 76.0, 12.0
 STAGES_LEFT, STAGES_RIGHT = 132.0, 96.0
 STAGES_HIGH, ROW_MOST, ROW_LEAST = 540.0, 20.0, 4.0
 TEXT_HIGH = 14.0  # between labelled rows
-SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 43200, 86400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +31,8 @@ class Ready:
 def hosts_chart(report: PlanReport) -> Chart:
     """Bytes that each host keeps, in front of those it fetches."""
     most = max(cost.bytes_touched for cost in report.hosts)
-    step = _step(most / 4)
-    plot = _Plot(200.0, _above(most, step), step, _short_bytes)
+    step = step_of(most / 4)
+    plot = Plot(200.0, above(most, step), step, short_bytes)
     kept, fetched = [], []
     for number, cost in enumerate(report.hosts):
         fetched.append(plot.bar(number, len(report.hosts), cost.bytes_touched))
@@ -57,8 +55,8 @@ def hosts_chart(report: PlanReport) -> Chart:
 def ratio_chart(report: PlanReport) -> Chart:
     """Bytes fetched over bytes kept, of each host."""
     ratios = [cost.amplification for cost in report.hosts]
-    step = _step(max(ratios) / 2)
-    plot = _Plot(84.0, _above(max(ratios), step), step, lambda value: f"{value:g}×")
+    step = step_of(max(ratios) / 2)
+    plot = Plot(84.0, above(max(ratios), step), step, lambda value: f"{value:g}×")
     places = [plot.bar(number, len(ratios), ratio) for number, ratio in enumerate(ratios)]
     marks = [*plot.grid(), Path(boxes(places), "ratio")]
     one = plot.y(1)
@@ -68,45 +66,6 @@ def ratio_chart(report: PlanReport) -> Chart:
     return Chart(WIDTH, plot.bottom, "Bytes fetched for each byte kept", said, tuple(marks))
 
 
-@dataclass(frozen=True, slots=True)
-class _Plot:
-    """Vertical bars over a grid of values from 0 to `most`, labelled every `step`."""
-
-    height: float
-    most: float
-    step: float
-    says: Callable[[float], str]
-    top: float = 10.0
-
-    @property
-    def bottom(self) -> float:
-        return self.top + self.height + 24
-
-    def y(self, value: float) -> float:
-        return self.top + self.height * (1 - value / self.most)
-
-    def bar(self, number: int, bars: int, value: float) -> tuple[float, float, float, float]:
-        slot = (WIDTH - LEFT - RIGHT) / bars
-        width = min(slot * 0.72, 56.0)
-        x = LEFT + number * slot + (slot - width) / 2
-        return x, self.y(value), width, self.y(0) - self.y(value)
-
-    def grid(self) -> Iterator[Mark]:
-        for n in range(round(self.most / self.step) + 1):
-            y = self.y(n * self.step)
-            yield Path(f"M{px(LEFT)} {px(y)}H{px(WIDTH - RIGHT)}", "base" if n == 0 else "rule")
-            yield Text(LEFT - 8, y + 4, self.says(n * self.step), "soft", "end")
-
-    def names(self, hosts: Sequence[int]) -> Iterator[Mark]:
-        """Numbers of hosts below their bars, as many as there is room for."""
-        slot = (WIDTH - LEFT - RIGHT) / len(hosts)
-        every = next(n for n in (1, 2, 4, 8, 16, 32, 64, 2**30) if slot * n >= 26)
-        for number in range(0, len(hosts), every):
-            x = LEFT + (number + 0.5) * slot
-            yield Text(x, self.top + self.height + 16, str(hosts[number]), "soft", "middle")
-        yield Text(LEFT - 8, self.top + self.height + 16, "host", "soft", "end")
-
-
 def timeline_chart(ready: Sequence[Ready], *, seconds: bool) -> Chart:
     """What arrives when, one row for each group, the first to load on top."""
     end = max(ready[-1].stop, max(group.stop for group in ready)) or 1.0
@@ -114,7 +73,7 @@ def timeline_chart(ready: Sequence[Ready], *, seconds: bool) -> Chart:
     every = max(math.ceil(TEXT_HIGH / row), 1)
     wide = WIDTH - STAGES_LEFT - STAGES_RIGHT
     top, bottom = 10.0, 10.0 + row * len(ready)
-    step = _seconds_step(end / 6) if seconds else 0.2
+    step = seconds_step(end / 6) if seconds else 0.2
     marks: list[Mark] = []
     for n in range(int(end / step + 1e-9) + 1):
         x = STAGES_LEFT + wide * n * step / end
@@ -164,25 +123,3 @@ def bound_chart(terms: Sequence[tuple[str, float]]) -> Chart:
         )
     said = "; ".join(f"{name} {format_seconds(seconds)}" for name, seconds in terms)
     return Chart(WIDTH, 6 + row * len(terms), "Terms of the least time", said, tuple(marks))
-
-
-def _step(least: float) -> float:
-    """A round number of at least `least`: 1, 2 or 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(least)) if least > 0 else 1.0
-    return next(power * n for n in (1, 2, 5, 10) if power * n >= least * 0.999)
-
-
-def _seconds_step(least: float) -> float:
-    if least < 1:
-        return _step(least)
-    return next((n for n in SECONDS if n >= least), math.ceil(least / 86400) * 86400)
-
-
-def _above(most: float, step: float) -> float:
-    return max(math.ceil(most / step - 1e-9), 1) * step
-
-
-def _short_bytes(nbytes: float) -> str:
-    """`200 GB`, `2.5 GB`: of a round number."""
-    number, unit = format_bytes(nbytes).split()
-    return f"{float(number):g} {unit}" if nbytes else "0"

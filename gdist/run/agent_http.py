@@ -163,7 +163,6 @@ class _Handler(BaseHTTPRequestHandler):
     """One connection: requests without bodies, one after the other."""
 
     protocol_version = "HTTP/1.1"
-    server_version, sys_version = "gdist", ""
     timeout = REQUEST_SECONDS
     server: _Server
 
@@ -179,6 +178,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     do_HEAD = do_GET
+
+    def version_string(self) -> str:
+        """Which server it is; the version of gdist is among the metrics."""
+        return "gdist"
 
     def log_message(self, format: str, *args: object) -> None:
         """To the log, for diagnosis, instead of standard error."""

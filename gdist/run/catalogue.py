@@ -19,8 +19,7 @@ from gdist.core.source_manifest import SourceManifest
 from gdist.core.tensor import StoredTensor
 from gdist.errors import UnsupportedError
 from gdist.run.header_cache import load_headers, save_headers
-from gdist.run.headers import HeaderScan
-from gdist.sources.torrent import TorrentSource
+from gdist.run.headers import HeaderScan, HeaderSource
 
 MAX_ASSET_BYTES = 64 * 2**20  # all assets together are held in memory while they arrive
 
@@ -58,7 +57,7 @@ class Catalogue:
 
 
 def read_catalogue(
-    source: TorrentSource,
+    source: HeaderSource,
     manifest: SourceManifest | None,
     *,
     profile: str | None = None,

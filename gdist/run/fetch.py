@@ -73,7 +73,6 @@ from gdist.sinks.local import LocalSink, write_atomically
 from gdist.sources.torrent import TorrentOptions, magnet_of
 from gdist.stores import files_of
 
-MAX_WORKERS = 4
 WAITING_SECONDS = 5.0  # between signs of life in stages that have few events of their own
 _QUIET = (Stage.METADATA, Stage.HEADERS)
 
@@ -433,7 +432,7 @@ class _Fetch:
             collector,
             journal,
             Keep(keep_asset, check_headers, frozenset(catalogue.assets)),
-            workers=_workers(self._options.memory, payload.piece_length),
+            workers=_workers(self._options.memory, payload.piece_length, source.readers),
             release=not self._keep,
             observe=self._observe,
             timing=self._timing,
@@ -464,6 +463,6 @@ def _make_empty_files(source: PieceSource) -> None:
                 raise translate(error, f"making {path}") from error
 
 
-def _workers(memory: int, piece_length: int) -> int:
+def _workers(memory: int, piece_length: int, most: int) -> int:
     """Threads that place pieces: each holds a piece and, while a column is cut out, its parts again."""
-    return max(1, min(MAX_WORKERS, os.cpu_count() or 1, memory // (4 * piece_length)))
+    return max(1, min(most, memory // (4 * piece_length)))

@@ -8,16 +8,44 @@ piece of each file are asked for at once: they hold all of most headers.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gdist.core.extent import Extent
 from gdist.core.payload import Payload
+from gdist.core.placer import Placement
 from gdist.core.tensor import FoundArray
-from gdist.errors import CorruptError, UnsupportedError
+from gdist.errors import CorruptError, PieceLost, UnsupportedError
 from gdist.formats import SNIFF_BYTES, Scan
 from gdist.formats.detect import detect, recognise_foreign
-from gdist.sources.torrent import TorrentSource
+
+
+class HeaderSource(Protocol):
+    """What a scan asks of its source: of `PieceSource` what it needs."""
+
+    @property
+    def payload(self) -> Payload:
+        """The torrent's files and pieces."""
+
+    @property
+    def gives_parts(self) -> bool:
+        """True where reading a part of a piece costs less than all of it."""
+
+    def want(self, ordered: Sequence[int], *, urgent: Collection[int] = ()) -> None:
+        """Replaces what is wanted."""
+
+    def verified(self, timeout: float) -> tuple[int, ...]:
+        """Pieces that can be read, each once."""
+
+    def read_piece(
+        self, piece: int, buffer: memoryview, placements: Sequence[Placement], extents: Sequence[Extent]
+    ) -> memoryview:
+        """Bytes of a piece, at least those of `extents`."""
+
+    def check_alive(self) -> None:
+        """Raises when there is no hope any more."""
+
 
 CACHED_PIECES = 4  # small files share pieces; each read of one costs a hash of it
 CACHED_BYTES = 64 * 2**20
@@ -55,12 +83,13 @@ class _Running:
 class HeaderScan:
     """Scans files over a torrent source; `arrived` collects every piece verified meanwhile."""
 
-    def __init__(self, source: TorrentSource, tick: Callable[[], None] = lambda: None):
+    def __init__(self, source: HeaderSource, tick: Callable[[], None] = lambda: None):
         self._source = source
         self._tick = tick
         self.arrived: set[int] = set()
         self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._cached = max(1, min(CACHED_PIECES, CACHED_BYTES // source.payload.piece_length))
+        self._buffer = memoryview(bytearray(source.payload.piece_length))
 
     def run(self, files: Sequence[int]) -> dict[int, FileReport]:
         """What each of these files (indices in the payload) holds; empty files are reported as nothing.
@@ -104,7 +133,11 @@ class HeaderScan:
         path = self._source.payload.files[run.file].path
         while self._ready(run):
             try:
-                run.wanted = run.scan.send(self.read(run.file, run.wanted))
+                found = self.read(run.file, run.wanted)
+            except PieceLost:
+                return False
+            try:
+                run.wanted = run.scan.send(found)
             except StopIteration:
                 return True
             except (UnsupportedError, CorruptError) as error:
@@ -120,7 +153,10 @@ class HeaderScan:
             self.arrived.update(self._source.verified(0.5))
             self._source.check_alive()
             self._tick()
-        return self.read(file, whole)
+        try:
+            return self.read(file, whole)
+        except PieceLost:
+            return self.fetch(file)
 
     def read(self, file: int, extent: Extent) -> bytes:
         """Bytes of a file whose pieces have all arrived."""
@@ -131,17 +167,29 @@ class HeaderScan:
             inside = payload.extent_of(piece)
             common = inside.intersect(where)
             assert common is not None
-            begin = common.start - inside.start
-            data += self._piece(piece)[begin : begin + common.length]
+            data += self._part(piece, common.shift(-inside.start))
         return bytes(data)
 
-    def _piece(self, piece: int) -> bytes:
-        if piece not in self._cache:
+    def _part(self, piece: int, part: Extent) -> bytes:
+        """Part of a piece; where it costs as much as all of it, of a piece that is kept for a while.
+
+        Raises:
+            PieceLost: it has to arrive again.
+        """
+        extents = (part,) if self._source.gives_parts else ()
+        if extents or piece not in self._cache:
+            try:
+                found = self._source.read_piece(piece, self._buffer, (), extents)
+            except PieceLost:
+                self.arrived.discard(piece)
+                raise
+            if extents:
+                return bytes(found[part.start : part.stop])
             if len(self._cache) >= self._cached:
                 self._cache.popitem(last=False)
-            self._cache[piece] = bytes(self._source.read_piece(piece))
+            self._cache[piece] = bytes(found)
         self._cache.move_to_end(piece)
-        return self._cache[piece]
+        return self._cache[piece][part.start : part.stop]
 
 
 def _ends(payload: Payload, file: int) -> Iterable[int]:

@@ -6,12 +6,14 @@ and the key that opens it. What is left there by an agent that is gone answers n
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gdist.core.status import AgentStatus, ClusterStatus, parse_agent_status, parse_cluster_status
-from gdist.errors import FilesystemError, GdistError
+from gdist.errors import FilesystemError, GdistError, Unreachable
 from gdist.exchange import Client, Key
 from gdist.stores.local import LocalFiles
 
@@ -50,3 +52,16 @@ def find_agent(work: Path) -> AgentAddress | None:
         return AgentAddress(row["address"], Key.from_hex(row["key"]), bool(row["encrypt"])) if row else None
     except (FilesystemError, GdistError, ValueError, KeyError, TypeError):
         return None  # it only adds to what can be seen without it
+
+
+def ask_cluster(agents: Sequence[AgentAddress]) -> ClusterStatus:
+    """Where the cluster stands, from the first of these that answers.
+
+    Raises:
+        GdistError: what the last one's trouble is, when none answers.
+    """
+    assert agents, "nobody to ask"
+    for agent in agents[:-1]:
+        with contextlib.suppress(Unreachable):
+            return agent.cluster()
+    return agents[-1].cluster()

@@ -22,6 +22,7 @@ from gdist.errors import RequestError
 from gdist.events import Observer, Stage
 from gdist.run.catalogue import Catalogue, read_catalogue
 from gdist.run.destination import Destination
+from gdist.run.headers import HeaderSource
 from gdist.run.options import FetchOptions
 from gdist.run.resolve import Resolved
 from gdist.run.timing import Timing
@@ -47,6 +48,10 @@ class PieceSource(Protocol):
     @property
     def torrent_file(self) -> bytes:
         """The content of a .torrent file."""
+
+    @property
+    def readers(self) -> int:
+        """How many threads make sense that read pieces."""
 
     @property
     def had(self) -> frozenset[int]:
@@ -131,7 +136,7 @@ class Opening:
         _check_memory(self.options.memory, source.payload.piece_length)
         write_atomically(self.torrent_path, source.torrent_file)
 
-    def catalogue(self, source: TorrentSource) -> Catalogue:
+    def catalogue(self, source: HeaderSource) -> Catalogue:
         """What the torrent holds."""
         self.enter(Stage.HEADERS)
         with self.timing.measure("headers"):

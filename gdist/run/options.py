@@ -15,7 +15,7 @@ PAYLOAD_CHOICES = ("discard", "keep")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The store that a host's even shares are on their way to: how it is cut, and the most bytes of a shard."""
+    """The store that even shares are on their way to: how it is cut, and the most bytes of a shard."""
 
     mesh: Mesh
     rules: Rules | None

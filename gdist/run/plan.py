@@ -6,15 +6,17 @@ headers, which are fetched and forgotten.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gdist.core.arrivals import Arrival, Stage, arrivals, stages_of
-from gdist.core.bound import Bound, lower_bound, wan_shares
+from gdist.core.bound import Bound, lower_bound, wan_owners, wan_shares
 from gdist.core.convert import converted, parse_dtype
+from gdist.core.exchange_costs import Choice, ExchangeCost, Rates, choose_exchange, exchange_costs
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
-from gdist.core.plan import HostPlan, TensorPlan, plan_host
+from gdist.core.plan import HostPlan, TensorPlan, plan_hosts
 from gdist.core.rules import Rules
 from gdist.errors import RequestError
 from gdist.events import Observer
@@ -29,8 +31,9 @@ class PlanOptions:
     """What to plan for: `hosts` of one cluster, or just some of them.
 
     `payload`, `memory` and `dtype` are those of the fetch. `wan` and `lan` are rates in bytes a second, into
-    the cluster and of each host; `piece_length` stands in where a release's own is not known. With `details`
-    the report says what each tensor costs, and when it arrives.
+    the cluster and of each host, `interconnect` that of the link XLA's collectives have, where there is JAX;
+    `piece_length` stands in where a release's own is not known. With `details` the report says what each
+    tensor costs, and when it arrives.
     """
 
     mesh: Mesh = field(default_factory=Mesh)
@@ -42,6 +45,7 @@ class PlanOptions:
     piece_length: int | None = None
     wan: float | None = None
     lan: float | None = None
+    interconnect: float | None = None
     details: bool = False
     survey: SurveyOptions = field(default_factory=SurveyOptions)
 
@@ -96,7 +100,8 @@ class PlanDetails:
 class PlanReport:
     """Costs of the hosts that were asked for; `union` are the bytes of all their pieces, each once.
 
-    `complete` is true when these are all hosts of the cluster; only then there is a `bound`.
+    `complete` is true when these are all hosts of the cluster; only then there is a `bound`. Where they are
+    several, `exchanges` are the ways between them, and `choice` is the one that `--exchange auto` takes.
     """
 
     name: str
@@ -111,6 +116,8 @@ class PlanReport:
     union: int
     complete: bool
     bound: Bound | None
+    exchanges: tuple[ExchangeCost, ...] = ()
+    choice: Choice | None = None
     notes: tuple[str, ...] = ()
     details: PlanDetails | None = None
 
@@ -134,24 +141,25 @@ def plan(
     dtype = parse_dtype(asked.dtype) if asked.dtype is not None else None
     found = survey(source, asked.survey, piece_length=asked.piece_length, observe=observe, stop=stop)
     tensors = converted(found.tensors, dtype) if dtype else found.tensors
-    plans = [
-        plan_host(
-            found.payload, tensors, asked.mesh, asked.rules or found.rules, h, some=bool(asked.survey.select)
-        )
-        for h in asked.hosts
-    ]
+    rules, some = asked.rules or found.rules, bool(asked.survey.select)
+    plans = plan_hosts(found.payload, tensors, asked.mesh, rules, asked.hosts, some=some)
     pieces = [plan.pieces for plan in plans]
 
     def nbytes_of(piece: int) -> int:
         return found.payload.extent_of(piece).length
 
-    shares = wan_shares(pieces, nbytes_of)
+    owners = wan_owners(pieces, nbytes_of)
+    shares = wan_shares(owners, len(plans), nbytes_of)
     union = sum(shares)
     complete = len(plans) == plans[0].host.count
-    bound = None
-    if complete and asked.wan:
-        rates = {"lan": asked.lan} if asked.lan else {}
-        bound = lower_bound([plan.bytes_wanted for plan in plans], union, wan=asked.wan, **rates)
+    rates = Rates(asked.wan, asked.lan or math.inf, asked.interconnect) if asked.wan else None
+    bound = choice = None
+    exchanges: tuple[ExchangeCost, ...] = ()
+    if complete and rates:
+        bound = lower_bound([plan.bytes_wanted for plan in plans], union, wan=rates.wan, lan=rates.lan)
+    if complete and len(plans) > 1:
+        swarm, collective = exchanges = exchange_costs(plans, owners, rates)
+        choice = choose_exchange(swarm, collective, jax=asked.interconnect is not None)
     return PlanReport(
         name=found.name,
         info_hash=found.info_hash,
@@ -165,6 +173,8 @@ def plan(
         union=union,
         complete=complete,
         bound=bound,
+        exchanges=exchanges,
+        choice=choice,
         notes=found.notes,
         details=_details(plans, asked, found) if asked.details else None,
     )

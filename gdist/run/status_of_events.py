@@ -19,6 +19,7 @@ from gdist.core.ready import Readiness, ready
 from gdist.core.status import AgentStatus, Stage
 from gdist.errors import GdistError
 from gdist.events import (
+    Binds,
     ClusterProgress,
     Event,
     Finished,
@@ -44,6 +45,8 @@ from gdist.events import (
 # documents on slow storage; one that gave none for so long hangs.
 LIVE_SECONDS = 300.0
 
+_NETWORKS = (Binds.NETWORK, Binds.LAN, Binds.WAITING)
+
 
 class StatusOfEvents:
     """Folds the events of one run into an `AgentStatus`; thread-safe.
@@ -66,6 +69,7 @@ class StatusOfEvents:
         self._names: tuple[str, ...] = ()
         self._here: set[str] = set()
         self._next = 0
+        self._network = Binds.NETWORK
         self._status = AgentStatus(
             index=group.index,
             count=group.count,
@@ -139,8 +143,16 @@ class StatusOfEvents:
                 self._change(peers=event.peers)
             case Progress() | ReshardProgress() | MoveProgress() | ClusterProgress():
                 self._change(**_progress(event))
+                self._change(binds=self._binds_of(event))
             case Finished():
                 self._finish(event)
+
+    def _binds_of(self, event: Progress | ReshardProgress | MoveProgress | ClusterProgress) -> Binds:
+        """What binds: where the run says that it is the network, the cluster knows which."""
+        if isinstance(event, ClusterProgress):
+            self._network = event.binds
+            return event.binds if self._status.binds in _NETWORKS else self._status.binds
+        return self._network if event.binds is Binds.NETWORK else event.binds
 
     def _ready_now(self) -> None:
         while self._next < len(self._names) and self._names[self._next] in self._here:
@@ -178,13 +190,11 @@ def _progress(
                 "wan_bytes": event.downloaded,
                 "wan_rate": event.download_rate,
                 "peers": event.peers,
-                "binds": event.binds,
             }
         case ReshardProgress() | MoveProgress():
             return {
                 "bytes_placed": event.bytes_placed,
                 "bytes_wanted": event.bytes_wanted,
-                "binds": event.binds,
             }
     return {
         "wan_rate": event.wan_rate,

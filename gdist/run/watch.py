@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gdist.core.failure import FAILED_NAME, Failure, parse_failure
 from gdist.core.grid import shards_of
@@ -27,12 +28,13 @@ from gdist.core.status import AgentStatus, Stage
 from gdist.core.store_manifest import MANIFEST_NAME, PLANNED_NAME, StoreManifest, StoreTensor, manifest_name
 from gdist.errors import CorruptError, GdistError, RequestError, ResumeError
 from gdist.kvstore import local_path
-from gdist.run.destination import find_destination
-from gdist.run.local_agent import find_agent
 from gdist.stores import files_of
 from gdist.stores.local import Index, LocalFiles, unreadable
 from gdist.stores.manifests import Files, parse_part
 from gdist.stores.unfinished import WORK, Part, held, is_there, work_of
+
+if TYPE_CHECKING:
+    from gdist.run.local_agent import AgentAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Watch:
     ):
         self._dest, self._host, self._ask = dest, host, ask
         self._root, self._files = local_path(dest), files_of(dest)
-        self._work = None if self._root else find_destination(dest, host or HostGroup(), work).work
+        self._work = None if self._root else _work_of_bucket(dest, host or HostGroup(), work)
         self._runs: dict[str, _Run] = {}
 
     @property
@@ -97,6 +99,14 @@ class Watch:
         found = (sight for sight in sights if sight is not None)
         return tuple(self._asked(sight) if self._ask and sight.running else sight for sight in found)
 
+    def agents(self) -> tuple[AgentAddress, ...]:
+        """Where the agents of the runs that are at work answer, as far as they have any."""
+        from gdist.run.local_agent import find_agent  # see _asked
+
+        working = (sight.manifest for sight in self.look() if sight.running)
+        found = (find_agent(self._work_of(name)) for name in working)
+        return tuple(agent for agent in found if agent is not None)
+
     def close(self) -> None:
         """Closes the journals."""
         for run in self._runs.values():
@@ -110,6 +120,8 @@ class Watch:
 
     def _asked(self, sight: Sight) -> Sight:
         """The same with what its agent says of itself, if it has one that answers."""
+        from gdist.run.local_agent import find_agent  # probes ask nobody: a third of their time is imports
+
         agent = find_agent(self._work_of(sight.manifest))
         if agent is not None:
             with contextlib.suppress(GdistError):  # what can be seen without it is enough
@@ -295,6 +307,12 @@ def all_ready(sights: Sequence[Sight], what: str) -> Readiness:
     names = sights[0].names
     everywhere = frozenset.intersection(*(sight.here for sight in sights))
     return ready(what, names if all(sight.names for sight in sights) else (), everywhere)
+
+
+def _work_of_bucket(dest: str, host: HostGroup, work: Path | None) -> Path:
+    from gdist.run.destination import find_destination  # brings all that a fetch needs
+
+    return find_destination(dest, host, work).work
 
 
 def _entries(directory: Path) -> list[str]:

@@ -138,14 +138,17 @@ class Slow:
 class _Server:
     """An HTTP server on a free port of loopback, on a thread of its own while it is entered."""
 
-    def __init__(self, handler: Callable[..., BaseHTTPRequestHandler]) -> None:
-        self._server = ThreadingHTTPServer((LOCALHOST, 0), handler)
+    def __init__(
+        self, handler: Callable[..., BaseHTTPRequestHandler], address: tuple[str, int] = (LOCALHOST, 0)
+    ) -> None:
+        self._server = ThreadingHTTPServer(address, handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=partial(self._server.serve_forever, 0.05), daemon=True)
 
     @property
     def _base(self) -> str:
-        return f"http://{LOCALHOST}:{self._server.server_address[1]}"
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -162,9 +165,9 @@ class _Server:
 class Tracker(_Server):
     """A tracker (BEP 3, compact answers) that forgets nobody; `refuse` makes it answer with that failure."""
 
-    def __init__(self, refuse: str = "") -> None:
+    def __init__(self, refuse: str = "", address: tuple[str, int] = (LOCALHOST, 0)) -> None:
         self.announced: dict[bytes, dict[tuple[str, int], None]] = {}
-        super().__init__(partial(_TrackerHandler, self.announced, refuse))
+        super().__init__(partial(_TrackerHandler, self.announced, refuse), address)
 
     @property
     def url(self) -> str:

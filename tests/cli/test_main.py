@@ -102,11 +102,26 @@ def test_plan_of_a_known_release(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(3 < host["amplification"] < 5 for host in result["hosts"])
     assert result["bound"]["limit"] == "wan"
     assert result["bound"]["seconds"] == pytest.approx(result["union"] / 1.25e9)
+    swarm, collective = result["exchanges"]
+    assert (swarm["exchange"], collective["exchange"]) == ("swarm", "collective")
+    assert swarm["wan"] == collective["wan"] == result["union"]
+    assert 0 < swarm["lan"] < collective["lan"] < sum(host["bytes_wanted"] for host in result["hosts"])
+    assert swarm["bound"]["seconds"] >= result["bound"]["seconds"]
+    assert result["choice"]["exchange"] == "swarm"
     assert main(asked) == 0
     out, err = capsys.readouterr()
     assert "(assumed: the release's own is not known" in out
+    assert "--exchange auto is swarm: needs nothing but sockets" in out
     assert "least time: 4m 15s, set by the wan" in out
     assert err == ""
+
+
+def test_an_interconnect_of_its_own_makes_collectives_the_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["plan", "grok-1", "--mesh", "8x8", "--hosts", "8", "--wan", "400Gb/s", "--lan", "25Gb/s"]
+    assert main([*asked, "--interconnect", "400Gb/s"]) == 0
+    assert "--exchange auto is collective: can be done in 13 s, a swarm in 20 s" in capsys.readouterr().out
+    assert main([*asked, "--interconnect", "5Gb/s"]) == 0
+    assert "--exchange auto is swarm: collectives are not clearly faster" in capsys.readouterr().out
 
 
 def test_plan_of_one_host_of_many(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 import re
 import time
 
@@ -10,14 +12,19 @@ import pytest
 from rich.console import Console
 
 from gdist.cli import words
+from gdist.cli.jsonlines import JsonLines
 from gdist.cli.live import LiveView
 from gdist.cli.pace import Pace
 from gdist.cli.plain import PlainLines
 from gdist.core.magnet import InfoHash
+from gdist.core.status import MemberState
 from gdist.events import (
     Binds,
+    ClusterProgress,
+    Event,
     Finished,
     HashFailed,
+    MemberChanged,
     MetadataReceived,
     Note,
     PeerBanned,
@@ -179,3 +186,92 @@ def test_the_end_tells_what_this_host_keeps_and_fetched() -> None:
     plan = Planned(10, 10, 9, 4 * GB, 5 * GB, 3 * GB, 8 * GB, "model=2", 0, 2)
     told = words.finished(Finished("/data/model", 8 * GB, 2, False, ()), plan)
     assert told == "complete: 4.00 GB of 8.00 GB on host 0 of 2 in 2.0 s, 500 MB/s"
+
+
+# --- clusters ---------------------------------------------------------------------------------------------
+
+CLUSTER = ClusterProgress(
+    hosts=8,
+    live=5,
+    done=2,
+    union_bytes=318 * GB,
+    inside_bytes=159 * GB,
+    wan_rate=100_000_000,
+    lan_in_rate=1_200_000_000,
+    lan_out_rate=800_000_000,
+    held_bytes=2 * GB,
+    leased_pieces=40,
+    slowest=5,
+    binds=Binds.LAN,
+)
+HOSTS = "hosts 7 of 8, 2 done   inside 50.0% of 318.00 GB   slowest host 5"
+BETWEEN = "in 1.2 GB/s   out 800 MB/s   holds 2.00 GB   brings in 40 pieces"
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_the_picture_of_a_host_of_a_cluster(width: int) -> None:
+    shown = picture(width, (*STORY, progress(1, 0), CLUSTER, progress(2, 166 * GB)))
+    assert len(shown) == 7 and all(len(line) <= width for line in shown)
+    if width == 100:
+        assert shown[3] == "swarm    in 612 MB/s   peers 12 (8 seeds)   binds: network between hosts"
+        assert shown[4:6] == [f"cluster  {HOSTS}", f"between  {BETWEEN}"]
+
+
+def test_a_host_that_serves_the_others_shows_the_cluster() -> None:
+    shown = picture(100, (*STORY, CLUSTER, StageStarted(Stage.SERVE)))
+    assert shown[1].startswith("complete, and serving other hosts")
+    assert shown[2] == f"cluster  {HOSTS}"
+
+
+def test_lines_of_a_host_of_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainLines(every=0)
+    for event in (*STORY, CLUSTER, progress(1, 0), StageStarted(Stage.SERVE), CLUSTER):
+        view(event)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-3].endswith(f"binds: network between hosts   ETA --   {HOSTS}   between hosts {BETWEEN}")
+    assert lines[-2:] == ["complete, and serving other hosts", f"{HOSTS}   out 800 MB/s"]
+
+
+def test_what_the_run_itself_binds_is_not_the_network() -> None:
+    event = dataclasses.replace(progress(1, 0), binds=Binds.DISK)
+    assert words.rates(event, CLUSTER).endswith("binds: disk")
+
+
+def test_hosts_that_go_and_come_back_are_told_of_and_thousands_that_come_are_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changes: list[Event] = [MemberChanged(i, MemberState.LIVE, f"10.0.0.{i}:7611") for i in range(100)]
+    changes += [MemberChanged(3, state, "10.0.0.3:7611") for state in (MemberState.LOST, MemberState.LIVE)]
+    changes += [
+        MemberChanged(4, MemberState.LEFT, "10.0.0.4:7611"),
+        MemberChanged(5, MemberState.DONE, "x:1"),
+    ]
+    told = [
+        "host 3 (10.0.0.3:7611) says nothing any more: others take over what it was to bring in",
+        "host 3 (10.0.0.3:7611) is back",
+        "host 4 (10.0.0.4:7611) left before it was done: others take over what it was to bring in",
+    ]
+    view = PlainLines(every=0)
+    for change in changes:
+        view(change)
+    assert capsys.readouterr().err.splitlines() == told
+    out = io.StringIO()
+    live = LiveView(Console(file=out, width=120, force_terminal=False))
+    for change in changes:
+        live(change)
+    live.close()
+    assert [line for line in out.getvalue().splitlines() if line.startswith("host")] == told
+
+
+def test_cluster_events_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = JsonLines(2)
+    lines(CLUSTER)
+    lines(MemberChanged(3, MemberState.LOST, "10.0.0.3:7611"))
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["event"], first["host"], first["slowest"], first["binds"]) == (
+        "cluster_progress",
+        2,
+        5,
+        "lan",
+    )
+    assert (second["event"], second["index"], second["state"]) == ("member_changed", 3, "lost")

@@ -16,7 +16,7 @@ from gdist.cli.options import SWARM
 PAGE = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text()
 SPEAKING = {"json", "quiet", "verbose"}
 NOT_LIBRARY = {
-    "fetch": set(),
+    "fetch": {"http"},
     "plan": {"report"},
     "reshard": set(),
     "inspect": {"files", "plot"},

@@ -157,9 +157,9 @@ def test_who_is_believed(
         ({"GDIST_COORDINATOR": "h0"}, "GDIST_COORDINATOR is set, GDIST_RANK and GDIST_WORLD are not"),
         ({"GDIST_HOST": "1/2", "GDIST_RANK": "0"}, "GDIST_HOST is 1/2, GDIST_RANK 0"),
         ({"GDIST_HOST": "eight"}, "'eight' is not INDEX/COUNT"),
-        ({"GDIST_HOSTS": "a,b"}, "none of this host's names and addresses"),
+        ({"GDIST_HOSTS": "a,b"}, "no name or address of this host is just once"),
         ({"GDIST_HOSTS": "a,a"}, "names 'a' twice"),
-        ({"GDIST_HOSTS": "me:1,me:2"}, "names this host 2 times"),
+        ({"GDIST_HOSTS": "me:1,me:2"}, "no name or address of this host is just once"),
         ({"GDIST_HOSTS": "a,b", "GDIST_WORLD": "3"}, "names 2 hosts, and there are 3"),
         ({"GDIST_HOSTS": "@hosts"}, "a file is not read here"),
         ({"GDIST_HOST": "0/1", "GDIST_COORDINATOR": "a b"}, "no address"),
@@ -179,6 +179,24 @@ def test_ranks_inside_a_schedulers_task_are_ranks_of_its_host() -> None:
     assert (member.host, member.local_rank, member.local_size) == (HostGroup(2, 4), 1, 4)
     assert member.attaches and "LOCAL_RANK=1" in member.evidence
     assert not detect(SLURM | TORCHRUN | {"LOCAL_RANK": "0"}, hostname="n2").attaches
+
+
+def test_who_names_the_coordinator_knows_better_than_the_scheduler() -> None:
+    """Its names may not resolve, or not to the right network: none is kept then."""
+    assert detect(SLURM, hostname="n2").hosts == ("n0", "n1", "n2", "n3")
+    assert detect(SLURM | {"GDIST_COORDINATOR": "10.0.0.1"}, hostname="n2").hosts == ()
+    assert detect(SLURM | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1"}, hostname="n2").hosts == ()
+    other_port = detect(SLURM | {"GDIST_COORDINATOR": "n0:8000"}, hostname="n2")
+    assert other_port.hosts == ("n0:8000", "n1", "n2", "n3")
+    named = {"GDIST_COORDINATOR": "10.0.0.1", "GDIST_HOSTS": "10.0.0.[1-4]"}
+    assert detect(SLURM | named, hostname="n2").hosts[1] == "10.0.0.2"
+
+
+def test_one_machine_may_be_all_hosts_of_a_list() -> None:
+    """Ports tell them apart; which one this is, the scheduler knows."""
+    for hosts in ("127.0.0.1:[7001-7004]", "127.0.0.[1-4]:7003"):
+        member = detect(SLURM | {"GDIST_HOSTS": hosts}, hostname="n2", addresses=("127.0.0.1", "::1"))
+        assert member.host == HostGroup(2, 4) and member.hosts[2].endswith(":7003")
 
 
 def test_one_choice_asks_one_scheduler() -> None:
@@ -247,5 +265,5 @@ def test_this_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*SLURM, *TORCHRUN, *POD):
         monkeypatch.delenv(name, raising=False)
     assert find_membership().host == HostGroup()
-    monkeypatch.setenv("GDIST_HOSTS", "127.0.0.1,elsewhere")
-    assert find_membership().host == HostGroup(0, 2)
+    monkeypatch.setenv("GDIST_HOSTS", f"elsewhere,{socket.gethostname()}")
+    assert find_membership().host == HostGroup(1, 2)

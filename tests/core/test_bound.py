@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gdist.core.bound import Limit, lower_bound, wan_shares
+from gdist.core.bound import Limit, lower_bound, wan_owners, wan_shares
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,16 @@ def test_what_all_hosts_send_is_what_all_receive() -> None:
 
 @given(st.lists(st.sets(st.integers(0, 40)), min_size=1, max_size=6))
 def test_every_piece_comes_in_once_by_a_host_that_needs_it(needs: list[set[int]]) -> None:
-    shares = wan_shares(needs, lambda piece: piece + 1)
+    owners = wan_owners(needs, lambda piece: piece + 1)
+    assert owners.keys() == set().union(*needs) and all(
+        piece in needs[host] for piece, host in owners.items()
+    )
+    shares = wan_shares(owners, len(needs), lambda piece: piece + 1)
     assert sum(shares) == sum(piece + 1 for piece in set().union(*needs))
     for host, share in enumerate(shares):
         assert share <= sum(piece + 1 for piece in needs[host])
 
 
 def test_shares_are_even_where_everyone_needs_everything() -> None:
-    shares = wan_shares([range(1000)] * 8, lambda piece: 16)
+    shares = wan_shares(wan_owners([range(1000)] * 8, lambda piece: 16), 8, lambda piece: 16)
     assert max(shares) - min(shares) <= 16

@@ -17,7 +17,7 @@ def test_every_error_comes_back_as_it_was(kind: type[GdistError]) -> None:
     assert parse_failure(left.to_json(), "f") == left
     again = left.error("the fetch into /data")
     assert type(again) is kind
-    assert (again.message, again.hint) == ("the fetch into /data failed: größer\nals 3", "weniger")
+    assert (again.message, again.hint) == ("the fetch into /data ended: größer\nals 3", "weniger")
 
 
 def test_a_kind_of_somebody_elses_is_its_family() -> None:

@@ -271,6 +271,37 @@ def test_pieces_given_back_too_early_are_brought_in_by_another() -> None:
     assert set_of({1}) in leased, "all have given it back, so one brings it in again"
 
 
+@settings(max_examples=60, deadline=None)
+@given(clusters(), st.integers(0, 12), st.randoms(use_true_random=False))
+def test_sums_that_are_kept_equal_those_made_anew(
+    cluster: tuple[int, list[Host]], turns: int, chance: random.Random
+) -> None:
+    """Hosts come, work, come again, are denied pieces, leave and are given up, in any order."""
+    pieces, hosts = cluster
+    leases = Leases([PIECE] * pieces, len(hosts) + 1)
+    for turn in range(4 * turns):
+        host = chance.choice(hosts)
+        what = chance.randrange(12)
+        if not leases.knows(host.index, host.boot) or what == 0:
+            host.boot = chance.choice(["first", "second"])
+            host.enrol(leases, turn / 10)
+        elif what == 1:
+            leases.remove(host.index)
+        elif what == 2:
+            leases.deny(host.index, set_of(host.held))
+            host.held = set()
+        elif what == 3:
+            leases.leave(host.index)
+        else:
+            host.turn(leases, SETTLE_SECONDS + turn / 10)
+        known = leases._hosts.values()
+        opened, inside, leased = 0, 0, 0
+        for each in known:
+            opened, inside, leased = opened | each.open, inside | each.held, leased | set_of(each.leased)
+        assert (leases._open.some, leases.inside, leases._leased) == (opened, inside, leased)
+        assert not leased & inside
+
+
 def test_unknown_versions_are_told_everything() -> None:
     leases, _ = enrolled(2, 4)
     leases.report(0, held=set_of({0, 1}), now=0.1)

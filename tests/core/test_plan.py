@@ -14,7 +14,7 @@ from gdist.core.extent import Extent
 from gdist.core.mesh import HostGroup, Mesh, slab_of
 from gdist.core.order import loading_order
 from gdist.core.payload import Payload, PayloadFile
-from gdist.core.plan import HostPlan, plan_host
+from gdist.core.plan import HostPlan, plan_host, plan_hosts
 from gdist.core.rules import Rules, parse_rules
 from gdist.core.tensor import Order, Part, StoredTensor, TensorSpec
 from gdist.errors import RequestError
@@ -57,6 +57,18 @@ def test_each_host_keeps_the_slabs_of_its_devices_and_nothing_else(
             assert tensor.nbytes == wanted.sum()
             assert list(tensor.shards) == sorted(tensor.shards, key=lambda shard: shard.index)
         assert plan.bytes_wanted == sum(tensor.nbytes for tensor in plan.tensors)
+
+
+@pytest.mark.parametrize("order", [(), (5, 2, 7, 0, 3, 6, 1, 4)])
+def test_hosts_planned_together_have_the_plans_of_each_alone(order: tuple[int, ...]) -> None:
+    payload, tensors = lay_out(("a.w", (8, 16)), ("b.w", (2, 4)), ("norm", (5,)), ("none", (0, 4)))
+    mesh, hosts = Mesh(MESH.axes, order), [HostGroup(index, 4) for index in range(4)]
+    together = plan_hosts(payload, tensors, mesh, ROWS_AND_COLUMNS, hosts, identity="x")
+    alone = [plan_host(payload, tensors, mesh, ROWS_AND_COLUMNS, host, identity="x") for host in hosts]
+    assert together == tuple(alone)
+    assert [plan.pieces for plan in together] == [plan.pieces for plan in alone]
+    assert [plan.digest for plan in together] == [plan.digest for plan in alone]
+    assert together[0].tensors[2] is together[3].tensors[2], "a replicated tensor is planned once"
 
 
 def test_pieces_come_in_loading_order_each_once() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
-from dataclasses import dataclass, field, replace
-from html.parser import HTMLParser
+from dataclasses import replace
 
 import pytest
 
@@ -17,71 +15,7 @@ from gdist.core.units import format_bytes
 from gdist.pictures.charts import moment
 from gdist.pictures.plan_page import plan_page, rows_of, timeline
 from gdist.run.plan import PlanReport
-
-VOID = {"meta", "link", "br", "img", "hr", "input", "wbr", "source"}
-HOSTILE = "</td><script>alert(1)</script>&lt;\u202e\x00'\"{{7*7}}"
-SHOWN = HOSTILE.replace("\u202e", "\\u202e").replace("\x00", "\\x00")
-
-
-@dataclass
-class Page(HTMLParser):
-    """A page read as strictly as it can be: every element that opens closes, in order."""
-
-    open: list[str] = field(default_factory=list)
-    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", "".join(self.texts))
-
-
-def read(text: str) -> Page:
-    page = Page()
-    page.feed(text)
-    page.close()
-    assert page.open == []
-    return page
-
-
-def assert_whole_in_itself(text: str, page: Page) -> None:
-    names = {tag for tag, _ in page.tags}
-    assert not names & {
-        "script",
-        "link",
-        "img",
-        "iframe",
-        "object",
-        "embed",
-        "image",
-        "use",
-        "base",
-        "form",
-        "a",
-    }
-    attributes = {name for _, attrs in page.tags for name in attrs}
-    assert not {name for name in attributes if name.startswith("on") or name in ("src", "href", "xlink:href")}
-    assert "@import" not in text and "url(" not in text and "http" not in text.replace("http-equiv", "")
-    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+from gdist.testing.pages import HOSTILE, SHOWN, assert_whole_in_itself, read
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +45,19 @@ def test_the_page_says_what_the_plan_says(report: PlanReport) -> None:
     assert r"(^|\.)moe\.linear_1\.w$P(None, model, data)" in page.text
 
 
+def test_both_exchanges_are_on_the_page_and_the_chosen_one_is_marked(report: PlanReport) -> None:
+    text = plan_page(report)
+    page = read(text)
+    swarm, collective = report.exchanges
+    for cost in (swarm, collective):
+        row = f"{cost.exchange.value}{format_bytes(cost.wan)}{format_bytes(cost.wan_most)}"
+        assert row + f"{format_bytes(cost.lan)}{format_bytes(cost.lan_most)}" in page.text
+    assert report.choice is not None and report.choice.reason in page.text
+    assert '<tr class="binds"><td>swarm</td>' in text
+    alone = replace(report, exchanges=(), choice=None)
+    assert "Between the hosts" not in plan_page(alone)
+
+
 def test_every_picture_has_a_title_a_description_and_a_table(report: PlanReport) -> None:
     page = read(plan_page(report))
     pictures = [attrs for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
@@ -119,7 +66,7 @@ def test_every_picture_has_a_title_a_description_and_a_table(report: PlanReport)
     assert len(ids) == len(set(ids))
     for attrs in pictures:
         assert all(name in ids for name in (attrs["aria-labelledby"] or "").split())
-    assert sum(tag == "table" for tag, _ in page.tags) == 6
+    assert sum(tag == "table" for tag, _ in page.tags) == 7
     assert {attrs.get("scope") for tag, attrs in page.tags if tag == "th"} == {"col", "row"}
     assert ("html", {"lang": "en"}) in page.tags
 

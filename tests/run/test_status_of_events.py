@@ -126,6 +126,16 @@ def test_events_become_a_status() -> None:
     assert found.status() == done, "what is over stays as it was"
 
 
+def test_of_the_network_the_cluster_knows_which_part_binds() -> None:
+    lan = ClusterProgress(2, 2, 0, 800, 400, 60, 50, 40, 30, 20, 0, Binds.LAN)
+    network = replace(PROGRESS, binds=Binds.NETWORK)
+    assert told(network, lan).status().binds is Binds.LAN
+    assert told(lan, network).status().binds is Binds.LAN
+    assert told(lan, PROGRESS).status().binds is Binds.CONVERT
+    assert told(PROGRESS, lan).status().binds is Binds.CONVERT
+    assert told(lan, replace(lan, binds=Binds.WAITING)).status().binds is Binds.WAITING
+
+
 def test_what_was_here_at_the_start_is_placed() -> None:
     assert told(PLANNED).status().bytes_placed == 100
 

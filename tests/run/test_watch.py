@@ -201,6 +201,29 @@ def test_bytes_of_a_host_are_those_of_its_shards(
     assert total >= sum(array.nbytes for array in content[1].values())
 
 
+# --- buckets ----------------------------------------------------------------------------------------------
+
+
+def test_the_run_of_a_bucket_is_seen_where_it_works(
+    seeded: Seeded, content: tuple[Path, dict[str, Array]], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url, magnet = f"memory://{request.node.name}/s", format_magnet(seeded.magnet)
+    stop, recorder = threading.Event(), Recorder()
+    recorder.then = lambda event: stop.set() if isinstance(event, TensorReady) else None
+    options = fetch_options(MESH, work=tmp_path / "work")
+    with Watch(url, work=tmp_path / "work") as watch:
+        assert watch.look() == () and not watch.local
+        with pytest.raises(InterruptedRun):
+            fetch(magnet, url, options, observe=recorder, stop=stop)
+        (sight,) = watch.look()
+        assert sight.status.error_kind == "InterruptedRun" and sight.names == loading_order(content[1])
+        assert set(sight.here) >= {event.tensor for event in recorder.of(TensorReady)}
+        fetch(magnet, url, options)
+        assert watch.look()[0].complete
+    with Watch(url, work=tmp_path / "elsewhere") as watch:
+        assert watch.look()[0].complete, "a manifest is seen from everywhere"
+
+
 # --- what is no run ---------------------------------------------------------------------------------------
 
 

@@ -92,6 +92,19 @@ def test_a_state_that_cannot_tell_is_followed_by_flushes(answer: tuple[bool, ...
     assert asked.questions == ["state", "flush", "flush"]
 
 
+def test_a_flush_is_asked_for_when_no_other_piece_comes(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = watch(asked)
+    pieces.announced(1)
+    pieces.step()
+    pieces.state([False, False, False])
+    monkeypatch.setattr(flushed, "QUIET_SECONDS", -1.0)
+    pieces.step()
+    assert asked.questions == ["state", "flush"]
+    assert pieces.flushed() == [1]
+
+
 def test_a_flush_gives_only_what_was_announced_before_it_was_asked_for(asked: Asked) -> None:
     pieces = watch(asked, fence_only=True)
     pieces.announced(5)

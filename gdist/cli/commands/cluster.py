@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from gdist import api
+from gdist.cli.commands.cluster_status import status
+from gdist.cli.files import check_target
 from gdist.cli.options import (
     CODECS,
     fetch_options,
@@ -20,6 +22,7 @@ from gdist.cli.options import (
     swarm_options,
 )
 from gdist.cli.output import Output
+from gdist.cli.serving import reported
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import kept_nbytes
 
@@ -43,6 +46,9 @@ EXCHANGES = ("auto", "swarm", "collective")
 @click.group()
 def cluster() -> None:
     """Fetch with all hosts of a cluster at once."""
+
+
+cluster.add_command(status)
 
 
 @cluster.command()
@@ -98,6 +104,7 @@ def cluster() -> None:
     help="How long a host that is done waits for hosts that never came.",
 )
 @option("--http", metavar="ADDRESS:PORT", help="Serve /livez, /readyz and /metrics there.")
+@option("--report", metavar="FILE.html", help="On the coordinator: a page about the run, at its end.")
 @fetch_options
 @option(
     "--codec", type=click.Choice(CODECS), default="none", show_default=True, help="Compression of chunks."
@@ -111,7 +118,13 @@ def cluster() -> None:
 )
 @swarm_options
 @output_options
-def fetch(source: str, dest: str | None, output: Output, **values: Any) -> None:  # Any: options by name
+def fetch(
+    source: str,
+    dest: str | None,
+    output: Output,
+    report: str | None,
+    **values: Any,  # Any: options by name
+) -> None:
     """Fetch SOURCE with all hosts of the job; each keeps its part at DEST.
 
     The same line on every host, in any order, at any time, safe to repeat. Which host this is comes from
@@ -119,11 +132,17 @@ def fetch(source: str, dest: str | None, output: Output, **values: Any) -> None:
     Every byte comes into the cluster once, by the host whose line is free; each host takes from the others
     just what its shards need. One process a host does the work: other ranks wait for it.
     """
+    target = check_target("--report", report, (".html", ".htm"))
     asked = given(values)
     names = ("cluster", "host", "coordinator", "hosts")
     output.host = api.find_host(**{name: asked[name] for name in names if name in asked}).host.index
-    with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
-        done = api.cluster_fetch(source, dest, observe=observe, stop=stop, **asked)
+    with (
+        hint_at_quotes(source, values),
+        reported(target, output) as recorder,
+        stop_on_signals() as stop,
+        output.progress() as observe,
+    ):
+        done = api.cluster_fetch(source, dest, recorder=recorder, observe=observe, stop=stop, **asked)
     output.result(
         done.path,
         {

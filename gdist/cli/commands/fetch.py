@@ -12,6 +12,7 @@ from gdist.cli.options import (
     fetch_options,
     given,
     hint_at_quotes,
+    http_option,
     mesh_options,
     option,
     output_options,
@@ -20,6 +21,7 @@ from gdist.cli.options import (
     swarm_options,
 )
 from gdist.cli.output import Output
+from gdist.cli.serving import served
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import kept_nbytes
 
@@ -40,8 +42,15 @@ from gdist.cli.words import kept_nbytes
     help="Where unfinished shards of a bucket wait.  [default: the user's cache]",
 )
 @swarm_options
+@http_option
 @output_options
-def fetch(source: str, dest: str | None, output: Output, **values: Any) -> None:  # Any: options by name
+def fetch(
+    source: str,
+    dest: str | None,
+    output: Output,
+    http: str | None,
+    **values: Any,  # Any: options by name
+) -> None:
     """Fetch SOURCE into a store at DEST, while it downloads.
 
     SOURCE is a known release (grok-1), a magnet (quote it), an info-hash, a .torrent file or URL. DEST is a
@@ -50,8 +59,13 @@ def fetch(source: str, dest: str | None, output: Output, **values: Any) -> None:
     """
     host = api.read_host(values["host"])
     output.host = host.index if host else 0
-    with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
-        done = api.fetch(source, dest, observe=observe, stop=stop, **given(values))
+    with (
+        hint_at_quotes(source, values),
+        stop_on_signals() as stop,
+        output.progress() as observe,
+        served(http, dest, host, observe) as tell,
+    ):
+        done = api.fetch(source, dest, observe=tell, stop=stop, **given(values))
     output.result(
         done.path,
         {

@@ -28,6 +28,7 @@ from gdist.cli.words import count, table
 from gdist.core.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from gdist.core.bound import Bound
     from gdist.run.plan import PlanReport
 
 
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 @option("--hosts", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="All N hosts.")
 @option("--wan", metavar="RATE", help="Into the cluster, for example 10Gb/s: gives the least time.")
 @option("--lan", metavar="RATE", help="Of each host, in and out.  [default: no limit]")
+@option(
+    "--interconnect",
+    metavar="RATE",
+    help="Of each host, for XLA's collectives: says that JAX runs there.  [default: no JAX]",
+)
 @option(
     "--piece-length", metavar="SIZE", help="Stands in where the release's is not known.  [default: 16MiB]"
 )
@@ -49,16 +55,18 @@ def plan(source: str, output: Output, report: str | None, **values: Any) -> None
     """Show what a fetch of SOURCE would cost each host.
 
     Bytes kept and fetched, pieces, disk and memory, for all N hosts or for one (--host I/N); what every host
-    would bring in if no byte came into the cluster twice; and, with --wan, the least time that any way of
-    doing it can take. A known release is planned without a network. --report shows it as a page that needs
-    nothing but itself.
+    would bring in if no byte came into the cluster twice; what each of the two exchanges between hosts moves,
+    and which one is chosen; and, with --wan, the least time that any way of doing it can take. A known
+    release is planned without a network. --report shows it as a page that needs nothing but itself.
     """
     target = check_target("--report", report, (".html", ".htm"))
     with hint_at_quotes(source, values), stop_on_signals() as stop, output.progress() as observe:
         found = api.plan(source, details=bool(target), observe=observe, stop=stop, **given(values))
-    result = plain(replace(found, details=None))
-    assert isinstance(result, dict)
-    result |= {"bound": _bound(found)}
+    result = _plain(replace(found, details=None))
+    result |= {
+        "bound": _bound(found.bound),
+        "exchanges": [{**_plain(cost), "bound": _bound(cost.bound)} for cost in found.exchanges],
+    }
     del result["details"]  # the page has them
     if target:
         from gdist.pictures.plan_page import plan_page
@@ -102,21 +110,48 @@ def _lines(report: PlanReport) -> Iterator[str]:
             f"all {len(report.hosts)} hosts fetch {format_bytes(total)}; the distinct pieces are "
             f"{format_bytes(report.union)}: 'once' is each host's part when none comes in twice"
         )
+    if report.exchanges:
+        yield from _exchanges(report)
     if report.bound:
-        terms = ", ".join(f"{term.value} {format_seconds(seconds)}" for term, seconds in report.bound.terms)
         least, limit = format_seconds(report.bound.seconds), report.bound.limit.value
-        yield f"least time: {least}, set by the {limit} ({terms})"
+        yield f"least time: {least}, set by the {limit} ({_terms(report.bound)})"
     elif not report.complete:
         yield "the least time needs all hosts: --hosts N instead of --host I/N"
     yield from (f"note: {note}" for note in report.notes)
 
 
-def _bound(report: PlanReport) -> dict[str, object] | None:
-    if report.bound is None:
+def _exchanges(report: PlanReport) -> Iterator[str]:
+    """What moves between hosts, in both ways, and which one is chosen."""
+    yield ""
+    head = ("exchange", "wan", "lan", "lan, most of a host", "least time")
+    rows = [
+        (
+            cost.exchange.value,
+            format_bytes(cost.wan),
+            format_bytes(cost.lan),
+            format_bytes(cost.lan_most),
+            f"{format_seconds(cost.bound.seconds)}, {cost.bound.limit.value}" if cost.bound else "-",
+        )
+        for cost in report.exchanges
+    ]
+    yield from table(head, rows, right=range(1, 4))
+    if report.choice:
+        yield f"--exchange auto is {report.choice.exchange.value}: {report.choice.reason}"
+    yield ""
+
+
+def _terms(bound: Bound) -> str:
+    return ", ".join(f"{term.value} {format_seconds(seconds)}" for term, seconds in bound.terms)
+
+
+def _plain(value: object) -> dict[str, object]:
+    result = plain(value)
+    assert isinstance(result, dict)
+    return result
+
+
+def _bound(bound: Bound | None) -> dict[str, object] | None:
+    if bound is None:
         return None
-    terms = {limit.value.replace(" ", "_"): seconds for limit, seconds in report.bound.terms}
-    return {
-        "seconds": report.bound.seconds,
-        "limit": report.bound.limit.value.replace(" ", "_"),
-        "terms": terms,
-    }
+    terms = {limit.value.replace(" ", "_"): seconds for limit, seconds in bound.terms}
+    return {"seconds": bound.seconds, "limit": bound.limit.value.replace(" ", "_"), "terms": terms}

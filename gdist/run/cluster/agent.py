@@ -7,16 +7,16 @@ this host's shards are there, it goes on giving pieces to the others until they 
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import errno
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from gdist.core.plan import piece_order
@@ -26,25 +26,28 @@ from gdist.errors import (
     HostsMissing,
     InterruptedRun,
     LockedError,
-    RefusedError,
     RequestError,
     StalledError,
 )
 from gdist.events import Event, MemberChanged, Note, Observer, Stage, StageStarted
 from gdist.kvstore import local_path
 from gdist.run.catalogue import Catalogue
-from gdist.run.cluster.held import Held, read_held
+from gdist.run.cluster.held import Held
+from gdist.run.cluster.learning import learn
 from gdist.run.cluster.link import Link
 from gdist.run.cluster.meters import Meters
 from gdist.run.cluster.options import ClusterOptions
+from gdist.run.cluster.rendezvous import FINAL_PHASE
 from gdist.run.cluster.source import ClusterSource
 from gdist.run.cluster.station import Station
+from gdist.run.collective import MoveRequest, all_here, fetch_shares, start_move
+from gdist.run.destination import default_dest, find_destination, finished
 from gdist.run.fetch import FetchResult, fetch
 from gdist.run.opening import Opening, PieceSource
+from gdist.run.recorder import Recorder
 from gdist.run.resolve import resolve
 from gdist.run.status_of_events import StatusOfEvents
 from gdist.sinks.local import write_atomically
-from gdist.sources.torrent import TorrentSource
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ PROBE_SECONDS = 1.0
 ANNOUNCE_SECONDS = 3.0
 QUIET_SECONDS = 10.0  # host 0 of a finished job waits so long for others that are not finished
 RECEIPT = ".gdist.hosts"  # in a store that all hosts have finished: how many they were
-HAND_OVER_SECONDS = 6.0  # of the ten that a host has between SIGTERM and its end
+HAND_OVER_SECONDS = 4.0  # of the ten that a host has between SIGTERM and its end
 IDLE_SECONDS = 1.0
 FLUSH_SECONDS = 3.0
 NO_SECRET = "gdist: no secret was given"
@@ -67,10 +70,12 @@ def cluster_fetch(
     *,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
+    recorder: Recorder | None = None,
 ) -> FetchResult:
     """Fetches this host's part of a release together with the other hosts of the job; safe to repeat.
 
-    The first process on a host does it; others wait until it is done, and take over should it die.
+    The first process on a host does it; others wait until it is done, and take over should it die. `recorder`
+    is told how the whole cluster fares while this host coordinates it.
 
     Raises:
         RefusedError: the hosts disagree on the plan or the secret, or another process is this host.
@@ -81,7 +86,7 @@ def cluster_fetch(
     stopped = stop or threading.Event()
     started, waiting = time.monotonic(), False
     while True:
-        agent = _Agent(source, options, tell, stopped, started)
+        agent = _Agent(source, options, tell, stopped, started, recorder)
         try:
             return agent.run(dest)
         except LockedError:
@@ -97,16 +102,23 @@ class _Agent:
     """One run; see the module's text."""
 
     def __init__(
-        self, source: str, options: ClusterOptions, observe: Observer, stop: threading.Event, started: float
+        self,
+        source: str,
+        options: ClusterOptions,
+        observe: Observer,
+        stop: threading.Event,
+        started: float,
+        recorder: Recorder | None,
     ):
         self._source, self._options, self._observe, self._stop = source, options, observe, stop
-        self._started = started
+        self._started, self._recorder = started, recorder
         self._host = options.fetch.host
         self._pieces: ClusterSource | None = None
         self._station: Station | None = None
         self._status = StatusOfEvents("", self._host)
         self._changes: list[MemberChanged] = []
         self._told = 0.0
+        self._serving = False
         self._meters = Meters(self._host.count)
 
     def run(self, dest: str | os.PathLike[str] | None) -> FetchResult:
@@ -120,11 +132,37 @@ class _Agent:
         if self._host.count == 1:
             return fetch(self._source, dest, asked, observe=self._observe, stop=self._stop)
         try:
-            done = fetch(self._source, dest, asked, observe=self._watch, stop=self._stop, opener=self._open)
+            done = self._exchanged(dest) if self._options.exchange == "collective" else self._fetched(dest)
             self._afterwards(done)
             return done
         finally:
             self._close()
+
+    def _fetched(self, dest: str | os.PathLike[str] | None) -> FetchResult:
+        """What this host's shards need, from outside and from the others."""
+        asked = self._options.fetch
+        return fetch(self._source, dest, asked, observe=self._watch, stop=self._stop, opener=self._open)
+
+    def _exchanged(self, dest: str | os.PathLike[str] | None) -> FetchResult:
+        """An even share of every tensor, and then XLA's collectives to where each byte belongs."""
+        asked = self._options.fetch
+        where = os.fspath(dest) if dest is not None else default_dest(resolve(self._source))
+        if finished(find_destination(where, self._host, asked.work), resolve(self._source), asked):
+            return self._fetched(where)
+        shares = fetch_shares(
+            self._source, where, asked, observe=self._watch, stop=self._stop, opener=self._open
+        )
+        self._serving = False
+        if self._station is None:
+            station = self._open_station()
+            station.link.join()
+        assert self._station is not None
+        here = all_here(where, self._host, asked.work)
+        coordinator = self._station.link.meet(here, _free_port())
+        if coordinator is None:
+            return replace(shares, path=where)
+        request = MoveRequest(where, self._host, coordinator, memory=asked.memory, work=asked.work)
+        return start_move(request, observe=self._watch, stop=self._stop)
 
     # --- time, stops and what is told -----------------------------------------------------------------
 
@@ -158,18 +196,20 @@ class _Agent:
             return {peer.index for peer in link.inside.peers.values() if peer.state in ("live", "done")}
 
     def _tick(self) -> None:
-        if self._stop.is_set():
-            raise InterruptedRun(
-                "the run was asked to stop", hint="the same command goes on where this one stopped"
-            )
-        self.check_time()
+        if not self._serving:  # then it ends in its own way
+            if self._stop.is_set():
+                raise InterruptedRun(
+                    "the run was asked to stop", hint="the same command goes on where this one stopped"
+                )
+            self.check_time()
         if self._station is not None:
             self._station.link.check()
         self._tell()
 
     def _also(self, tick: Callable[[], None]) -> Callable[[], None]:
         def both() -> None:
-            tick()
+            if not self._serving:
+                tick()
             self._tick()
 
         return both
@@ -182,7 +222,13 @@ class _Agent:
         now = time.monotonic()
         if now - self._told > EVENT_SECONDS and self._station and self._pieces:
             self._told = now
+            self._record()
             self._watch(self._meters.progress(self._station.link, self._station.server, self._pieces))
+
+    def _record(self) -> None:
+        cluster = self._station.own_cluster() if self._recorder and self._station else None
+        if self._recorder and cluster:
+            self._recorder.add(cluster)
 
     def _watch(self, event: Event) -> None:
         self._status(event)
@@ -200,27 +246,19 @@ class _Agent:
         station.check_alone()
         link = station.link
         link.join()
-        held_path = opening.dest.work / "held.json"
-        opening.enter(Stage.METADATA)
-        outside, catalogue = self._learn(opening, link, held_path)
+        record = opening.dest.work / "held.json"
+        options = self._options
+        learned, catalogue = learn(opening, station, record, gateway=options.gateway, hold=options.hold)
         try:
             order = piece_order(catalogue.payload, catalogue.tensors)
-            held = Held(outside, opening.dest.work)
-            held.add((*outside.had, *catalogue.arrived))
-            pieces = ClusterSource(
-                outside,
-                link,
-                held,
-                order,
-                held_path,
-                stall_seconds=self._options.fetch.torrent.stall_seconds,
-                hold=self._options.hold,
-            )
-            self._pieces = station.pieces = pieces
+            self._pieces = pieces = learned.source(order, FINAL_PHASE)
             yield pieces, catalogue
             self._serve(pieces, link)
         finally:
-            outside.close()
+            if link.inside.wanted and not link.inside.done:
+                self._hand_over(link, learned.held)
+            self._pieces = station.pieces = None
+            learned.outside.close()
 
     def _open_station(self) -> Station:
         job = _job(self._source, self._options)
@@ -229,33 +267,6 @@ class _Agent:
             MemberChanged(member.index, MemberState(member.state), member.address)
         )
         return station
-
-    def _learn(self, opening: Opening, link: Link, held: Path) -> tuple[TorrentSource, Catalogue]:
-        """The open torrent and what it holds: from the others, or found out for them."""
-        found = link.catalogue()
-        torrent, spec = opening.torrent, opening.spec
-        if found is not None:
-            spec = base64.b64decode(found["torrent"])
-            if found["headers"] is not None:
-                write_atomically(opening.headers_path, str(found["headers"]).encode(), sync=False)
-        if not self._options.gateway:
-            torrent = replace(torrent, outside=False)
-        outside = TorrentSource(spec, torrent, opening.observe, tick=opening.tick)
-        try:
-            opening.open_torrent(outside, read_held(held))
-            if not opening.resolved.info_hash.names(outside.info_hash):
-                raise RefusedError(
-                    "the other hosts fetch another torrent", hint="run the same line on every host"
-                )
-            catalogue = opening.catalogue(outside)
-            if found is None:
-                path = opening.headers_path
-                headers = path.read_text() if path.exists() else None
-                link.publish({"torrent": base64.b64encode(outside.torrent_file).decode(), "headers": headers})
-            return outside, catalogue
-        except BaseException:
-            outside.close()
-            raise
 
     def _afterwards(self, done: FetchResult) -> None:
         """Writes down that all hosts are done; of a store that was complete, tells the others if they wait.
@@ -268,7 +279,12 @@ class _Agent:
         if self._station is None:
             if receipt and receipt.exists() and receipt.read_text() == count:
                 return
-            station = self._open_station()
+            try:
+                station = self._open_station()
+            except RequestError as error:
+                if getattr(error.__cause__, "errno", None) == errno.EADDRINUSE:
+                    return  # this host's agent still serves: it tells them
+                raise
             found = station.link.announce(ANNOUNCE_SECONDS)
             while found and self._host.index == 0 and not station.rendezvous.done():
                 quiet = min(station.rendezvous.quiet(), time.monotonic() - self._started)
@@ -282,7 +298,12 @@ class _Agent:
     # --- serving and leaving --------------------------------------------------------------------------
 
     def _serve(self, pieces: ClusterSource, link: Link) -> None:
-        """Goes on giving pieces until everyone has what they need, or those who miss some never came."""
+        """Goes on giving pieces until everyone has what they need, or those who miss some never came.
+
+        Raises:
+            HostsMissing: fewer than `min_hosts` are here at the deadline.
+        """
+        self._serving = True
         self._watch(StageStarted(Stage.SERVE))
         link.tell(done=True)
         alone_since = time.monotonic()
@@ -298,38 +319,46 @@ class _Agent:
             now = time.monotonic()
             if working:
                 alone_since = now
-            late = now - alone_since > self._options.linger
-            over = self._options.deadline and now - self._started > self._options.deadline
-            if late or over:
-                missing = sorted(set(range(self._host.count)) - self._here())
-                who = ", ".join(map(str, missing))
+            missing = sorted(set(range(self._host.count)) - self._here())
+            who = ", ".join(map(str, missing))
+            limit, fewest = self._options.deadline, self._options.min_hosts
+            over = limit and now - self._started > limit
+            if over and self._host.count - len(missing) < fewest:
+                raise HostsMissing(
+                    f"this host is done; at the deadline of {limit:.0f} seconds hosts {who} of "
+                    f"{self._host.count} are not here, and at least {fewest} were asked for",
+                    hint="start them with the same line",
+                )
+            if over or now - alone_since > self._options.linger:
                 self._watch(Note(f"hosts {who} did not come; what they need comes in again when they do"))
                 break
         link.flush(FLUSH_SECONDS)
 
     def _close(self) -> None:
-        """Leaves, after others had a chance to take what only this host has."""
-        station = self._station
-        if station is None:
-            return
-        inside = station.link.inside
-        if self._pieces is not None and inside.wanted and not inside.done:
-            self._hand_over(station.link, self._pieces)
-        station.link.leave(gone=True)
-        station.close()
+        """Leaves the others."""
+        if self._station is not None:
+            self._record()  # how it was in the end, also where it ended early
+            self._station.link.leave(gone=True)
+            self._station.close()
 
-    def _hand_over(self, link: Link, pieces: ClusterSource) -> None:
+    def _hand_over(self, link: Link, held: Held) -> None:
         """Gives the others a few seconds to take the pieces that they need and only this host has."""
         link.leave(gone=False)
-        given = pieces.held.given
+        given = held.given
         since = time.monotonic()
         end = since + HAND_OVER_SECONDS
-        while time.monotonic() < end and pieces.held.pieces():
-            if pieces.held.given > given:
-                given, since = pieces.held.given, time.monotonic()
+        while time.monotonic() < end and held.pieces():
+            if held.given > given:
+                given, since = held.given, time.monotonic()
             if time.monotonic() - since > IDLE_SECONDS:  # nobody takes anything
                 return
             time.sleep(0.1)
+
+
+def _free_port() -> int:
+    """A port that nobody listens on now; JAX takes it a moment later."""
+    with socket.create_server(("", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def _job(source: str, options: ClusterOptions) -> dict[str, Any]:  # Any: a document of the wire

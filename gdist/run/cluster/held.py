@@ -176,7 +176,7 @@ class Held:
             if not held:
                 raise Gone(f"piece {piece} is not here")
             try:
-                data = self._load(piece)
+                data = self.load(piece)
                 parts = [_cut(data, take) for take in takes] if takes else [data]
             except ValueError as error:
                 raise RequestError(f"no such part of a piece: {error}") from error
@@ -185,8 +185,8 @@ class Held:
         self.given += 1
         return Response(200, parts)
 
-    def _load(self, piece: int) -> memoryview:
-        """A piece in memory, read once for all who ask for it at about the same time."""
+    def load(self, piece: int) -> memoryview:
+        """A piece in memory, inside `use`; read once for all who ask for it at about the same time."""
         with self._lock:
             loading = self._loading.setdefault(piece, threading.Lock())
         with loading:

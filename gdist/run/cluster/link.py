@@ -3,10 +3,6 @@
 Two threads speak for it. One asks all the time, and its question waits at the coordinator until there is
 something to say; the other tells at once what changed here. Whatever could not be told is told with the next
 message, and a coordinator that knows nothing of this host is told everything.
-
-When the coordinator does not answer for `TAKEOVER_SECONDS` the lowest host that does takes its place, unless
-that one still follows the old: then it is this host's way that is cut, and it keeps trying. Whoever follows a
-stand-in looks for the first coordinator every few seconds and goes back to it.
 """
 
 from __future__ import annotations
@@ -15,37 +11,24 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from gdist.core.piece_set import PieceSet, from_json, to_json
-from gdist.errors import GdistError, RefusedError, TransferError
-from gdist.exchange import Client, Key
-from gdist.exchange.channel import Meter
+from gdist.errors import GdistError, HostsMissing, RefusedError, TransferError
+from gdist.exchange import Key, format_address, parse_address
+from gdist.run.cluster.way import ANSWER_SECONDS, WHO_SECONDS, Peer, Way
 
 _log = logging.getLogger(__name__)
 
-TAKEOVER_SECONDS = 6.0
-RETURN_SECONDS = 5.0
 RETRY_SECONDS = 0.25
-ANSWER_SECONDS = 5.0  # without a byte: the other is gone or frozen
-WHO_SECONDS = 1.0
 TELL_SECONDS = 0.02  # what changes within it is told in one message
 POLL_WAIT_SECONDS = 1.0
+LOCALHOST = "127.0.0.1"  # host 0's own process listens on all of its addresses
+PATIENCE_SECONDS = 1800.0  # for hosts without which nothing can begin: pods may wait long for their node
 
 Json = dict[str, Any]  # Any: documents of the wire, checked where they are made
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Another host of the job, as the coordinator told."""
-
-    index: int
-    address: str
-    gateway: bool
-    state: str
-    name: str
 
 
 @dataclass(slots=True)
@@ -77,28 +60,27 @@ class Link:
         status: Callable[[], Json],
         stop: Callable[[], None],
     ):
-        self._me, self.candidates, self._key, self._encrypt = me, candidates, key, encrypt
-        self._status, self._stop = status, stop
+        self._me, self._status, self._stop = me, status, stop
         self.index: int = me["index"]
         self.changed = threading.Condition()
         self.inside = Inside()
+        self.way = Way(
+            self.index, me["own"], candidates, key, encrypt=encrypt, peers=lambda: self.inside.peers
+        )
         self.on_news: Callable[[], None] = lambda: None
-        self.meter = Meter()
-        self._clients: dict[str, Client] = {}
-        self._clients_lock = threading.Lock()
-        self._coordinator = 0  # index
         self._boot, self._version, self._roster = "", None, -1
         self._enrolment: Json | None = None
+        self._enrolments = 0  # how often; an answer to what was asked before the last one says nothing
+        self._catalogue: Json | None = None
         self._needs: PieceSet = 0
         self._held: PieceSet = 0
         self._got: PieceSet = 0
-        self._done = False
+        self._done = self._done_told = False
         self._untold = {"held": 0, "dropped": 0, "got": 0}
         self._gone: list[tuple[int, int]] = []  # pieces, and hosts that do not have them though they should
         self._message = 0
         self._rate = 0.0
         self._failed: GdistError | None = None
-        self._silent_since: float | None = None
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -109,10 +91,17 @@ class Link:
 
         Raises:
             RefusedError: another plan, another secret, or another process is this host.
+            HostsMissing: the coordinator did not come for `PATIENCE_SECONDS`.
             GdistError: from `stop`, which is called again and again.
         """
+        began = time.monotonic()
         while not self._try_join():
             self._stop()
+            if time.monotonic() - began > PATIENCE_SECONDS:
+                raise HostsMissing(
+                    f"host {self.way.coordinator} does not answer at {self.way.address}",
+                    hint="start it with the same line, or check --coordinator and the way there",
+                )
             self._closing.wait(RETRY_SECONDS)
         for name, run in (("asks", self._ask), ("tells", self._tell)):
             thread = threading.Thread(target=self._guard, args=(run,), name=f"gdist-{name}", daemon=True)
@@ -121,124 +110,80 @@ class Link:
 
     def _try_join(self) -> bool:
         try:
-            found = self.client(self._address()).json(
+            found = self.way.client(self.way.address).json(
                 "POST", "/join", self._me, timeout=ANSWER_SECONDS, idempotent=True
             )
         except RefusedError:
             raise
         except TransferError as error:
-            self._silence(error)
+            self.way.silent(error)
             return False
-        self._silent_since = None
+        self.way.heard()
         with self.changed:
-            self._boot, self._coordinator, self._version, self._roster = (
-                found["coordinator"],
-                found["index"],
-                None,
-                -1,
-            )
+            self._boot, self._version, self._roster = found["coordinator"], None, -1
+            self.way.coordinator = found["index"]
         return True
-
-    def _address(self) -> str:
-        """Where the coordinator is asked."""
-        if self._coordinator == self.index:
-            return str(self._me["own"])
-        peer = self.inside.peers.get(self._coordinator)
-        if peer and peer.address:
-            return peer.address
-        return self.candidates[min(self._coordinator, len(self.candidates) - 1)]
-
-    def client(self, address: str) -> Client:
-        """The connections to an agent."""
-        with self._clients_lock:
-            if address not in self._clients:
-                self._clients[address] = Client(
-                    address,
-                    self._key,
-                    member=self.index,
-                    encrypt=self._encrypt,
-                    timeout=ANSWER_SECONDS,
-                    meter=self.meter,
-                )
-            return self._clients[address]
-
-    def _silence(self, error: TransferError) -> None:
-        """The coordinator does not answer: after a while another one is looked for."""
-        now = time.monotonic()
-        self._silent_since = self._silent_since or now
-        _log.debug("the coordinator (host %s) does not answer: %s", self._coordinator, error)
-        if now - self._silent_since > TAKEOVER_SECONDS:
-            for index, address in self._others():
-                if index == self._coordinator:
-                    continue
-                if index == self.index or self._would_lead(address):
-                    _log.info("host %s coordinates in place of host %s", index, self._coordinator)
-                    self._coordinator, self._silent_since = index, None
-                    return
-
-    def _others(self) -> Iterator[tuple[int, str]]:
-        """Whom to ask in the coordinator's place, lowest first; this host is one of them."""
-        known = {peer.index: peer.address for peer in self.inside.peers.values() if peer.state != "left"}
-        if len(self.candidates) > 1:
-            known = dict(enumerate(self.candidates)) | {i: a for i, a in known.items() if a}
-        known[self.index] = str(self._me["own"])
-        for index in sorted(known):
-            if known[index]:
-                yield index, known[index]
-
-    def _would_lead(self, address: str) -> bool:
-        try:
-            found = self.client(address).json("GET", "/who", None, timeout=WHO_SECONDS)
-        except GdistError:
-            return False
-        return bool(found["follows"] == found["index"] or not found["alive"])
-
-    @property
-    def follows(self) -> tuple[int, bool]:
-        """The coordinator's index, and whether it answers."""
-        return self._coordinator, self._silent_since is None
 
     @property
     def coordinates(self) -> bool:
         """True when this host's agent is the one that the others ask."""
-        return self._coordinator == self.index
+        return self.way.coordinator == self.index
 
     # --- the catalogue --------------------------------------------------------------------------------
 
     def catalogue(self) -> Json | None:
-        """What the torrent holds, from inside: `torrent` and `headers`; None: this host is to find it out.
+        """What is known of the torrent inside: `torrent`, and `headers` once they are known (`whole`).
+
+        None: this host is to find it out.
 
         Raises:
+            HostsMissing: no host that may use the outside came for `PATIENCE_SECONDS`.
             GdistError: from `stop`.
         """
+        began = time.monotonic()
         while True:
             self._stop()
             self.check()
-            found = self._request("POST", "/catalogue", {}, timeout=ANSWER_SECONDS + 10)
-            if found is None or found.get("wait"):
-                continue
-            return None if found.get("scout") else found
+            if time.monotonic() - began > PATIENCE_SECONDS:
+                raise HostsMissing(
+                    "no host that may use the outside has found the torrent's metadata",
+                    hint="start the hosts of --gateways, or look at what they say",
+                )
+            found = self._request("POST", "/catalogue", {"have": False}, timeout=ANSWER_SECONDS + 10)
+            if found is not None and not found.get("wait"):
+                return None if found.get("scout") else found
+
+    def look(self) -> Json | None:
+        """For a host that has the torrent: the whole catalogue, `scout` if it is to find it out, or None."""
+        found = self._request("POST", "/catalogue", {"have": True}, timeout=ANSWER_SECONDS)
+        return None if found is None or found.get("wait") else found
 
     def publish(self, catalogue: Json) -> None:
-        """Gives the others what was found out."""
+        """Gives the others what was found out; a coordinator that starts again gets it again."""
         while self._request("PUT", "/catalogue", catalogue, timeout=ANSWER_SECONDS) is None:
             self._stop()
             self.check()
+        self.keep(catalogue)
+
+    def keep(self, catalogue: Json) -> None:
+        """Remembers what the torrent holds, for a coordinator that forgets it."""
+        if catalogue["whole"]:
+            self._catalogue = catalogue
 
     def _request(self, method: str, path: str, body: Json, *, timeout: float) -> Json | None:
         """One question to the coordinator; None when it has to be asked again."""
         who = {"index": self.index, "boot": self._me["boot"]}
         try:
-            found: Json = self.client(self._address()).json(
+            found: Json = self.way.client(self.way.address).json(
                 method, path, {**who, **body}, timeout=timeout, idempotent=True
             )
         except RefusedError:
             raise
         except TransferError as error:
-            self._silence(error)
+            self.way.silent(error)
             self._closing.wait(RETRY_SECONDS)
             return None
-        self._silent_since = None
+        self.way.heard()
         if found.get("join"):
             self._try_join()
             return None
@@ -250,8 +195,13 @@ class Link:
         """Says what this host needs and has; `enrolment` describes the pieces."""
         with self.changed:
             self._enrolment, self._needs, self._held = enrolment, needs, held
+            self._enrolments += 1
             self._got, self._version = 0, None
             self._untold = dict.fromkeys(self._untold, 0)
+            self._gone.clear()
+            self.inside.holders.clear()
+            self.inside.news.clear()
+            self.inside.lease = self.inside.spent = self.inside.spare = 0
             self.changed.notify_all()
 
     def tell(
@@ -304,21 +254,9 @@ class Link:
         self.on_news()
 
     def _ask(self) -> None:
-        looked = time.monotonic()
         while not self._closing.is_set():
             self._exchange(POLL_WAIT_SECONDS)
-            if self._coordinator != 0 and time.monotonic() - looked > RETURN_SECONDS:
-                looked = time.monotonic()
-                self._return()
-
-    def _return(self) -> None:
-        """Back to the first coordinator, once it answers for itself."""
-        address = self.candidates[0]
-        if self.index == 0:
-            self._coordinator = 0
-        elif self._would_lead(address):
-            _log.info("host 0 is back and coordinates again")
-            self._coordinator = 0
+            self.way.turn_back()
 
     def _tell(self) -> None:
         while not self._closing.is_set():
@@ -331,7 +269,7 @@ class Link:
             self._exchange(0)
 
     def _has_news(self) -> bool:
-        return bool(self._gone or any(self._untold.values()))
+        return bool(self._gone or any(self._untold.values()) or self._done != self._done_told)
 
     def _exchange(self, wait: float) -> None:
         with self.changed:
@@ -342,6 +280,8 @@ class Link:
             self._message += 1
             body |= {"message": self._message, "gone": gone}
             body |= {"rate": self._rate, "done": self._done, "wait": wait, "status": self._status()}
+            enrolments = self._enrolments
+            body["phase"] = self._enrolment["phase"] if self._enrolment else None
             if self._enrolment and self._version is None:
                 needs = to_json(self._needs & ~self._got)
                 body["enrol"] = {
@@ -358,8 +298,13 @@ class Link:
                     self._untold[name] |= value
                 self._untold["held"] &= ~self._untold["dropped"]
                 return
-            self._take(found)
+            if body["done"] and not found.get("enrol"):
+                self._done_told = True
+            if enrolments == self._enrolments:
+                self._take(found)
             self.changed.notify_all()
+        if self._catalogue and not found["catalogue"]:
+            self._request("PUT", "/catalogue", self._catalogue, timeout=ANSWER_SECONDS)
         self.on_news()
 
     def _take(self, found: Json) -> None:
@@ -370,12 +315,12 @@ class Link:
         self._roster = found["roster"]
         if "members" in found:
             inside.peers = {
-                i: Peer(i, self._reach(i, address), g, state, name)
+                i: Peer(i, self.way.reach(i, address), g, state, name)
                 for i, address, g, state, name in found["members"]
             }
         if found.get("enrol"):
             self._version = None
-        if "version" not in found:
+        if "version" not in found or not self._enrolment or found["phase"] != self._enrolment["phase"]:
             return
         if found["fresh"]:
             inside.holders.clear()
@@ -394,11 +339,26 @@ class Link:
         inside.done, inside.brought = bool(found["done"]), int(found["brought"])
         inside.union = int(found["union"])
 
-    def _reach(self, index: int, address: str) -> str:
-        """An address that works from here: the coordinator has none for itself, or one of its own machine."""
-        if index == self.index:
-            return str(self._me["own"])
-        return address or self._address()
+    def meet(self, here: bool, port: int) -> str | None:
+        """Waits until every host has its even share; where JAX's processes meet then, at host 0.
+
+        None when all hosts have all of their shards (`here`) already. `port` is free on this host.
+
+        Raises:
+            GdistError: from `stop`.
+        """
+        while True:
+            self._stop()
+            self.check()
+            found = self._request("POST", "/meet", {"here": here, "port": port}, timeout=ANSWER_SECONDS)
+            if found is None or found.get("wait"):
+                continue
+            if not found["move"]:
+                return None
+            with self.changed:
+                first = self.inside.peers[0].address if self.index else ""
+            host = parse_address(first)[0] if first else LOCALHOST
+            return format_address(host, found["port"])
 
     # --- the end --------------------------------------------------------------------------------------
 
@@ -418,11 +378,11 @@ class Link:
         """Tells that this host will go, or that it goes; nobody is waited for."""
         with contextlib.suppress(GdistError):
             who = {"index": self.index, "boot": self._me["boot"], "gone": gone}
-            self.client(self._address()).json("POST", "/leave", who, timeout=WHO_SECONDS)
+            self.way.client(self.way.address).json("POST", "/leave", who, timeout=WHO_SECONDS)
 
     def ask_cluster(self) -> object:
         """Where the cluster stands, from the coordinator."""
-        return self.client(self._address()).json("GET", "/cluster", None, timeout=ANSWER_SECONDS)
+        return self.way.client(self.way.address).json("GET", "/cluster", None, timeout=ANSWER_SECONDS)
 
     def flush(self, seconds: float) -> None:
         """Waits until everything here was told, at most so long."""
@@ -436,8 +396,6 @@ class Link:
         self._closing.set()
         with self.changed:
             self.changed.notify_all()
-        with self._clients_lock:
-            for client in self._clients.values():
-                client.close()
+        self.way.close()
         for thread in self._threads:
             thread.join(ANSWER_SECONDS)

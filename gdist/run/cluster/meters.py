@@ -43,7 +43,7 @@ class Meters:
             inside = link.inside
             states = [peer.state for peer in inside.peers.values()]
             brought, union, leased = inside.brought, inside.union, inside.lease.bit_count()
-        lan_in = self._lan_in.of(link.meter.received)
+        lan_in = self._lan_in.of(link.way.meter.received)
         return ClusterProgress(
             hosts=self._hosts,
             live=states.count("live"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from gdist.run.options import FetchOptions
 
@@ -18,8 +17,7 @@ class ClusterOptions:
     addresses of all in order, where they are known; `job` tells two jobs of one cluster apart. `secret` is
     shared by the job; `gateways` are the hosts that may use the outside (None: all). `hold` bounds the bytes
     of pieces that wait on this host's disk for others (None: what the disk can spare). A host that has all it
-    needs waits `linger` for those who never came. `http` is where probes and metrics are served; `report` is
-    a page about the run.
+    needs waits `linger` for those who never came. `http` is where probes and metrics are served.
     """
 
     fetch: FetchOptions = field(default_factory=FetchOptions)
@@ -37,7 +35,6 @@ class ClusterOptions:
     min_hosts: int = 0
     linger: float = 600
     http: str = ""
-    report: Path | None = None
 
     @property
     def gateway(self) -> bool:

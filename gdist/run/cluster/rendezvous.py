@@ -8,6 +8,7 @@ has, with its next message.
     POST /catalogue  the torrent's metadata and headers, or the task to find them out
     PUT /catalogue   found out
     POST /poll       what I have since; answered with what I should know, at once or when there is something
+    POST /meet       I have my even share: answered when all have theirs, with where JAX's processes meet
     POST /leave      I am going: take over what I hold
     GET /who         who answers here, and whom he follows
 """
@@ -26,6 +27,7 @@ from gdist.core.status import AgentStatus, ClusterStatus, MemberState, MemberSta
 from gdist.errors import GdistError, RefusedError, RequestError
 from gdist.exchange import Request, Response
 
+FINAL_PHASE = 1  # what the torrent holds is known; before that its pieces are counted as they lie
 POLL_SECONDS = 1.0  # the longest that an answer is held back; a host is late by as much after a lost message
 CATALOGUE_SECONDS = 10.0
 WAKE_SECONDS = 0.25  # how late the passing of time is noticed
@@ -64,9 +66,11 @@ class Rendezvous:
         self._job, self._probe = job, probe
         self._leases: Leases | None = None
         self._pieces: Json = {}
+        self._phase = -1
         self._catalogue: Json | None = None
         self._scout: int | None = None
         self._roster = 0
+        self._met: dict[int, tuple[bool, int]] = {}  # has all of its shards, a free port
         self._complete: set[int] = set()  # hosts that had all they need before they joined
 
     def answer(self, request: Request) -> Response | None:
@@ -76,6 +80,7 @@ class Rendezvous:
             ("POST", "/catalogue"): self._ask_catalogue,
             ("PUT", "/catalogue"): self._put_catalogue,
             ("POST", "/poll"): self._poll,
+            ("POST", "/meet"): self._meet,
             ("POST", "/leave"): self._leave,
         }.get((request.method, request.path))
         if handle is None:
@@ -163,13 +168,14 @@ class Rendezvous:
                 if member is None:
                     return {"join": True}
                 self._expire()
-                if self._catalogue:
-                    return self._catalogue
+                known = self._catalogue or {}
+                if known.get("whole") or (known and not body["have"]):
+                    return known
                 scout = self.members.get(self._scout) if self._scout is not None else None
                 if (scout is None or scout.state != "live" or scout is member) and member.gateway:
                     self._scout = member.index
                     return {"scout": True}
-                if time.monotonic() > deadline:
+                if body["have"] or time.monotonic() > deadline:
                     return {"wait": True}
                 self.changed.wait(WAKE_SECONDS)
 
@@ -177,7 +183,8 @@ class Rendezvous:
         with self.changed:
             if self._member(body) is None:
                 return {"join": True}
-            self._catalogue = self._catalogue or {"torrent": str(body["torrent"]), "headers": body["headers"]}
+            if not (self._catalogue and self._catalogue["whole"]):
+                self._catalogue = {name: body[name] for name in ("torrent", "headers", "whole")}
             self.changed.notify_all()
         return {}
 
@@ -222,11 +229,17 @@ class Rendezvous:
             return {**self._common(member, body), **_answer(answer, leases)}
 
     def _enrol(self, member: Member, body: Json) -> None:
+        phase = int(body["phase"])
+        if phase < self._phase:
+            return
+        if phase > self._phase:
+            self._phase, self._leases = phase, None
         runs = [(int(nbytes), int(times)) for nbytes, times in body["nbytes"]]
         pieces = {"order": str(body["order"]), "nbytes": runs}
         if self._leases is None:
             self._pieces = pieces
-            self._leases = Leases([nbytes for nbytes, times in runs for _ in range(times)], self.count)
+            nbytes = [length for length, times in runs for _ in range(times)]
+            self._leases = Leases(nbytes, self.count, final=phase == FINAL_PHASE)
             for index in self._complete:
                 self._leases.finish(index)
         elif pieces != self._pieces:
@@ -246,9 +259,10 @@ class Rendezvous:
         self.changed.notify_all()
 
     def _report(self, leases: Leases, member: Member, body: Json) -> None:
-        sets = {name: from_json(body.get(name) or []) for name in ("held", "dropped", "got")}
+        ours = body.get("phase") == self._phase
+        sets = {name: from_json((ours and body.get(name)) or []) for name in ("held", "dropped", "got")}
         done = bool(body.get("done"))
-        for place, host in body.get("gone", ()):
+        for place, host in body.get("gone", ()) if ours else ():
             leases.deny(int(host), 1 << int(place))
         leases.report(member.index, rate=float(body.get("rate", 0)), done=done, now=time.monotonic(), **sets)
         if done and member.state == "live":
@@ -260,6 +274,7 @@ class Rendezvous:
     def _common(self, member: Member, body: Json) -> Json:
         """What every answer to a poll has; the members when this host does not know them yet."""
         found: Json = {"coordinator": self.boot, "index": self.index, "roster": self._roster}
+        found |= {"phase": self._phase, "catalogue": bool(self._catalogue and self._catalogue["whole"])}
         if body.get("roster") != self._roster or body.get("coordinator") != self.boot:
             found["members"] = [
                 [m.index, m.address if m.index != self.index else "", m.gateway, m.state, m.name]
@@ -279,6 +294,25 @@ class Rendezvous:
         with self.changed:
             others = [m.seen for m in self.members.values() if m.index != self.index and m.state == "live"]
         return now - max(others) if others else float("inf")
+
+    def _meet(self, request: Request, body: Json) -> Json:
+        """Where an exchange by XLA needs all hosts at once: nobody is held here longer than a poll."""
+        deadline = time.monotonic() + POLL_SECONDS
+        with self.changed:
+            member = self._member(body)
+            if member is None:
+                return {"join": True}
+            self._met[member.index] = (bool(body["here"]), int(body["port"]))
+            self.changed.notify_all()
+            while len(met := self._have_met()) < self.count and self._wait(deadline):
+                self._expire()
+            if len(met) < self.count:
+                return {"wait": True}
+            return {"move": not all(here for here, _ in met.values()), "port": met[0][1]}
+
+    def _have_met(self) -> dict[int, tuple[bool, int]]:
+        """Who waits for the exchange, or needs none."""
+        return dict.fromkeys(self._complete, (True, 0)) | self._met
 
     def _wait(self, deadline: float) -> bool:
         """Waits for a change; False when the time is up."""
@@ -336,7 +370,7 @@ class Rendezvous:
                 self.count,
                 seconds,
                 found,
-                union_bytes=leases.nbytes_of(union),
+                union_bytes=leases.union_nbytes,
                 inside_bytes=leases.brought,
                 pieces=union.bit_count(),
                 held=inside.bit_count(),
@@ -362,7 +396,7 @@ def _answer(answer: Answer, leases: Leases) -> Json:
         "wanted": answer.wanted,
         "done": leases.done(),
         "brought": leases.brought,
-        "union": leases.nbytes_of(leases.union),
+        "union": leases.union_nbytes,
     }
 
 

@@ -7,20 +7,13 @@ To the coordinator of the fetch it looks like a torrent: pieces become readable,
 released. A piece that another host holds is readable as soon as that is known; only the boxes that this host
 needs of it cross the wire, with a digest. Where (nearly) all of it is needed it comes whole, and is hashed
 against the torrent here.
-
-Where few hosts may use the outside and all need whole pieces, the line out of those few would carry each
-piece once for every host. So each piece has a home among the hosts, by its number: the home takes it first
-and passes it on, and the others wait for that a little.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,28 +26,16 @@ from gdist.core.payload import Payload
 from gdist.core.piece_set import PieceSet, members, set_of
 from gdist.core.placer import Placement
 from gdist.core.plan import HostPlan
-from gdist.errors import CorruptError, Gone, PieceLost, StalledError, TransferError
-from gdist.exchange import Client
+from gdist.errors import CorruptError, PieceLost, StalledError
 from gdist.run.cluster.held import Held, write_held
 from gdist.run.cluster.link import Link
+from gdist.run.cluster.others import WHOLE_SHARE, Others, Take
 from gdist.sources.torrent import TorrentSource, TransferStats
 
-WHOLE_SHARE = 0.9  # of a piece's bytes: who needs so much takes all, and checks it against the torrent
-HOME_SECONDS = 2.0  # how long a piece's home is waited for
-SUSPECT_SECONDS = 3.0  # how long a host that did not answer is not asked
 HELD_SECONDS = 0.25  # between two writings of what is held: what a kill may cost of the outside's bytes
+READERS = 8
 RATE_SECONDS = 0.25
 PATIENCE_SECONDS = 10.0  # that a host nobody needs stays, to see all others done
-READ_SECONDS = 5.0  # without a byte from another host
-
-
-@dataclass(frozen=True, slots=True)
-class _Take:
-    """A box of a run of a piece's bytes that is seen as `view`."""
-
-    source: Extent
-    view: tuple[int, ...]
-    box: Box
 
 
 class ClusterSource:
@@ -68,24 +49,25 @@ class ClusterSource:
         order: Sequence[int],
         record: Path,
         *,
+        phase: int,
         stall_seconds: float,
         hold: int | None,
     ):
         self._outside, self._link, self.held, self._record = outside, link, held, record
-        self._order = order
+        self._order, self._phase = order, phase
         self._place = {piece: place for place, piece in enumerate(order)}
         self._stall_seconds, self._most = stall_seconds, hold
         self._hold = 0
         self._wanted: set[int] = set()
         self._given: set[int] = set()
         self._waiting: dict[int, float] = {}  # pieces that others hold, since when that is known
-        self._suspects: dict[int, float] = {}
-        self._busy: dict[int, int] = {}
+        self._others = Others(link, self._place, outside.matches)
         self._lease: PieceSet = 0
+        self._here: list[int] = []  # wanted and held from the start
         self._recorded: frozenset[int] = frozenset()
         self._written = self._rated = 0.0
         self._progress = self._needed = time.monotonic()
-        self.takes_whole = False
+        outside.want(())  # nothing without a lease
         link.on_news = outside.wake
 
     # --- what a fetch asks of its source --------------------------------------------------------------
@@ -115,6 +97,16 @@ class ClusterSource:
         """Pieces that were here when the source was opened."""
         return self._outside.had
 
+    @property
+    def readers(self) -> int:
+        """More than processors: they wait for other hosts."""
+        return READERS
+
+    @property
+    def gives_parts(self) -> bool:
+        """True: parts of what another host holds cross the wire alone."""
+        return True
+
     def path_of(self, file: int) -> Path:
         """Where file `file` of the payload lies."""
         return self._outside.path_of(file)
@@ -124,7 +116,7 @@ class ClusterSource:
 
     def expect(self, plan: HostPlan) -> None:
         """Learns what part of the payload this host needs, and what its disk can spare for others."""
-        self.takes_whole = plan.amplification * WHOLE_SHARE <= 1.0
+        self._others.takes_whole = plan.amplification * WHOLE_SHARE <= 1.0
         status = os.statvfs(self._record.parent)
         spare = max(status.f_bavail * status.f_frsize - plan.store_nbytes, 0) // 2
         self._hold = spare if self._most is None else self._most
@@ -137,10 +129,11 @@ class ClusterSource:
     def want(self, ordered: Sequence[int], *, urgent: Collection[int] = ()) -> None:
         """Says to the others what this host needs."""
         self._wanted = {*ordered, *urgent}
-        self.held.add(self._outside.had)
+        self._here = [piece for piece in self.held.pieces() & self._wanted if piece not in self._given]
+        self._here.sort(key=self._place.__getitem__)
         pieces = self.payload
         lengths = [pieces.extent_of(piece).length for piece in self._order]
-        enrolment = {"order": _digest(self._order), "nbytes": _runs(lengths)}
+        enrolment = {"phase": self._phase, "order": _digest(self._order), "nbytes": _runs(lengths)}
         self._link.enrol(enrolment, self._set(self._wanted), self._set(self.held.pieces()))
         self._progress = time.monotonic()
 
@@ -148,13 +141,15 @@ class ClusterSource:
         """Pieces that can be read and were not given out before; waits up to `timeout` seconds for one."""
         self._link.check()
         self._follow()
-        ready = self._readable()
+        here, self._here = self._here, []
+        self._given.update(here)
+        ready = (*here, *self._readable())
         arrived = self._outside.verified(0.0 if ready else timeout)
         if arrived:
             self.held.add(arrived)
             self._link.tell(held=self._set(arrived))
             self._progress = time.monotonic()
-        now = time.monotonic()
+        now = self._needed = time.monotonic()  # patience begins when this host has its part
         if now - self._rated > RATE_SECONDS:
             self._rated = now
             self._link.set_rate(self._outside.stats().download_rate)
@@ -180,13 +175,20 @@ class ClusterSource:
         with self.held.use(piece) as held:
             if held:
                 try:
-                    return self.held.read(piece, view)
+                    return self.held.read(piece, view) if placements else self.held.load(piece)
                 except CorruptError as error:  # what an earlier run left was damaged meanwhile
                     self._lose(piece)
                     raise PieceLost(f"piece {piece} has to come again: {error.message}") from error
-        takes = [_Take(p.source, p.view, p.take) for p in placements]
-        takes += [_Take(e, (e.length,), Box((0,), (e.length,))) for e in extents]
-        self._read_remote(piece, view, takes)
+        takes = [Take(p.source, p.view, p.take) for p in placements]
+        takes += [Take(e, (e.length,), Box((0,), (e.length,))) for e in extents]
+        try:
+            passed_on = self._others.read(piece, view, takes)
+        except PieceLost:
+            self._again(piece)
+            raise
+        if passed_on:
+            self.held.relay(piece, view)
+            self._link.tell(held=self._set((piece,)))
         return view
 
     def release(self, piece: int) -> None:
@@ -289,98 +291,12 @@ class ClusterSource:
         """Pieces of others that can be read now, in loading order."""
         if not self._waiting:
             return ()
-        now = time.monotonic()
-        ready = [piece for piece in tuple(self._waiting) if self._holder(piece, now) is not None]
+        waiting = tuple(self._waiting.items())
+        ready = [piece for piece, since in waiting if self._others.holder(piece, since) is not None]
         for piece in ready:
             del self._waiting[piece]
         self._given.update(ready)
         return tuple(sorted(ready, key=self._place.__getitem__))
-
-    def _holder(self, piece: int, now: float) -> int | None:
-        """Whom to take a piece from; None while there is nobody, or its home is waited for."""
-        since = self._waiting.get(piece, 0.0)
-        with self._link.changed:
-            inside = self._link.inside
-            holders = [
-                h for h in inside.holders.get(self._place[piece], ()) if self._suspects.get(h, 0.0) < now
-            ]
-            homes = [p.index for p in inside.peers.values() if p.state in ("live", "done")]
-            gateways = sum(p.gateway for p in inside.peers.values() if p.state in ("live", "done"))
-        if not holders:
-            return None
-        if self._relays(homes, gateways):
-            home = sorted(homes)[self._place[piece] % len(homes)]
-            if home in holders:
-                return home
-            if home != self._link.index and now - since < HOME_SECONDS:
-                return None
-        return min(holders, key=lambda host: (self._busy.get(host, 0), random.random()))
-
-    def _relays(self, hosts: Sequence[int], gateways: int) -> bool:
-        """True when whole pieces go by their homes: the few that bring them in cannot give each to all."""
-        return self.takes_whole and gateways * 2 <= len(hosts)
-
-    # --- reading from other hosts ---------------------------------------------------------------------
-
-    def _read_remote(self, piece: int, view: memoryview, takes: Sequence[_Take]) -> None:
-        """Fills in what is needed of a piece from a host that has it."""
-        now = time.monotonic()
-        holder = self._holder(piece, now)
-        with self._link.changed:
-            peer = self._link.inside.peers.get(holder) if holder is not None else None
-        if holder is None or peer is None:
-            self._again(piece)
-            raise PieceLost(f"nobody has piece {piece} any more")
-        whole = sum(take.box.size for take in takes) >= WHOLE_SHARE * len(view)
-        self._busy[holder] = self._busy.get(holder, 0) + 1
-        try:
-            client = self._link.client(peer.address)
-            if whole:
-                self._read_whole(client, piece, view)
-            else:
-                self._read_parts(client, piece, view, takes)
-        except Gone as error:
-            self._link.deny(self._place[piece], holder)
-            self._again(piece)
-            raise PieceLost(f"host {holder} has piece {piece} no more") from error
-        except TransferError as error:
-            self._suspects[holder] = time.monotonic() + SUSPECT_SECONDS
-            self._again(piece)
-            raise PieceLost(f"host {holder} did not give piece {piece}: {error.message}") from error
-        finally:
-            self._busy[holder] -= 1
-        if whole and self._is_home(piece):
-            self.held.relay(piece, view)
-            self._link.tell(held=self._set((piece,)))
-
-    def _read_whole(self, client: Client, piece: int, view: memoryview) -> None:
-        body = json.dumps({"piece": piece}).encode()
-        self._fetch(client, body, view)
-        if not self._outside.matches(piece, view):
-            raise TransferError(f"piece {piece} came with a wrong hash")
-
-    def _read_parts(self, client: Client, piece: int, view: memoryview, takes: Sequence[_Take]) -> None:
-        asked = [[take.source.start, take.view, take.box.start, take.box.stop] for take in takes]
-        got = memoryview(bytearray(sum(take.box.size for take in takes)))
-        self._fetch(client, json.dumps({"piece": piece, "takes": asked}).encode(), got)
-        data, position = np.frombuffer(view, np.uint8), 0
-        for take in takes:
-            run = data[take.source.start : take.source.stop].reshape(take.view)
-            part = np.frombuffer(got, np.uint8, take.box.size, position)
-            run[take.box.slices()] = part.reshape(take.box.shape)
-            position += take.box.size
-
-    def _fetch(self, client: Client, body: bytes, into: memoryview) -> None:
-        received = client.fetch("/slices", body, into, timeout=READ_SECONDS)
-        if received != len(into):
-            raise TransferError(f"{received} bytes came, not {len(into)}")
-
-    def _is_home(self, piece: int) -> bool:
-        with self._link.changed:
-            peers = [p for p in self._link.inside.peers.values() if p.state in ("live", "done")]
-        hosts = sorted(peer.index for peer in peers)
-        gateways = sum(peer.gateway for peer in peers)
-        return self._relays(hosts, gateways) and hosts[self._place[piece] % len(hosts)] == self._link.index
 
     def _again(self, piece: int) -> None:
         """A piece that was given out and could not be read."""

@@ -85,18 +85,12 @@ class Station:
             "name": socket.gethostname(),
             "job": job,
         }
-        self.link = Link(
-            me,
-            candidates,
-            self._key,
-            encrypt=options.encrypt,
-            status=lambda: self.status().to_json(),
-            stop=stop,
-        )
+        self.link = Link(me, candidates, self._key, encrypt=options.encrypt, status=self._document, stop=stop)
+        self._complete.set()
         self._http: AgentHttp | None = None
         try:
             if options.http:
-                self._http = AgentHttp(options.http, self.status, status.ready, cluster=self._own_cluster)
+                self._http = AgentHttp(options.http, self.status, status.ready, cluster=self.own_cluster)
         except BaseException:
             self.close()
             raise
@@ -107,7 +101,7 @@ class Station:
         Raises:
             RefusedError: when one answers where host 0 is looked for.
         """
-        address = self.link.candidates[0]
+        address = self.link.way.candidates[0]
         if self._host.index == 0 and self._probe(address) not in ("", self._boot):
             raise RefusedError(
                 f"host 0 is another process already, at {address}", hint="give each host an index of its own"
@@ -129,7 +123,7 @@ class Station:
 
     def status(self) -> AgentStatus:
         """Where this host stands; from any thread."""
-        received, sent = self.link.meter.received, self.server.meter.sent
+        received, sent = self.link.way.meter.received, self.server.meter.sent
         return replace(self._status.status(), lan_in_bytes=received, lan_out_bytes=sent)
 
     def close(self) -> None:
@@ -150,7 +144,7 @@ class Station:
             case "/slices" if self.pieces is not None:
                 return self.pieces.held.answer(request.body)
             case "/who":
-                follows, alive = self.link.follows
+                follows, alive = self.link.way.coordinator, self.link.way.answers
                 who = {"index": self._host.index, "boot": self._boot, "follows": follows, "alive": alive}
                 return Response.json(who)
             case "/status":
@@ -159,11 +153,11 @@ class Station:
                 found = self._status.ready(request.query.get("what", "all"))
                 return Response.json(found.to_json(), 200 if found.ready else 503)
             case "/cluster":
-                own = self._own_cluster()
+                own = self.own_cluster()
                 return Response.json(own.to_json() if own else self.link.ask_cluster())
         return self.rendezvous.answer(request) or Response.error(404, f"nothing at {request.path}")
 
-    def _own_cluster(self) -> ClusterStatus | None:
+    def own_cluster(self) -> ClusterStatus | None:
         """Where the cluster stands, when this agent coordinates it."""
         return self.rendezvous.status(time.monotonic() - self._started) if self.link.coordinates else None
 

@@ -17,6 +17,7 @@ hashed. A mismatch is flushed, tried again, and at last read through libtorrent.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -47,6 +48,7 @@ from gdist.sources.torrent.window import Window
 # second. From the third on libtorrent is asked to flush.
 _RETRY_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.5)
 _FLUSH_FROM = 2
+MAX_READERS = 4
 TRICKLE_BYTES = 64 * 1024  # a second, while the download waits for the conversion
 SAMPLE = 16  # one read in so many is hashed again, to notice a back end that breaks its promise
 _READ_SECONDS = 60.0  # for libtorrent's own read of a piece, behind a busy disk
@@ -148,6 +150,16 @@ class TorrentSource:
             self._learn_hashes()
         links = self._links
         return torrent_file(self._metadata, self._hashes.layers(), links.trackers, links.web_seeds)
+
+    @property
+    def readers(self) -> int:
+        """As many as there are processors: they only copy."""
+        return min(MAX_READERS, os.cpu_count() or 1)
+
+    @property
+    def gives_parts(self) -> bool:
+        """False: a piece is read whole, to be hashed."""
+        return False
 
     @property
     def had(self) -> frozenset[int]:

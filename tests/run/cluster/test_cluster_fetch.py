@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from gdist.core.magnet import Magnet
+from gdist.run.cluster import way
 from gdist.run.verify import verify
 from gdist.stores import open as open_store
-from gdist.testing.agents import Agents
+from gdist.testing.agents import Agents, free_port
 from gdist.testing.checkpoints import write_grok1
-from gdist.testing.fetches import Array
+from gdist.testing.fetches import Array, tree_of
 from gdist.testing.swarm import LOCALHOST, Seeded, Slow, seed
 
 pytestmark = [pytest.mark.torrent, pytest.mark.slow]
@@ -97,6 +98,23 @@ def test_each_byte_comes_in_once(
         assert seeded.stats().uploaded == uploaded, "a second run fetches nothing"
 
 
+@pytest.mark.jax
+def test_both_exchanges_write_the_same_stores(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even shares moved by XLA's collectives end as what slices from the others make, to the byte."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    stores = []
+    for exchange in ("swarm", "collective"):
+        with Agents(seeded, tmp_path / exchange, 2, "--exchange", exchange, mesh="2x4") as agents:
+            agents.start_all()
+            assert agents.wait_all() == [0, 0], agents.said()
+            assert_whole(agents, grok[1])
+            stores.append([tree_of(store) for store in agents.stores])
+    assert stores[0] == stores[1]
+    assert seeded.stats().uploaded == 2 * nbytes(grok), "each of them took every byte once"
+
+
 @pytest.mark.parametrize("gateways", ["all", "1"])
 def test_full_copies_on_every_host(
     gateways: str, grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
@@ -105,7 +123,7 @@ def test_full_copies_on_every_host(
     rules.write_text(json.dumps(COPIES))
     with Agents(seeded, tmp_path, 3, "--rules", str(rules), "--gateways", gateways, mesh="data=3") as agents:
         agents.start_all()
-        assert agents.wait_all() == [0] * 4, agents.said()
+        assert agents.wait_all() == [0] * 3, agents.said()
         assert seeded.stats().uploaded == nbytes(grok)
         assert_whole(agents, grok[1])
 
@@ -138,6 +156,37 @@ def test_the_coordinator_is_killed_and_starts_again(
         assert agents.wait_all() == [0] * 4, agents.said()
         assert_whole(agents, grok[1])
         assert slow.passed <= nbytes(grok) + AGAIN
+
+
+def test_another_coordinates_when_host_0_never_comes_back(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    hosts = [f"{LOCALHOST}:{free_port()}" for _ in range(3)]
+    options = ("--hosts", ",".join(hosts), "--linger", "4s")
+    with (
+        Slow(seeded.port, rate=LINE) as slow,
+        Agents(slowed(seeded, slow), tmp_path, 3, *options, mesh="data=3") as agents,
+    ):
+        for index in range(3):
+            agents.start(index, "--coordinator", hosts[0])
+        agents.until_ready(1, 10)
+        agents.kill(0)
+        slow.rate = 50e6
+        assert agents.wait(1) == agents.wait(2) == 0, agents.said()
+        assert all(verify(agents.dest(index)).ok for index in (1, 2))
+        assert slow.passed <= nbytes(grok) + 2 * AGAIN
+
+
+def test_hosts_that_come_long_before_host_0_wait_for_it(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    with Agents(seeded, tmp_path, 2, mesh="2") as agents:
+        agents.start(1)
+        agents.until(lambda: agents.told(1, "stage_started"))
+        time.sleep(way.TAKEOVER_SECONDS + 2)
+        agents.start(0)
+        assert agents.wait_all() == [0, 0], agents.said()
+        assert seeded.stats().uploaded == nbytes(grok)
 
 
 def test_all_are_killed_and_the_line_is_run_again(
@@ -244,11 +293,24 @@ def test_hosts_that_do_not_belong_together_refuse_each_other(
 
 
 def test_hosts_that_are_missing_at_the_deadline_are_named(seeded: Seeded, tmp_path: Path) -> None:
-    with Agents(seeded, tmp_path, 3, "--gateways", "2", "--deadline", "2s", mesh="data=3") as agents:
+    with Agents(seeded, tmp_path, 3, "--gateways", "2", "--deadline", "6s", mesh="data=3") as agents:
         agents.start(0)
         agents.start(1)
         assert agents.wait(0) == agents.wait(1) == 16
         assert "hosts 2 of 3 are not here" in agents.errors(0)
+
+
+@pytest.mark.parametrize(("fewest", "code"), [(1, 0), (2, 16)])
+def test_a_host_that_is_done_does_not_wait_beyond_the_deadline(
+    fewest: int, code: int, seeded: Seeded, tmp_path: Path
+) -> None:
+    options = ("--deadline", "20s", "--min-hosts", str(fewest), "--report", str(tmp_path / "run.html"))
+    with Agents(seeded, tmp_path, 2, *options, mesh="2") as agents:
+        agents.start(0)
+        assert agents.wait(0) == code, agents.said()
+        assert "hosts 1 " in json.dumps(agents.events(0))
+        assert (tmp_path / "run.html").exists() is (code == 0)
+        assert verify(agents.dest(0)).ok, "its own part is there all the same"
 
 
 def test_a_lone_host_needs_nobody(
