@@ -24,6 +24,7 @@ from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 LEAST_BLOCK_BYTES = 2**16  # below it, files and messages cost more than what they hold
 MOST_BLOCKS = 32  # of a share: each is a file
 UNEVEN = 1.05  # the largest share over an even one, where blocks may be made smaller for it
+TURNS = 8  # what does not deal out evenly begins at one of so many hosts: few patterns, few programs
 HOSTS = "hosts"  # the one mesh axis of even shares
 
 
@@ -85,13 +86,14 @@ def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 def even_shards(grid: ShardGrid, number: int, host: HostGroup) -> Sequence[tuple[int, ...]]:
     """The blocks of the tensor with this number that a host takes in, in order.
 
-    Where blocks do not divide among the hosts, those with one more change from tensor to tensor.
+    Where blocks do not divide among the hosts, those with one more change by turns.
     """
     if 0 in grid.shape:
         return ()
     counts = grid.shards
     blocks = prod(counts)
-    turn = (host.index - number) % host.count if blocks % host.count else host.index
+    first = number % TURNS * host.count // TURNS if blocks % host.count else 0
+    turn = (host.index - first) % host.count
     return [_unravel(n, counts) for n in range(_start(turn, blocks, host), _start(turn + 1, blocks, host))]
 
 

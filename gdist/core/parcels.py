@@ -24,6 +24,7 @@ from gdist.core.layout import CACHE_LINE
 
 HEADER_BYTES = CACHE_LINE  # of a parcel: the digest of what follows, and its length
 FULL = 0.7  # parcels on average over the slot: below it a collective of all with all moves too much padding
+ROUND_COST_BYTES = 2**18  # of a host: what a network moves while a round begins and ends, about a millisecond
 LEAST_SLOT = 2**12
 
 Index = tuple[int, ...]
@@ -68,6 +69,11 @@ class Stage:
     parcels: Mapping[Pair, tuple[Item, ...]]
     nbytes: Mapping[Pair, int]
     alike: bool
+
+    def elements_for(self, receiver: int, hosts: int) -> int:
+        """Elements that a host gets."""
+        senders = range(hosts)
+        return sum(item.box.size for s in senders for item in self.parcels.get((s, receiver), ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +164,12 @@ def deal(
     return Deal(tuple(own), tuple(_stages(sent, itemsize, limit, len(wants))), tuple(absent))
 
 
-def _stages(sent: Mapping[Pair, Iterable[Item]], itemsize: int, limit: int, hosts: int) -> Iterator[Stage]:
-    bins = {pair: list(_bins(items, itemsize, limit)) for pair, items in sent.items()}
+def _stages(sent: Mapping[Pair, Sequence[Item]], itemsize: int, limit: int, hosts: int) -> Iterator[Stage]:
+    totals = {pair: sum(padded(item.box, itemsize) for item in items) for pair, items in sent.items()}
+    count = max((-(-total // limit) for total in totals.values()), default=0)
+    # As large in every stage: rounds of all sizes would be other programs.
+    rooms = {pair: min(-(-total // count) + CACHE_LINE, limit) for pair, total in totals.items()}
+    bins = {pair: list(_bins(items, itemsize, rooms[pair])) for pair, items in sent.items()}
     for number in range(max(map(len, bins.values()), default=0)):
         parcels = {pair: of_pair[number] for pair, of_pair in bins.items() if number < len(of_pair)}
         nbytes = {pair: sum(padded(item.box, itemsize) for item in items) for pair, items in parcels.items()}
@@ -200,32 +210,45 @@ def _alike(parcels: Mapping[Pair, tuple[Item, ...]], hosts: int) -> bool:
 def rounds_of(tensors: Iterable[tuple[int, Deal]], hosts: int, limit: int) -> Iterator[Round]:
     """The rounds that bring tensors, by their numbers and in this order, to where they are wanted.
 
-    Each round takes as many stages as fit into parcels of `limit` bytes.
+    Stages share a round where they fit into parcels of `limit` bytes together, and where the padding that
+    comes of it costs less than another round.
     """
     stages: list[tuple[int, Stage]] = []
     nbytes: dict[Pair, int] = {}
+    cost = 0
     for number, one in tensors:
         for stage in one.stages:
-            if any(nbytes.get(pair, 0) + more > limit for pair, more in stage.nbytes.items()) and stages:
-                yield _round(stages, nbytes, hosts)
-                stages, nbytes = [], {}
-            stages.append((number, stage))
+            merged = dict(nbytes)
             for pair, more in stage.nbytes.items():
-                nbytes[pair] = nbytes.get(pair, 0) + more
+                merged[pair] = merged.get(pair, 0) + more
+            together = _cost(merged, hosts)
+            apart = cost + _cost(stage.nbytes, hosts) + ROUND_COST_BYTES * hosts
+            if stages and (max(merged.values()) > limit or together > apart):
+                yield _round(stages, nbytes, hosts)
+                stages, merged, together = [], dict(stage.nbytes), _cost(stage.nbytes, hosts)
+            stages.append((number, stage))
+            nbytes, cost = merged, together
     if stages:
         yield _round(stages, nbytes, hosts)
 
 
-def _round(stages: Sequence[tuple[int, Stage]], nbytes: Mapping[Pair, int], hosts: int) -> Round:
+def _cost(nbytes: Mapping[Pair, int], hosts: int) -> int:
+    """Bytes that a round of such parcels moves, padding included."""
     most = max(nbytes.values())
-    full = sum(nbytes.values()) >= FULL * most * hosts * (hosts - 1)
+    return most * (hosts * (hosts - 1) if _is_full(nbytes, hosts) else len(nbytes))
+
+
+def _is_full(nbytes: Mapping[Pair, int], hosts: int) -> bool:
+    return sum(nbytes.values()) >= FULL * max(nbytes.values()) * hosts * (hosts - 1)
+
+
+def _round(stages: Sequence[tuple[int, Stage]], nbytes: Mapping[Pair, int], hosts: int) -> Round:
     kind = Kind.PAIRS
-    if full:
+    if _is_full(nbytes, hosts):
         kind = Kind.GATHER if all(stage.alike for _, stage in stages) else Kind.ALL
     hops = sorted({(receiver - sender) % hosts for sender, receiver in nbytes})
-    return Round(
-        hosts, tuple(stages), kind, slot_for(HEADER_BYTES + most), tuple(sorted(nbytes)), tuple(hops)
-    )
+    slot = slot_for(HEADER_BYTES + max(nbytes.values()))
+    return Round(hosts, tuple(stages), kind, slot, tuple(sorted(nbytes)), tuple(hops))
 
 
 def slot_for(nbytes: int) -> int:

@@ -173,6 +173,7 @@ def test_shares_are_even_and_come_without_amplification(grok: Source, tmp_path: 
         fetch_shares(
             grok[0], tmp_path / f"moved{index}", fetch_options("2x4", f"{index}/4"), observe=recorder
         )
+    assert not any(recorder.of(TensorReady) or recorder.of(Finished) for recorder in recorders)
     planned = [recorder.of(Planned)[0] for recorder in recorders]
     total = sum(plan.bytes_wanted for plan in planned)
     assert max(plan.bytes_wanted for plan in planned) <= 1.1 * total / 4
@@ -395,6 +396,22 @@ def test_a_disk_that_fails_ends_all(shares: Path) -> None:
     for said in failures(everybody(2, shares), FilesystemError):
         assert "host 1 cannot move" in said and "cut.words" in said
     (shares / "moved1/cut.words").unlink()
+    assert all(isinstance(result, FetchResult) for result in everybody(2, shares))
+    check(2, shares)
+
+
+def test_a_disk_that_fails_for_what_a_host_has_itself_ends_all(shares: Path) -> None:
+    parts = shares / "moved1/.gdist/gdist.host-00001-of-00002/parts"
+
+    def breaks(event: Event) -> None:
+        if isinstance(event, TensorsPlanned):
+            parts.write_text("in the way")
+
+    for said in failures(
+        everybody(2, shares, observe=lambda index: breaks if index else None), FilesystemError
+    ):
+        assert "host 1 cannot move" in said and "parts" in said
+    parts.unlink()
     assert all(isinstance(result, FetchResult) for result in everybody(2, shares))
     check(2, shares)
 

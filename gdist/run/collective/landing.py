@@ -112,12 +112,7 @@ class Landing:
         self._wire += wire_nbytes(one, me)
         for number, stage in one.stages:
             itemsize = self._plan.tensors[number].tensor.spec.dtype.itemsize
-            nbytes = sum(
-                item.box.size * itemsize
-                for (_, receiver), items in stage.parcels.items()
-                if receiver == me
-                for item in items
-            )
+            nbytes = itemsize * stage.elements_for(me, one.hosts)
             self._received += nbytes
             if not self._ready[number]:
                 self._placed += nbytes

@@ -152,7 +152,7 @@ class _Move:
                 heard=lambda notes: self._heard(there, notes),
             )
             limit = parcel_limit(self._memory, self._host.count)
-            rounds.run(rounds_of(self._begun(landing, deals), self._host.count, limit))
+            rounds.run(rounds_of(self._begun(rounds, landing, deals), self._host.count, limit))
             rounds.attempt(landing.drain)
             rounds.agree()
             manifest = rounds.attempt(self._finish, there)
@@ -270,13 +270,7 @@ class _Move:
         for number, one in deals:
             itemsize = plan.tensors[number].tensor.spec.dtype.itemsize
             own += itemsize * sum(item.box.size for item in one.own[me])
-            received += itemsize * sum(
-                item.box.size
-                for stage in one.stages
-                for (_, receiver), items in stage.parcels.items()
-                if receiver == me
-                for item in items
-            )
+            received += itemsize * sum(stage.elements_for(me, self._host.count) for stage in one.stages)
         self._observe(
             MovePlanned(
                 tensors=len(plan.tensors),
@@ -311,9 +305,11 @@ class _Move:
         self._stack.callback(landing.close)
         return landing
 
-    def _begun(self, landing: Landing, deals: Sequence[tuple[int, Deal]]) -> Iterator[tuple[int, Deal]]:
+    def _begun(
+        self, rounds: Rounds, landing: Landing, deals: Sequence[tuple[int, Deal]]
+    ) -> Iterator[tuple[int, Deal]]:
         for number, one in deals:
-            landing.begin(number, one)
+            rounds.attempt(landing.begin, number, one)
             yield number, one
 
     def _view(self, there: _Open, number: int, box: Box) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from gdist.core.even import even_mesh
@@ -23,7 +24,7 @@ from gdist.core.store_manifest import (
     parse_store_manifest,
 )
 from gdist.errors import CorruptError, RequestError, translate
-from gdist.events import Observer
+from gdist.events import Event, Finished, Observer, ShardCommitted, TensorReady
 from gdist.run.destination import (
     Destination,
     check_empty,
@@ -85,7 +86,14 @@ def fetch_shares(
         manifest = parse_store_manifest(complete.read_bytes(), str(complete))
         return FetchResult(str(shares), manifest, already=True, seconds=0.0)
     even = replace(options, mesh=even_mesh(options.host.count), rules=None, codec="none", target=target)
-    return fetch(source, shares, even, observe=observe, stop=stop, opener=opener)
+    tell = None if observe is None else partial(_tell, observe)
+    return fetch(source, shares, even, observe=tell, stop=stop, opener=opener)
+
+
+def _tell(observe: Observer, event: Event) -> None:
+    """Passes on what a share means to who waits for the store: of that nothing is ready yet."""
+    if not isinstance(event, TensorReady | ShardCommitted | Finished):
+        observe(event)
 
 
 @dataclass(frozen=True, slots=True)
