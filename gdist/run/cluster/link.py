@@ -43,6 +43,7 @@ class Inside:
     done: bool = False
     brought: int = 0
     union: int = 0
+    slowest: int | None = None
     peers: dict[int, Peer] = field(default_factory=dict)
     news: list[int] = field(default_factory=list)  # pieces that somebody has, not yet given out
 
@@ -337,7 +338,7 @@ class Link:
             from_json(found["spare"]) & self._held,
         )
         inside.done, inside.brought = bool(found["done"]), int(found["brought"])
-        inside.union = int(found["union"])
+        inside.union, inside.slowest = int(found["union"]), found["slowest"]
 
     def meet(self, here: bool, port: int) -> str | None:
         """Waits until every host has its even share; where JAX's processes meet then, at host 0.

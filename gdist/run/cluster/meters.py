@@ -43,6 +43,7 @@ class Meters:
             inside = link.inside
             states = [peer.state for peer in inside.peers.values()]
             brought, union, leased = inside.brought, inside.union, inside.lease.bit_count()
+            slowest = inside.slowest
         lan_in = self._lan_in.of(link.way.meter.received)
         return ClusterProgress(
             hosts=self._hosts,
@@ -55,7 +56,7 @@ class Meters:
             lan_out_rate=self._lan_out.of(server.meter.sent),
             held_bytes=pieces.held.nbytes,
             leased_pieces=leased,
-            slowest=None,
+            slowest=slowest,
             binds=_binds(stats.download_rate, lan_in),
         )
 

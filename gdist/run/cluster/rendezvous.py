@@ -226,7 +226,7 @@ class Rendezvous:
                 return {**self._common(member, body), "enrol": True}
             answer = leases.answer(member.index, version, time.monotonic())
             member.told, member.lease = time.monotonic(), answer.lease
-            return {**self._common(member, body), **_answer(answer, leases)}
+            return {**self._common(member, body), **_answer(answer, leases, self._slowest())}
 
     def _enrol(self, member: Member, body: Json) -> None:
         phase = int(body["phase"])
@@ -314,6 +314,15 @@ class Rendezvous:
         """Who waits for the exchange, or needs none."""
         return dict.fromkeys(self._complete, (True, 0)) | self._met
 
+    def _slowest(self) -> int | None:
+        """The host at work that is furthest behind, by what each said last."""
+        shares = {
+            member.index: member.status.get("bytes_placed", 0) / (member.status.get("bytes_wanted") or 1)
+            for member in self.members.values()
+            if member.state == "live"
+        }
+        return min(shares, key=lambda index: shares[index]) if shares else None
+
     def _wait(self, deadline: float) -> bool:
         """Waits for a change; False when the time is up."""
         left = deadline - time.monotonic()
@@ -385,7 +394,7 @@ class Rendezvous:
         return MemberStatus(status, member.address, MemberState(member.state), now - member.seen)
 
 
-def _answer(answer: Answer, leases: Leases) -> Json:
+def _answer(answer: Answer, leases: Leases, slowest: int | None) -> Json:
     return {
         "version": answer.version,
         "fresh": answer.fresh,
@@ -396,6 +405,7 @@ def _answer(answer: Answer, leases: Leases) -> Json:
         "wanted": answer.wanted,
         "done": leases.done(),
         "brought": leases.brought,
+        "slowest": slowest,
         "union": leases.union_nbytes,
     }
 
