@@ -5,13 +5,12 @@
 A Grok-like release is fetched as even shares by each of some hosts, from a seeder on loopback. Then, in a
 network namespace of its own, whose loopback nobody else uses (root; without it bytes are counted by gdist
 alone), the hosts' processes move the shares to where they belong over XLA's CPU collectives, all at once.
-"everything" is what is done without any of this: every host takes all of the release from one place (a socket,
-sendfile, nothing written), as a download or a shared disk would have it.
+"everything" is what is done without any of this: every host takes all of the release from one place (a
+socket, sendfile, nothing written), as from a shared disk.
 
-Counted: what arrives on the loopback interface (both directions are one there), the least that must (what hosts
-keep and do not have in their share), anonymous memory of each process beside what JAX took before, sampled
-every 20 ms. What was written is compared with a fetch's for one host. Goals: at most 1.1 of the least, at most
---memory and 100 MB.
+Counted: what arrives on the loopback interface, the least that must (what hosts keep and do not have in their
+share), anonymous memory of each process beside what JAX took before, sampled every 20 ms. What was written is
+compared with a fetch's for host 0. Goals: at most 1.1 of the least, at most --memory and 100 MB.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ COMMANDS = (
     ("footprint.py",),
     ("stream.py",),
     ("cluster/slices.py",),
+    ("collective.py",),
 )
 
 
