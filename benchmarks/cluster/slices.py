@@ -3,10 +3,10 @@
     python benchmarks/cluster/slices.py [--megabytes 2000]
 
 Pieces of 16 MiB lie in memory as they do when several hosts ask for parts of one; a child process asks over
-loopback for whole pieces, then for an eighth of the columns of each, as a host of eight does of a tensor split
-along its last dimension. Both sides digest what passes. The same bytes through a bare socket are the floor. The
-last lines are polls of a coordinator: one message and its answer, and what the coordinator's state costs besides
-when it has that many hosts.
+loopback for whole pieces, then for an eighth of the columns of each, as a host of eight does of a tensor
+split along its last dimension. Both sides digest what passes. The same bytes through a bare socket are the
+floor. The last lines are polls of a coordinator: one message and its answer, and what the coordinator's
+state costs besides when it has that many hosts.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def main() -> None:
 def measured(what: str, nbytes: int) -> tuple[float, float, float]:
     """CPU of the giving and the taking side and wall, in seconds a gigabyte (of polls: seconds each)."""
     data = memoryview(np.random.default_rng(0).integers(0, 256, PIECE, np.uint8).data).toreadonly()
-    answer = json.dumps({"version": 7, "changes": [[n, 2, True] for n in range(8)], "lease": [[1, 5]]}).encode()
+    answer = json.dumps(
+        {"version": 7, "changes": [[n, 2, True] for n in range(8)], "lease": [[1, 5]]}
+    ).encode()
 
     def handle(request: Request) -> Response:
         asked = json.loads(request.body or b"{}")
