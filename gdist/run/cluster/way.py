@@ -56,6 +56,7 @@ class Way:
         self._key, self._encrypt, self._peers = key, encrypt, peers
         self.meter = Meter()
         self.coordinator = 0  # its index
+        self._last: dict[int, str] = {}  # where agents were, also those that the newest members lack
         self._clients: dict[str, Client] = {}
         self._clients_lock = threading.Lock()
         self._silent_since: float | None = None
@@ -69,8 +70,9 @@ class Way:
             return self._own
         peer = self._peers().get(self.coordinator)
         if peer and peer.address:
-            return peer.address
-        return self.candidates[min(self.coordinator, len(self.candidates) - 1)]
+            self._last[self.coordinator] = peer.address
+        known = self._last.get(self.coordinator)  # a stand-in's first members may lack itself
+        return known or self.candidates[min(self.coordinator, len(self.candidates) - 1)]
 
     def reach(self, index: int, address: str) -> str:
         """An address that works from here: the coordinator has none for itself."""
