@@ -39,7 +39,7 @@ def test_a_terminal_shows_where_it_stands() -> None:
     finally:
         view.close()
     shown = captured.get()
-    assert "exchange" in shown and "50.0%" in shown and "1 of 3 tensors ready" in shown
+    assert "move " in shown and "50.0%" in shown and "1 of 3 tensors ready" in shown
     assert "from other hosts 750.00 MB" in shown and "binds: network between hosts" in shown
 
 
