@@ -61,6 +61,7 @@ from gdist.events import (
 REFRESH_HERTZ = 4
 NAMES_SHOWN = 3
 LABEL_WIDTH = 9
+_LABELS = {Stage.EXCHANGE: "move"}  # its own word is too wide
 
 _FROM = {Progress: "swarm", ReshardProgress: "source", MoveProgress: "hosts"}  # where bytes come from
 
@@ -183,7 +184,7 @@ class LiveView:
         row.add_column(justify="right", width=12)
         bar = ProgressBar(total=max(event.bytes_wanted, 1), completed=event.bytes_placed)
         row.add_row(
-            self._stage.value if self._stage else "",
+            _LABELS.get(self._stage, self._stage.value) if self._stage else "",
             bar,
             words.share(event.bytes_placed, event.bytes_wanted),
             f"ETA {left}",

@@ -68,6 +68,7 @@ def _join(coordinator: str, host: HostGroup, join_seconds: float, silence_second
         "initialization_timeout": max(int(join_seconds), 1),
         "heartbeat_timeout_seconds": max(int(silence_seconds), 1),
         "shutdown_timeout_seconds": LEAVE_SECONDS,
+        "coordinator_bind_address": f"[::]:{coordinator.rpartition(':')[2]}",  # else the environment's
     }
     known = inspect.signature(jax.distributed.initialize).parameters  # JAX before 0.7 knows fewer
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from gdist import __version__
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.units import parse_bytes
 from gdist.errors import RequestError
@@ -120,7 +121,7 @@ def load(
                 source.check(boxes)
             if team.meets:
                 told["another release"] = repr(source.manifest.source)
-                asked = f"{broadcast} {exchange and grids_of(source)}"
+                asked = f"{broadcast} {exchange and (__version__, grids_of(source))}"
                 told["other tensors, shardings or options"] = f"{described(wanted)}\n{asked}"
         others = None
         if exchanging:

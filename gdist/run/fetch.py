@@ -64,7 +64,7 @@ from gdist.run.journal_file import JournalFile, Lock
 from gdist.run.manifest import finish, source_of, store_manifest
 from gdist.run.opening import Opener, Opening, PieceSource, open_alone
 from gdist.run.options import PAYLOAD_CHOICES, FetchOptions
-from gdist.run.preflight import check_space, shard_limit
+from gdist.run.preflight import check_free, check_space, shard_limit
 from gdist.run.resolve import Resolved, resolve
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
@@ -326,9 +326,12 @@ class _Fetch:
         if target is None:
             return plan
         assert self._dest.root is not None, "even shares lie in a directory"
+        even = plan_even(plan)
+        if target.shard_bytes is None and not self._journal_path.exists():  # both are on this disk at the end
+            check_free(self._dest.work, plan.store_nbytes + even.store_nbytes, "fetch")
         planned = replace(self._manifest(source_of(source, catalogue), plan, None, {}), codec=target.codec)
         write_atomically(self._dest.root / TARGET_NAME, store_manifest_to_json(planned))
-        return plan_even(plan)
+        return even
 
     def _manifest(
         self,

@@ -5,6 +5,7 @@
     (a process)      rounds of parcels, in step with all other hosts, while shares shrink
 
 shares      taking in, and where shares lie
+dealing     who sends what to whom
 move        shares of all hosts to shards of this one
 landing     what arrives: placed, committed, written down
 child       the same in a process of its own, which may use JAX

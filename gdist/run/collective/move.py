@@ -11,25 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blake3 import blake3
 
+from gdist import __version__
 from gdist.core.box import Box
 from gdist.core.mesh import HostGroup
-from gdist.core.parcels import Deal, deal, rounds_of
+from gdist.core.parcels import Deal, rounds_of
 from gdist.core.plan import HostPlan, ShardTask
-from gdist.core.store_manifest import PLANNED_NAME, StoreManifest, StoreTensor, store_manifest_to_json
+from gdist.core.store_manifest import PLANNED_NAME, StoreManifest, store_manifest_to_json
 from gdist.errors import CorruptError, InterruptedRun, RequestError
 from gdist.events import AssetKept, Finished, MovePlanned, Observer, Stage, StageStarted, TensorsPlanned
+from gdist.run.collective.dealing import Facts, deals_of, facts_of
 from gdist.run.collective.landing import Landing, records_of
-from gdist.run.collective.shares import Index, Shares, kept, plan_of, read_shares, shares_dir
+from gdist.run.collective.shares import Shares, plan_of, read_shares, shares_dir
 from gdist.run.destination import (
     Destination,
     check_cut,
@@ -53,26 +53,7 @@ from gdist.stores.local import LocalReader
 from gdist.stores.manifests import read_manifests
 from gdist.stores.rounds import HOSTS, Carrier, Rounds, parcel_limit
 
-NAMED = 8  # tensors that a message names
 NOTE_BYTES = 8  # between rounds each host tells how many tensors it has committed
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What one host tells all others: the shares it holds of each tensor, and which tensors it has done."""
-
-    held: tuple[tuple[Index, ...], ...]
-    done: tuple[bool, ...]
-
-    def pack(self) -> bytes:
-        """As bytes."""
-        return zlib.compress(json.dumps([self.held, self.done]).encode())
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Facts:
-        """The opposite."""
-        held, done = json.loads(zlib.decompress(data))
-        return cls(tuple(tuple(tuple(index) for index in t) for t in held), tuple(done))
 
 
 def move_shares(
@@ -113,7 +94,6 @@ class _Open:
     sink: Sink
     records: dict[ShardTask, tuple[str, ...]]
     deleted: int = 0  # tensors, from the first on, whose shares are gone
-    deals: dict[object, Deal] = field(default_factory=dict)
 
 
 class _Move:
@@ -138,8 +118,11 @@ class _Move:
     def run(self) -> FetchResult:
         with self._stack:
             there = self._prepare()
-            told = [Facts.unpack(data) for data in gather_all(self._carrier.gathered, self._facts(there))]
-            deals = self._deals(there, told)
+            mine = facts_of(there.shares, there.plan, there.records)
+            told = [Facts.unpack(data) for data in gather_all(self._carrier.gathered, mine.pack())]
+            limit = parcel_limit(self._memory, self._host.count)
+            deals = deals_of(there.shares, told, limit)
+            self._tell_plan(there, deals)
             landing = self._land(there)
             rounds = Rounds(
                 self._carrier,
@@ -151,29 +134,26 @@ class _Move:
                 note_nbytes=NOTE_BYTES,
                 heard=lambda notes: self._heard(there, notes),
             )
-            limit = parcel_limit(self._memory, self._host.count)
             rounds.run(rounds_of(self._begun(rounds, landing, deals), self._host.count, limit))
             rounds.attempt(landing.drain)
             rounds.agree()
             manifest = rounds.attempt(self._finish, there)
             rounds.agree()
         clean(self._dest)
-        nbytes = manifest.nbytes
-        self._observe(
-            Finished(
-                self._dest.text, nbytes, self._timing.elapsed, already=False, timing=self._timing.table()
-            )
-        )
-        return FetchResult(self._dest.text, manifest, False, self._timing.elapsed, self._timing.table())
+        text, seconds, timing = self._dest.text, self._timing.elapsed, self._timing.table()
+        self._observe(Finished(text, manifest.nbytes, seconds, already=False, timing=timing))
+        return FetchResult(text, manifest, False, seconds, timing)
 
     # --- before the rounds ----------------------------------------------------------------------------
 
     def _prepare(self) -> _Open:
         """What is open on this host, once that went well on all of them, for one and the same job."""
-        fault, there, told = None, None, {"another store": "", "with other --memory": ""}
+        fault, there = None, None
+        told = {"with another version of gdist": __version__, "with other --memory": str(self._memory)}
+        told["another store"] = ""
         try:
             there = self._open()
-            told = {"another store": _job(there.shares.target), "with other --memory": str(self._memory)}
+            told["another store"] = _job(there.shares)
         except Exception as error:  # whatever it is, the others are waiting
             fault = error
         agree(self._carrier.gathered, range(self._carrier.count), fault, told, HOSTS)
@@ -216,53 +196,6 @@ class _Move:
         if staged:
             needed = min(needed, staging_needed(plan))
         check_free(self._dest.work, needed + DOCUMENT_BYTES, "exchange")
-
-    def _facts(self, there: _Open) -> bytes:
-        done = (all(task in there.records for task in tensor.shards) for tensor in there.plan.tensors)
-        return Facts(there.shares.held(), tuple(done)).pack()
-
-    def _deals(self, there: _Open, told: Sequence[Facts]) -> list[tuple[int, Deal]]:
-        """How each tensor that some host still wants gets there.
-
-        Raises:
-            CorruptError: naming tensors of which no host has some share; the same on all hosts.
-        """
-        limit = parcel_limit(self._memory, self._host.count)
-        hosts = [HostGroup(index, self._host.count) for index in range(self._host.count)]
-        target, deals, lacking = there.shares.target, [], []
-        for number, tensor in enumerate(target.tensors):
-            holders: dict[Index, list[int]] = {}
-            for host, facts in enumerate(told):
-                for index in facts.held[number]:
-                    holders.setdefault(index, []).append(host)
-            source = there.shares.manifest.tensors[number]
-            done = tuple(facts.done[number] for facts in told)
-            if all(done):
-                continue
-            known = (
-                source.grid,
-                tensor.grid,
-                tensor.spec,
-                tensor.dtype.itemsize,
-                done,
-                tuple(sorted((index, tuple(having)) for index, having in holders.items())),
-            )
-            if known not in there.deals:  # a model has many tensors that are alike
-                wants = [[] if done[host.index] else _boxes(tensor, target, host) for host in hosts]
-                there.deals[known] = deal(source.grid.shard, holders, wants, tensor.dtype.itemsize, limit)
-            deals.append((number, there.deals[known]))
-            if there.deals[known].absent:
-                lacking.append(tensor.name)
-        if lacking:
-            more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
-            raise CorruptError(
-                f"no host has some share of {len(lacking)} tensors that are wanted: "
-                f"{', '.join(map(repr, lacking[:NAMED]))}{more}",
-                hint="delete the destinations, and fetch again",
-                tensors=tuple(lacking),
-            )
-        self._tell_plan(there, deals)
-        return deals
 
     def _tell_plan(self, there: _Open, deals: Sequence[tuple[int, Deal]]) -> None:
         plan, me = there.plan, self._host.index
@@ -373,12 +306,9 @@ def lock_of(dest: Destination) -> Lock:
     return Lock(dest.work / "lock", dest.text)
 
 
-def _boxes(tensor: StoreTensor, target: StoreManifest, host: HostGroup) -> list[Box]:
-    return [tensor.grid.box_of(index) for index in kept(tensor, target, host)]
-
-
-def _job(target: StoreManifest) -> str:
+def _job(shares: Shares) -> str:
     """What has to be the same on all hosts."""
-    grids = [(t.name, t.dtype.name, t.grid, t.spec) for t in target.tensors]
+    target = shares.target
     about = (target.source, target.mesh, target.host.count, target.codec, target.select, target.converted)
+    grids = [[(t.name, t.dtype.name, t.grid, t.spec) for t in m.tensors] for m in (target, shares.manifest)]
     return hashlib.sha256(repr((about, sorted(target.ignored), grids)).encode()).hexdigest()

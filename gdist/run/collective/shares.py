@@ -32,6 +32,7 @@ from gdist.run.destination import (
     default_dest,
     find_destination,
     finished,
+    read_manifest,
 )
 from gdist.run.fetch import FetchResult, fetch
 from gdist.run.opening import Opener, open_alone
@@ -171,7 +172,7 @@ def all_here(dest: str | os.PathLike[str], host: HostGroup, work: Path | None = 
     where = find_destination(os.fspath(dest), host, work)
     shares, journal = shares_dir(where), where.work / "journal.jsonl"
     if not (shares / TARGET_NAME).exists():
-        return bool(where.root and (where.root / where.manifest).exists())
+        return read_manifest(where) is not None
     if not journal.exists():
         return False
     progress, _ = parse_journal(journal.read_bytes())
