@@ -15,6 +15,8 @@ COMMANDS = (
     ("footprint.py",),
     ("stream.py",),
     ("cluster/slices.py",),
+    ("cluster/run.py", "--mode", "shards", "--tools", "gdist"),
+    ("cluster/run.py", "--mode", "copies"),
     ("collective.py",),
 )
 

@@ -45,6 +45,9 @@ TOOLS: dict[str, Callable[[Trial], dict[int, float]]] = {
 }
 MOST_DRIFT = 0.05  # between the rates before and after a trial
 TRIES = 3
+LEAST_SHARE = 0.80  # of T_min
+MOST_INGRESS, MOST_INGRESS_KILLED = 1.02, 1.10  # of the union
+MOST_TAIL = 1.3  # slowest host over the median one
 CHECKS: dict[str, Callable[[Trial], None]] = {"gdist": ours.check}
 COLUMNS = {
     "seconds": "s",
@@ -189,6 +192,21 @@ def line(result: dict[str, Any]) -> str:
     )
 
 
+def goals(results: list[dict[str, Any]]) -> str:
+    """What was aimed at, and whether the medians of gdist's trials reach it."""
+    most = MOST_INGRESS_KILLED if results[0]["kill"] is not None else MOST_INGRESS
+    said = []
+    for key, sign, goal in (
+        ("share", ">=", LEAST_SHARE),
+        ("ingress_ratio", "<=", most),
+        ("slowest_over_median", "<=", MOST_TAIL),
+    ):
+        value = statistics.median(result[key] for result in results)
+        reached = value >= goal if sign == ">=" else value <= goal
+        said.append(f"{COLUMNS[key]} {sign} {goal}: {'reached' if reached else 'NOT REACHED'}")
+    return "goals      " + "   ".join(said)
+
+
 def summary(results: list[dict[str, Any]]) -> str:
     """Medians of each tool, with the least and the most."""
     first = results[0]
@@ -203,6 +221,8 @@ def summary(results: list[dict[str, Any]]) -> str:
             values = [result[key] for result in good]
             words.append(f"{title} {statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})")
         lines.append("   ".join(words))
+        if name == "gdist":
+            lines.append(goals(good))
     return "\n".join(lines)
 
 

