@@ -50,7 +50,7 @@ except GdistError as error:
     print(json.dumps([type(error).__name__, error.message]))
 """
 RULES = parse_rules({"axes": ["data", "model"], "rules": [["cut|zz", [None, "data"]], [".*", []]]})
-FEW = {"memory": 50_000}  # bytes: a thousand rounds, nearly all of them for the last tensor
+FEW = {"memory": 6_000}  # bytes: very many rounds, nearly all of them for the last tensor
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +160,9 @@ def test_a_host_that_is_killed_ends_the_others_and_all_go_on(victim: int, shares
         child = running[victim].child()
         os.kill(running[victim].process.pid, signal.SIGKILL)
         killed = time.monotonic()
-        kind, said = running[1 - victim].end(30)
-        assert kind == "Unreachable" and said
+        ended = running[1 - victim].end(30)
+        # On a quiet machine it may have got the last of its shards before the other was gone.
+        assert ended == "done" or (ended[0] == "Unreachable" and ended[1]), ended
         assert time.monotonic() - killed < 25
         gone, alive = psutil.wait_procs([child], 5)
         assert gone and not alive, "what it started ends with it"
