@@ -309,7 +309,7 @@ def test_a_host_that_is_done_does_not_wait_beyond_the_deadline(
         agents.start(0)
         assert agents.wait(0) == code, agents.said()
         assert "hosts 1 " in json.dumps(agents.events(0))
-        assert (tmp_path / "run.html").exists() is (code == 0)
+        assert (tmp_path / "run.html").exists(), "of a run that ends early too"
         assert verify(agents.dest(0)).ok, "its own part is there all the same"
 
 
