@@ -64,13 +64,12 @@ def main(descriptor: int) -> int:
     request: MoveRequest = connection.recv()
 
     def listen() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                try:
-                    connection.recv()
-                except EOFError:
-                    os._exit(ENDED)
-                stop.set()
+        while True:
+            try:
+                connection.recv()
+            except (EOFError, OSError):  # reset, where it was gone before it had read everything
+                os._exit(ENDED)
+            stop.set()
 
     def tell(what: object) -> None:
         with lock, contextlib.suppress(OSError):  # `listen` ends this process

@@ -50,14 +50,14 @@ except GdistError as error:
     print(json.dumps([type(error).__name__, error.message]))
 """
 RULES = parse_rules({"axes": ["data", "model"], "rules": [["cut|zz", [None, "data"]], [".*", []]]})
-FEW = {"memory": 6_000}  # bytes: very many rounds, nearly all of them for the last tensor
+FEW = {"memory": 1}  # parcels are as small as they get: thousands of rounds, nearly all for the last tensor
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stores and shares of two hosts, of every element type."""
     root = tmp_path_factory.mktemp("odd")
-    late = np.random.default_rng(8).integers(0, 256, (2048, 4096), np.uint8)
+    late = np.random.default_rng(8).integers(0, 256, (2048, 8192), np.uint8)
     write_safetensors(root / "from", {**odd_tensors(), "zz.late": late})
     with seed(root / "from", piece_length=1 << 15) as seeded:
         list(fetch_both(format_magnet(seeded.magnet), root, 2, "2x2", rules=RULES))
@@ -156,13 +156,12 @@ def test_four_hosts_with_two_devices_each(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_host_that_is_killed_ends_the_others_and_all_go_on(victim: int, shares: Path) -> None:
     """Host 0's process is also where the others have met."""
     with hosts(shares, 2, **FEW) as running:
-        running[victim].until("ShardCommitted", 3)
+        running[victim].until("ShardCommitted")
         child = running[victim].child()
         os.kill(running[victim].process.pid, signal.SIGKILL)
         killed = time.monotonic()
-        ended = running[1 - victim].end(30)
-        # On a quiet machine it may have got the last of its shards before the other was gone.
-        assert ended == "done" or (ended[0] == "Unreachable" and ended[1]), ended
+        kind, said = running[1 - victim].end(30)
+        assert kind == "Unreachable" and said
         assert time.monotonic() - killed < 25
         gone, alive = psutil.wait_procs([child], 5)
         assert gone and not alive, "what it started ends with it"
@@ -171,7 +170,7 @@ def test_a_host_that_is_killed_ends_the_others_and_all_go_on(victim: int, shares
 
 def test_a_process_of_jax_that_is_killed_ends_all(shares: Path) -> None:
     with hosts(shares, 2, **FEW) as running:
-        running[1].until("ShardCommitted", 3)
+        running[1].until("ShardCommitted")
         running[1].child().kill()
         kind, said = running[1].end(30)
         assert kind == "Unreachable" and "ended with -9" in said
@@ -181,7 +180,7 @@ def test_a_process_of_jax_that_is_killed_ends_all(shares: Path) -> None:
 
 def test_a_frozen_host_ends_the_others_in_time(shares: Path) -> None:
     with hosts(shares, 2, silence_seconds=6, **FEW) as running:
-        running[1].until("ShardCommitted", 3)
+        running[1].until("ShardCommitted")
         frozen = running[1].child()
         frozen.suspend()
         start = time.monotonic()
@@ -195,7 +194,7 @@ def test_a_frozen_host_ends_the_others_in_time(shares: Path) -> None:
 
 def test_a_host_that_is_slow_for_too_long_ends_the_others(shares: Path) -> None:
     with hosts(shares, 2, silence_seconds=600, stall_seconds=5, **FEW) as running:
-        running[1].until("ShardCommitted", 3)
+        running[1].until("ShardCommitted")
         running[1].child().suspend()
         kind, said = running[1].end(40)
         assert kind == "StalledError" and "the exchange moved nothing for" in said, said
@@ -215,7 +214,7 @@ def test_a_host_that_does_not_come_is_not_waited_for_for_ever(shares: Path) -> N
 
 def test_a_stop_on_one_host_stops_all(shares: Path) -> None:
     with hosts(shares, 2, **FEW) as running:
-        running[0].until("ShardCommitted", 3)
+        running[0].until("ShardCommitted")
         running[0].process.terminate()
         start = time.monotonic()
         for host in running:
