@@ -129,6 +129,11 @@ class _Agent:
                 "a cluster's fetch keeps no payload: each host brings in a part of it",
                 hint="gdist fetch --payload keep on one host, or gdist export from the store",
             )
+        if self._options.encrypt and self._options.exchange == "collective":
+            raise RequestError(
+                "--encrypt cannot be had with --exchange collective: JAX's own traffic is not encrypted",
+                hint="use --exchange swarm, or a network that others cannot listen to",
+            )
         if self._host.count == 1:
             return fetch(self._source, dest, asked, observe=self._observe, stop=self._stop)
         try:
