@@ -38,6 +38,7 @@ from gdist.core.simulation.usage import Cluster, Resource, Usage
 
 MOST_UNVERIFIED = 4  # pieces that came in to a host and wait for their hash, until the next one may come
 SPANS, SPANS_SHOWN = 128, 16  # how finely usage is counted, of the least time; how many spans are told
+LEAST_SPAN = 1e-3  # seconds: waiting may outlast by far the least time of a few bytes
 HOME_SECONDS = 2.0  # how long a piece's home is waited for
 OUT_OF_STEP = 1024  # pieces that hosts are apart: enough to keep links busy, few enough to end together
 
@@ -56,7 +57,7 @@ class _Run:
     def __init__(self, demand: Demand, setting: Setting):
         self._demand, self._setting = demand, setting
         self._bound = least_time(demand, setting)
-        self._usage = Usage(max(self._bound.seconds, 1e-6) / SPANS)
+        self._usage = Usage(max(self._bound.seconds / SPANS, LEAST_SPAN))
         self._chance = random.Random(setting.seed).random
         self._events: list[_Event] = []
         self._serial, self._now = 0, 0.0

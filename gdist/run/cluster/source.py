@@ -30,6 +30,7 @@ from gdist.errors import CorruptError, PieceLost, StalledError
 from gdist.run.cluster.held import Held, write_held
 from gdist.run.cluster.link import Link
 from gdist.run.cluster.others import WHOLE_SHARE, Others, Take
+from gdist.run.cluster.rendezvous import FINAL_PHASE
 from gdist.sources.torrent import TorrentSource, TransferStats
 
 HELD_SECONDS = 0.25  # between two writings of what is held: what a kill may cost of the outside's bytes
@@ -59,6 +60,7 @@ class ClusterSource:
         self._stall_seconds, self._most = stall_seconds, hold
         self._hold = 0
         self._wanted: set[int] = set()
+        self._enrolled = False
         self._given: set[int] = set()
         self._waiting: dict[int, float] = {}  # pieces that others hold, since when that is known
         self._others = Others(link, self._place, outside.matches)
@@ -128,7 +130,14 @@ class ClusterSource:
 
     def want(self, ordered: Sequence[int], *, urgent: Collection[int] = ()) -> None:
         """Says to the others what this host needs."""
-        self._wanted = {*ordered, *urgent}
+        wanted = {*ordered, *urgent}
+        if self._phase != FINAL_PHASE:
+            # A reader of headers comes back to pieces it had: who has them has to stay known. And it says
+            # again and again what it waits for: to enrol anew would forget what was heard meanwhile.
+            wanted |= self._wanted
+            if self._enrolled and wanted == self._wanted:
+                return
+        self._wanted, self._enrolled = wanted, True
         self._here = [piece for piece in self.held.pieces() & self._wanted if piece not in self._given]
         self._here.sort(key=self._place.__getitem__)
         pieces = self.payload

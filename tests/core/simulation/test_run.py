@@ -13,7 +13,7 @@ from gdist.core.bound import Limit, lower_bound
 from gdist.core.simulation.hosts import follow
 from gdist.core.simulation.model import Costs, Demand, Group, Setting, least_time
 from gdist.core.simulation.outcome import Outcome
-from gdist.core.simulation.run import simulate
+from gdist.core.simulation.run import SPANS_SHOWN, simulate
 from gdist.core.simulation.usage import Resource, Usage
 
 MB = 10**6
@@ -229,6 +229,14 @@ def test_many_hosts_wait_for_their_coordinator() -> None:
     assert "coordinator" in {span.binds for span in slow.spans}
     assert "coordinator" not in {span.binds for span in fast.spans}
     assert replace(setting, hosts=8).round_seconds == pytest.approx(0.024)
+
+
+def test_a_long_wait_for_little_is_counted_in_few_spans() -> None:
+    """A byte that takes microseconds, and a host that waits seconds for another: not millions of spans."""
+    lines = {"wan": 2e9, "lan": 2e9, "gateways": (0,), "costs": FREE}
+    outcome = simulate(copies(2, 1, 1), Setting(2, **lines))  # type: ignore[arg-type]
+    assert outcome.bound.seconds < 1e-6 < 0.01 < outcome.seconds
+    assert 0 < len(outcome.spans) <= SPANS_SHOWN
 
 
 def test_nothing_needed_takes_no_time() -> None:

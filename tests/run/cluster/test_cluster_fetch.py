@@ -19,7 +19,7 @@ from gdist.run.cluster import way
 from gdist.run.verify import verify
 from gdist.stores import open as open_store
 from gdist.testing.agents import Agents, free_port
-from gdist.testing.checkpoints import write_grok1
+from gdist.testing.checkpoints import write_grok1, write_safetensors
 from gdist.testing.fetches import Array, tree_of
 from gdist.testing.swarm import LOCALHOST, Seeded, Slow, seed
 
@@ -126,6 +126,20 @@ def test_full_copies_on_every_host(
         assert agents.wait_all() == [0] * 3, agents.said()
         assert seeded.stats().uploaded == nbytes(grok)
         assert_whole(agents, grok[1])
+
+
+def test_a_header_of_many_pieces_is_read_from_all_who_brought_them_in(tmp_path: Path) -> None:
+    """Its pieces come in at several hosts; the one that reads it has to know of all of them at once."""
+    tensors = {f"layer.{n}.{'long' * 40}": np.full((4, 4), n, np.float32) for n in range(600)}
+    write_safetensors(tmp_path / "llama", tensors, shards=1)
+    with (
+        seed(tmp_path / "llama", piece_length=1 << 14) as seeded,
+        Agents(seeded, tmp_path, 3, mesh="3") as agents,
+    ):
+        agents.start_all()
+        assert agents.wait_all() == [0] * 3, agents.said()
+        assert seeded.stats().uploaded == sum(f.stat().st_size for f in (tmp_path / "llama").iterdir())
+        assert_whole(agents, tensors)
 
 
 def test_a_killed_host_starts_again_and_little_comes_in_twice(
