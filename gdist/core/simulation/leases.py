@@ -47,6 +47,10 @@ class LeaseBook:
     def done(self, host: int, piece: int, rate: float) -> None:
         """A host brought a piece in, at so many bytes a second."""
         self._take(host, piece)
+        self.hear(host, rate)
+
+    def hear(self, host: int, rate: float) -> None:
+        """A host says how many bytes a second come in."""
         self._rates[host] = max(rate, self._rates[host] * RATE_DECAY)
 
     def gone(self, host: int) -> None:

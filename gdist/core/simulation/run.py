@@ -310,6 +310,8 @@ class _Run:
             self._bring(host)
         idle = [host for host in idle if host not in self._bringing]
         if idle:
+            for host in self._bringing:  # a slow line is not to look like any other
+                self._book.hear(host, self._line.rate_of(host))
             for victim, host, piece in self._book.steal(idle, self._now):
                 if self._bringing.get(victim, (None,))[0] == piece:
                     del self._bringing[victim]

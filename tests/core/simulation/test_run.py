@@ -189,6 +189,12 @@ def test_a_slow_gateway_s_leases_are_taken_over() -> None:
     assert max(others) < alone / 5, "they do not wait for what it would bring in"
 
 
+def test_slow_gateways_do_not_take_a_piece_from_each_other_for_ever() -> None:
+    setting = Setting(3, 5e6, lan=2e9, host_wan=5e6, costs=FREE, slow=((0, 0.1), (1, 0.1)))
+    outcome = simulate(columns(3, 3), setting)
+    assert outcome.seconds < 20, "8 seconds for a piece on a slow line"
+
+
 def test_hosts_that_stand_for_others_give_the_times_of_all() -> None:
     for kind in (copies, columns):
         demand = kind(1, 200)
