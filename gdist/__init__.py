@@ -27,6 +27,7 @@ _HOMES = {
     "simulate": "gdist.api",
     "make_torrent": "gdist.api",
     "verify": "gdist.run.verify",
+    "view": "gdist.api",
     "open": "gdist.stores",
     "load": "gdist.loader",
     "stream": "gdist.loader",
@@ -52,6 +53,7 @@ __all__ = [
     "simulate",
     "stream",
     "verify",
+    "view",
 ]
 
 

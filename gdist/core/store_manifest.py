@@ -86,7 +86,7 @@ class StoreTensor:
 
 @dataclass(frozen=True, slots=True)
 class StoreAsset:
-    """A small file of the release that holds no tensor, kept as it is under `assets/`."""
+    """A small file of the release that holds no tensor, kept as it is where `asset_key` says."""
 
     path: str
     nbytes: int
@@ -125,6 +125,14 @@ class StoreManifest:
                 size *= length
             total += size
         return total
+
+    def asset_key(self, asset: StoreAsset) -> str:
+        """Where an asset is below the store's root: in a view it is one of the payload's own files."""
+        if not self.files:
+            return f"assets/{asset.path}"
+        paths = [file.path for file in self.files]
+        exact = [path for path in (asset.path, f"payload/{asset.path}") if path in paths]
+        return next(iter((*exact, *(path for path in paths if path.endswith(f"/{asset.path}")))), asset.path)
 
     @property
     def steps(self) -> tuple[tuple[str, str], ...]:
@@ -187,7 +195,7 @@ def _body(manifest: StoreManifest) -> dict[str, object]:
         "ignored": list(manifest.ignored),
         **({"select": list(manifest.select)} if manifest.select else {}),
         **({"converted": {"dtype": manifest.converted}} if manifest.converted else {}),
-        **({"files": [[file.path, file.nbytes] for file in manifest.files]} if manifest.files else {}),
+        **({"files": [[f.path, f.nbytes, f.offset] for f in manifest.files]} if manifest.files else {}),
         "assets": [{"path": a.path, "nbytes": a.nbytes, "digest": a.digest} for a in manifest.assets],
         "tensors": [_tensor_row(tensor) for tensor in manifest.tensors],
     }
@@ -259,7 +267,7 @@ def _parse_body(body: Any) -> StoreManifest:
         resharded=tuple(Step(**step) for step in body.get("resharded", ())),
         select=tuple(map(str, body.get("select", ()))),
         converted=dtype_named(body["converted"]["dtype"]).name if "converted" in body else None,
-        files=tuple(StoreFile(str(path), int(nbytes)) for path, nbytes in body.get("files", ())),
+        files=tuple(_parse_file(*row) for row in body.get("files", ())),
     )
 
 
@@ -271,6 +279,10 @@ def _parse_tensor(row: Any) -> StoreTensor:
     spec = parse_spec(row["spec"])
     view = _parse_view(*row["view"]) if "view" in row else None
     return StoreTensor(row["name"], dtype_named(row["dtype"]), grid, spec, quantisation, shards, stored, view)
+
+
+def _parse_file(path: Any, nbytes: Any, offset: Any) -> StoreFile:
+    return StoreFile(str(path), int(nbytes), None if offset is None else int(offset))
 
 
 def _parse_view(order: Any, part: Any, at: Any) -> View:

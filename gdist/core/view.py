@@ -24,10 +24,14 @@ VIEW = "view"  # in a manifest, where other stores have the codec of their chunk
 
 @dataclass(frozen=True, slots=True)
 class StoreFile:
-    """A file of the payload that a view reads: its path below the store's root, and its bytes."""
+    """A file of the payload that a view reads: its path below the store's root, and its bytes.
+
+    `offset` is where it begins in the torrent's payload, None where that is not known.
+    """
 
     path: str
     nbytes: int
+    offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +113,15 @@ def chunk_indexes(grid: ShardGrid) -> Iterator[tuple[int, ...]]:
     """The indexes of all chunks of a view's tensor, in C order."""
     if 0 not in grid.shape:
         yield from itertools.product(*map(range, grid.shards))
+
+
+def is_block(view: View, grid: ShardGrid) -> bool:
+    """True where a grid's chunks, one after the other, are the bytes of a part."""
+    if grid.shard != grid.chunk or grid.slab != grid.shape:
+        return False
+    chunk, part = list(grid.chunk), list(view.part)
+    if view.order is Order.F:
+        chunk, part = chunk[::-1], part[::-1]
+    while chunk and chunk[0] == 1:  # leading dimensions of one element, then one cut, the rest whole
+        del chunk[0], part[0]
+    return chunk[1:] == part[1:] and all(p % c == 0 for c, p in zip(chunk, part, strict=True))

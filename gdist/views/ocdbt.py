@@ -35,6 +35,11 @@ def next_state(root: Path) -> tuple[bytes, int]:
     return (state[0], state[1] + 1) if state else (secrets.token_bytes(16), 1)
 
 
+def nodes_path(uuid: bytes, generation: int) -> str:
+    """Where the nodes of a state lie."""
+    return f"d/{uuid.hex()[:16]}{generation:016x}"
+
+
 def write_ocdbt(root: Path, entries: Iterable[Entry], *, uuid: bytes, generation: int) -> None:
     """Puts an index of these entries in place of the one that was there.
 
@@ -43,13 +48,13 @@ def write_ocdbt(root: Path, entries: Iterable[Entry], *, uuid: bytes, generation
     Raises:
         GdistError: translated from what the file system said.
     """
-    owner = uuid.hex()[:16]
-    path = f"d/{owner}{generation:016x}"
+    path = nodes_path(uuid, generation)
     commit_ns = time.time_ns()
     nodes, manifest = encode_database(entries, path, uuid=uuid, generation=generation, commit_ns=commit_ns)
     write_atomically(root / path, nodes)
     write_atomically(root / MANIFEST, manifest)
-    for old in (root / "d").glob(f"{owner}*"):
-        if old.name[16:] < f"{generation - 1:016x}":
+    oldest = nodes_path(uuid, max(generation - 1, 0))
+    for old in (root / "d").glob(f"{uuid.hex()[:16]}*"):
+        if f"d/{old.name}" < oldest:
             with suppress(OSError):  # what stays is only in nobody's way
                 old.unlink()
