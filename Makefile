@@ -2,7 +2,7 @@
 #   make demo | test | lint | bench        PYTHON=python3.12 chooses the interpreter
 
 PYTHON ?= python3
-WORKERS ?= $(shell echo $$((2 * $$(nproc))))
+WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin

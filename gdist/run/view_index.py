@@ -9,6 +9,7 @@ from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, store_manife
 from gdist.core.view_entries import view_entries
 from gdist.durable import write_atomically
 from gdist.views.ocdbt import next_state, write_ocdbt
+from gdist.views.references import write_references
 
 
 def write_index(root: Path, manifest: StoreManifest) -> None:
@@ -28,6 +29,7 @@ def write_documents(root: Path, manifest: StoreManifest) -> None:
         GdistError: translated from what the file system said.
     """
     write_index(root, manifest)
+    write_references(root, view_entries(manifest))
     for name, data in orbax_documents((tensor.name for tensor in manifest.tensors), ocdbt=True).items():
         write_atomically(root / name, data)
     write_atomically(root / MANIFEST_NAME, store_manifest_to_json(manifest))
