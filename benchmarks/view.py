@@ -6,10 +6,10 @@ First `gdist view --trust` in a fresh process on Grok-1's 770 files at their rea
 for the 318 GB between them. Goals: 10 s, 300 MB of memory, an index of 64 MB.
 
 Then whole tensors, each into a new array, of a payload of --mb MB that lies in the page cache: fresh
-processes in turn, libraries imported before the clock starts. "memmap" copies `np.memmap`. "TensorStore, Zarr"
-reads an uncompressed Zarr v3 store that TensorStore wrote, in the view's own chunks, "TensorStore, view" the
-view. Prints medians, and CPU seconds a GB. Goals: TensorStore reads the view at 0.9 of the speed of its Zarr,
-gdist without digests at 0.8 of the memmap's.
+processes in turn, libraries imported before the clock starts. "memmap" copies `np.memmap`. "TensorStore,
+Zarr" reads an uncompressed Zarr v3 store that TensorStore wrote, in the view's own chunks, "TensorStore,
+view" the view. Prints medians, and CPU seconds a GB. Goals: TensorStore reads the view at 0.9 of the speed of
+its Zarr, gdist without digests at 0.8 of the memmap's.
 """
 
 from __future__ import annotations
