@@ -82,6 +82,13 @@ def test_a_download_becomes_a_store_in_place(
         assert_holds(moved / where, {name: np.asarray(array) for name, array in expected.items()})
 
 
+def test_a_payload_may_have_a_view_in_place_and_others(
+    llama: tuple[Path, dict[str, Array]], tmp_path: Path
+) -> None:
+    gdist.view(llama[0])
+    assert gdist.view(llama[0], tmp_path / "view").manifest.tensors == gdist.view(llama[0]).manifest.tensors
+
+
 def test_one_file_is_viewed_from_beside_it(llama: tuple[Path, dict[str, Array]]) -> None:
     file = next(llama[0].glob("*.safetensors"))
     made = gdist.view(file)
