@@ -31,7 +31,7 @@ from gdist.core.store_manifest import (
 )
 from gdist.core.tensor import StoredTensor
 from gdist.core.view import VIEW, StoreFile, chunk_indexes, view_grid, view_of
-from gdist.errors import CorruptError, InterruptedRun, RequestError, UnsupportedError, translate
+from gdist.errors import CorruptError, GdistError, InterruptedRun, RequestError, UnsupportedError, translate
 from gdist.events import Finished, Note, Observer, ShardCommitted, TensorsPlanned
 from gdist.run.catalogue import check_assets
 from gdist.run.survey import Survey, SurveyOptions, survey_files
@@ -168,10 +168,11 @@ def _prefix(payload: Path, root: Path) -> str:
 
 def _survey(payload: Path, root: Path, asked: ViewOptions) -> Survey:
     survey = SurveyOptions(asked.profile, asked.ignore, asked.select)
+    viewed = payload.is_dir() and (_in_place(payload, root) or _is_view(payload))
 
     def own(name: str) -> bool:
         at_top = "/" not in name and name.endswith(".torrent")
-        return at_top or (_in_place(payload, root) and any(fnmatch.fnmatchcase(name, p) for p in OWN))
+        return at_top or (viewed and any(fnmatch.fnmatchcase(name, pattern) for pattern in OWN))
 
     found = survey_files(payload, survey, skip=own)
     check_assets(found.payload, found.assets, {n: kind for n, kind in found.foreign.items() if kind})
@@ -224,6 +225,14 @@ def _store_tensor(tensor: StoredTensor, found: Survey) -> StoreTensor:
     grid = view_grid(spec.shape, view, spec.dtype.itemsize)
     shards = dict.fromkeys(chunk_indexes(grid), ("",))
     return StoreTensor(spec.name, spec.dtype, grid, PartitionSpec(()), tensor.quantisation, shards, view=view)
+
+
+def _is_view(root: Path) -> bool:
+    """True where there is a view in place."""
+    try:
+        return _there(root) is not None
+    except GdistError:  # a payload may have any files, also such
+        return False
 
 
 def _there(root: Path) -> StoreManifest | None:

@@ -38,6 +38,7 @@ class ViewSink:
         self._reader = ViewReader(root, Manifests(planned, (0,), 1), verify=False)
         self._whole: list[str] = []  # tensors that are in the index, or will be with its next state
         self._grown = time.monotonic()
+        self._whole_nbytes = {root / file.path: file.nbytes for file in planned.files}
 
     def restore(self, records: Iterable[ShardRecord]) -> tuple[set[ShardTask], set[ShardTask]]:
         """After a restart: the chunks that are durable, and all others, whose bytes may be there in part."""
@@ -67,12 +68,16 @@ class ViewSink:
         """Syncs the file and takes the chunk's digest; thread-safe."""
         name = self._name(task)
         path, offset = self._reader.place(self._tensors[name], task.index)
+        whole = self._whole_nbytes[path]
         nbytes, digest = self._nbytes(task), blake3()
         block = memoryview(bytearray(min(nbytes, 1 << 20)))
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                os.fdatasync(descriptor)
+                # Readers of a view go by the whole file's length; what is still to come is a hole until then.
+                if os.fstat(descriptor).st_size < whole:
+                    os.ftruncate(descriptor, whole)
+                os.fsync(descriptor)
                 done = 0
                 while done < nbytes:
                     count = os.preadv(descriptor, [block[: nbytes - done]], offset + done)

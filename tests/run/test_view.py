@@ -19,14 +19,15 @@ import pytest
 import tensorstore as ts
 
 import gdist
-from gdist.core.magnet import format_magnet
+from gdist.core.magnet import Magnet, format_magnet
 from gdist.errors import CorruptError, InterruptedRun, RequestError, ResumeError, UnsupportedError
 from gdist.events import Event, ShardCommitted, TensorReady
+from gdist.run import view_sink
 from gdist.run.verify import verify
 from gdist.run.view import ViewOptions, make_view
 from gdist.testing.checkpoints import write_grok1, write_safetensors
 from gdist.testing.fetches import Array, Recorder, assert_holds, tree_of
-from gdist.testing.swarm import Seeded, seed
+from gdist.testing.swarm import LOCALHOST, Seeded, Slow, WebSeed, seed
 
 SWARM = {"dht": False, "lsd": False, "listen": "127.0.0.1:0"}
 
@@ -82,6 +83,13 @@ def test_a_download_becomes_a_store_in_place(
         assert_holds(moved / where, {name: np.asarray(array) for name, array in expected.items()})
 
 
+def test_a_payload_may_have_a_view_in_place_and_others(
+    llama: tuple[Path, dict[str, Array]], tmp_path: Path
+) -> None:
+    gdist.view(llama[0])
+    assert gdist.view(llama[0], tmp_path / "view").manifest.tensors == gdist.view(llama[0]).manifest.tensors
+
+
 def test_one_file_is_viewed_from_beside_it(llama: tuple[Path, dict[str, Array]]) -> None:
     file = next(llama[0].glob("*.safetensors"))
     made = gdist.view(file)
@@ -119,6 +127,18 @@ def test_fortran_order_is_a_transposed_chunk(tmp_path: Path) -> None:
         assert np.array_equal(store[name], value) and np.array_equal(store[name][1, :, 2], value[1, :, 2])
     assert np.array_equal(by_tensorstore(root, name), value)
     assert verify(root).ok
+
+
+def test_a_view_behind_a_web_server(llama: tuple[Path, dict[str, Array]]) -> None:
+    gdist.view(llama[0])
+    with WebSeed(llama[0].parent) as web:
+        url = f"{web.url}llama"
+        assert_holds(url, {name: np.asarray(array) for name, array in llama[1].items()})
+        assert verify(url).ok
+        file = max(llama[0].glob("*.safetensors"))
+        damage(file, file.stat().st_size - 3)
+        (fault,) = verify(url).faults
+        assert "differs from its digest" in fault.what and fault.tensor
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------
@@ -257,6 +277,25 @@ def test_a_fetch_writes_no_second_byte(
     damage(dest / done.manifest.files[1].path, done.manifest.files[1].nbytes - 3)
     (fault,) = verify(dest).faults
     assert "piece" in fault.what and fault.tensor
+
+
+@pytest.mark.torrent
+def test_a_stream_follows_a_fetch_and_other_readers_see_the_index_grow(
+    llama: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_sink, "GROW_SECONDS", 0.4)
+    dest, seen = tmp_path / "dest", {}
+    with Slow(seeded.port, rate=60_000) as slow:
+        magnet = Magnet(seeded.magnet.info_hash, "", peers=((LOCALHOST, slow.port),))
+        with gdist.fetching(format_magnet(magnet), dest, layout="view", **SWARM) as job:
+            for name, array in gdist.stream(job):
+                seen[name] = np.asarray(array).tobytes()
+                if len(seen) == 6:
+                    assert not (dest / "gdist.json").exists()
+                    first = next(iter(seen))
+                    assert by_tensorstore(dest, first).tobytes() == seen[first]
+            job.result()
+    assert seen == {name: np.asarray(array).tobytes() for name, array in llama[1].items()}
 
 
 @pytest.mark.torrent
