@@ -127,11 +127,11 @@ def test_in_a_bucket(view: tuple[Path, Expected]) -> None:
     pytest.importorskip("moto.server")
     root, expected = view
     with s3_bucket() as url:
-        bucket = ts.KvStore.open(kvstore_spec(f"{url}/a view")).result()
+        bucket = ts.KvStore.open(kvstore_spec(f"{url}/a-view")).result()
         for path in root.rglob("*"):
             if path.is_file():
                 bucket.write(str(path.relative_to(root)), path.read_bytes()).result()
-        assert_equal(read(f"{url}/a view", "tensorstore"), expected)
+        assert_equal(read(f"{url}/a-view", "tensorstore"), expected)
 
 
 def test_bfloat16_and_its_kin_through_tensorstore(small_types: tuple[Path, Expected]) -> None:
