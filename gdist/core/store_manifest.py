@@ -108,6 +108,7 @@ class StoreManifest:
     select: tuple[str, ...] = ()  # regular expressions: only tensors in whose name one is found; none: all
     converted: str | None = None  # the type of what was quantised or floating; None: all as in the source
     resharded: tuple[Step, ...] = ()
+    source_files: tuple[StoreAsset, ...] = ()  # below `source/`: what leads back to the torrent
 
     @property
     def nbytes(self) -> int:
@@ -182,6 +183,7 @@ def _body(manifest: StoreManifest) -> dict[str, object]:
         **({"select": list(manifest.select)} if manifest.select else {}),
         **({"converted": {"dtype": manifest.converted}} if manifest.converted else {}),
         "assets": [{"path": a.path, "nbytes": a.nbytes, "digest": a.digest} for a in manifest.assets],
+        **({"source_files": [asdict(a) for a in manifest.source_files]} if manifest.source_files else {}),
         "tensors": [_tensor_row(tensor) for tensor in manifest.tensors],
     }
 
@@ -250,6 +252,7 @@ def _parse_body(body: Any) -> StoreManifest:
         resharded=tuple(Step(**step) for step in body.get("resharded", ())),
         select=tuple(map(str, body.get("select", ()))),
         converted=dtype_named(body["converted"]["dtype"]).name if "converted" in body else None,
+        source_files=tuple(StoreAsset(**row) for row in body.get("source_files", ())),
     )
 
 
@@ -295,7 +298,9 @@ def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
                 if shards.setdefault(index, digests) != digests:
                     raise CorruptError(f"two hosts' digests of shard {index} of {tensor.name!r} differ")
     tensors = tuple(replace(t, shards=shards) for t, shards in zip(first.tensors, joined, strict=True))
-    return replace(first, host=HostGroup(), tensors=tensors)
+    kept = {file.path: file for part in reversed(parts) for file in part.source_files}
+    files = tuple(kept[path] for path in sorted(kept))
+    return replace(first, host=HostGroup(), tensors=tensors, source_files=files)
 
 
 def _of(manifest: StoreManifest) -> str:

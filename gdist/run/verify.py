@@ -22,6 +22,7 @@ from blake3 import blake3
 
 from gdist.core.extent import Extent
 from gdist.core.layout import ShardLayout, array_document, shard_key
+from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, StoreTensor, tensor_attributes
 from gdist.errors import CorruptError, FilesystemError, GdistError
 from gdist.events import Event, Observer
@@ -279,8 +280,9 @@ def _document(files: Files, path: str) -> dict[str, object] | str:
 
 
 def _asset_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
-    for asset in manifest.assets:
-        path = f"assets/{asset.path}"
+    named = [(f"assets/{asset.path}", asset) for asset in manifest.assets]
+    named += [(f"{DIRECTORY}/{file.path}", file) for file in manifest.source_files]
+    for path, asset in named:
         data = files.read(path)
         if data is None:
             yield Fault(path, "is missing")

@@ -208,9 +208,9 @@ def check_manifest(manifest: StoreManifest, where: str) -> None:
         fault = tensor_fault(tensor)
         if fault:
             faults.append(fault)
-    for asset in manifest.assets:
-        if not _plain(asset.path):
-            faults.append(f"asset {asset.path[:200]!r} is not a plain relative path")
+    for file in (*manifest.assets, *manifest.source_files):
+        if not _plain(file.path):
+            faults.append(f"asset {file.path[:200]!r} is not a plain relative path")
     if faults:
         raise CorruptError(
             f"{where} cannot be true: {'; '.join(faults)}",

@@ -12,6 +12,7 @@ from blake3 import blake3
 from gdist.core.box import Box, tiles_of
 from gdist.core.layout import ShardLayout
 from gdist.core.reshard import Grain, identity_of, stored_tensor
+from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import Step, StoreManifest, StoreTensor
 from gdist.errors import CorruptError, GdistError, RequestError
 from gdist.stores import Address, files_of, reader_of
@@ -45,6 +46,7 @@ class StoreOrigin:
             state=identity,
             checked=True,
             assets=tuple(asset.path for asset in manifest.assets),
+            source_files=tuple(file.path for file in manifest.source_files),
             ignored=manifest.ignored,
             select=manifest.select,
             converted=manifest.converted,
@@ -127,15 +129,16 @@ class StoreOrigin:
         if isinstance(self._reader, LocalReader):
             self._reader.forget(self._tensors[tensor])
 
-    def asset(self, path: str) -> bytes:
-        """A file under `assets/`, from the first place that has it right."""
-        entry = next(asset for asset in self.manifest.assets if asset.path == path)
+    def asset(self, path: str, directory: str = "assets") -> bytes:
+        """A file under `assets/` or `source/`, from the first place that has it right."""
+        listed = self.manifest.source_files if directory == DIRECTORY else self.manifest.assets
+        entry = next(file for file in listed if file.path == path)
         for files in self._files:
-            data = files.read(f"assets/{path}")
+            data = files.read(f"{directory}/{path}")
             if data is not None and blake3(data).hexdigest() == entry.digest:
                 return data
         raise CorruptError(
-            f"assets/{path} of {self.where} is missing or differs from its digest",
+            f"{directory}/{path} of {self.where} is missing or differs from its digest",
             hint="fetch again, or run gdist verify to see all that is damaged",
             path=path,
         )
