@@ -1,4 +1,4 @@
-"""The map from a store back to its torrent: the same after a round trip, and refused where it cannot be true."""
+"""The map from a store to its torrent: the same after a round trip, refused where it cannot be true."""
 
 from __future__ import annotations
 

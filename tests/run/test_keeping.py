@@ -80,9 +80,7 @@ def test_the_first_host_keeps_it(seeded: Seeded, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"select": ("router",)}, {"dtype": "bfloat16"}])
-def test_of_a_part_only_the_map_is_kept(
-    seeded: Seeded, tmp_path: Path, changes: dict[str, object]
-) -> None:
+def test_of_a_part_only_the_map_is_kept(seeded: Seeded, tmp_path: Path, changes: dict[str, object]) -> None:
     fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(**changes))
     about = parse_source_map((tmp_path / "s/source/parts.json").read_bytes(), "parts.json")
     assert about.rest == {} and (tmp_path / "s/source/rest.bin").read_bytes() == b""
