@@ -19,6 +19,7 @@ from gdist.cli import exits
 from gdist.cli.commands.bootstrap import bootstrap
 from gdist.cli.commands.cluster import cluster
 from gdist.cli.commands.completion import completion
+from gdist.cli.commands.export import export
 from gdist.cli.commands.fetch import fetch
 from gdist.cli.commands.inspect import inspect
 from gdist.cli.commands.make_torrent import make_torrent
@@ -46,6 +47,7 @@ COMMANDS = (
     view,
     inspect,
     verify,
+    export,
     plan,
     simulate,
     seed,

@@ -9,10 +9,12 @@ while it was written) says nothing and is dropped.
     {"shard": ["layer.0.w", [0, 1]], "digests": [...]}   whole, synced, renamed
     {"file": "ckpt-0/tensor00000_000"}                   its headers agree with the manifest
     {"asset": ["ckpt-0/README.md", 312, "<digest>"]}      kept under assets/
+    {"rest": ["ckpt-0/tensor00000_000", "<base64>"]}      all its bytes that are in no tensor
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -45,6 +47,7 @@ class Progress:
     pieces: set[int] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
     assets: dict[str, tuple[int, str]] = field(default_factory=dict)
+    rest: dict[str, bytes] = field(default_factory=dict)
 
 
 def header_line(plan: str) -> str:
@@ -70,6 +73,11 @@ def file_line(path: str) -> str:
 def asset_line(path: str, nbytes: int, digest: str) -> str:
     """The line of a file kept under `assets/`."""
     return json.dumps({"asset": [path, nbytes, digest]})
+
+
+def rest_line(path: str, data: bytes) -> str:
+    """The line of what a payload file holds beside tensors."""
+    return json.dumps({"rest": [path, base64.b64encode(data).decode()]})
 
 
 def _ranges(pieces: Iterable[int]) -> Iterator[list[int]]:
@@ -114,6 +122,9 @@ def parse_journal(data: bytes, progress: Progress | None = None) -> tuple[Progre
             elif "asset" in entry:
                 path, nbytes, digest = entry["asset"]
                 progress.assets[str(path)] = (int(nbytes), str(digest))
+            elif "rest" in entry:
+                path, text = entry["rest"]
+                progress.rest[str(path)] = base64.b64decode(text, validate=True)
             else:
                 progress.files.add(str(entry["file"]))
         except (ValueError, KeyError, TypeError) as error:

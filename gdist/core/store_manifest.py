@@ -114,6 +114,7 @@ class StoreManifest:
     converted: str | None = None  # the type of what was quantised or floating; None: all as in the source
     resharded: tuple[Step, ...] = ()
     files: tuple[StoreFile, ...] = ()
+    source_files: tuple[StoreAsset, ...] = ()  # below `source/`: what leads back to the torrent
 
     @property
     def nbytes(self) -> int:
@@ -197,6 +198,7 @@ def _body(manifest: StoreManifest) -> dict[str, object]:
         **({"converted": {"dtype": manifest.converted}} if manifest.converted else {}),
         **({"files": [[f.path, f.nbytes, f.offset] for f in manifest.files]} if manifest.files else {}),
         "assets": [{"path": a.path, "nbytes": a.nbytes, "digest": a.digest} for a in manifest.assets],
+        **({"source_files": [asdict(a) for a in manifest.source_files]} if manifest.source_files else {}),
         "tensors": [_tensor_row(tensor) for tensor in manifest.tensors],
     }
 
@@ -268,6 +270,7 @@ def _parse_body(body: Any) -> StoreManifest:
         select=tuple(map(str, body.get("select", ()))),
         converted=dtype_named(body["converted"]["dtype"]).name if "converted" in body else None,
         files=tuple(_parse_file(*row) for row in body.get("files", ())),
+        source_files=tuple(StoreAsset(**row) for row in body.get("source_files", ())),
     )
 
 
@@ -323,7 +326,9 @@ def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
                 if shards.setdefault(index, digests) != digests:
                     raise CorruptError(f"two hosts' digests of shard {index} of {tensor.name!r} differ")
     tensors = tuple(replace(t, shards=shards) for t, shards in zip(first.tensors, joined, strict=True))
-    return replace(first, host=HostGroup(), tensors=tensors)
+    kept = {file.path: file for part in reversed(parts) for file in part.source_files}
+    files = tuple(kept[path] for path in sorted(kept))
+    return replace(first, host=HostGroup(), tensors=tensors, source_files=files)
 
 
 def _of(manifest: StoreManifest) -> str:

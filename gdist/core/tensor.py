@@ -187,6 +187,7 @@ RESERVED_NAMES = frozenset(
         "gdist.json",
         "assets",
         "payload",
+        "source",
         "_METADATA",
         "_CHECKPOINT_METADATA",
         "_sharding",

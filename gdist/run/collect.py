@@ -1,7 +1,7 @@
 """Bytes of a payload that are in no tensor, gathered as their pieces come by.
 
-Two kinds: small files kept as they are (assets), and, when a manifest said beforehand what a release holds,
-the headers of its files, which are scanned once they are whole and held against what the manifest says.
+Small files are kept as they are (assets). Of files with tensors it is the rest, headers above all: kept too,
+and, when a manifest said beforehand what a release holds, scanned and held against what the manifest says.
 """
 
 from __future__ import annotations
@@ -16,20 +16,27 @@ from gdist.formats import drive
 from gdist.run.headers import FileReport, identify
 
 
+def gaps_of(
+    payload: Payload, tensors: Iterable[StoredTensor], files: Collection[int]
+) -> dict[int, tuple[Extent, ...]]:
+    """For some files, where in them the bytes are that are in no tensor."""
+    taken: dict[int, list[Extent]] = {file: [] for file in files}
+    for tensor in tensors:
+        for part in tensor.parts:
+            for segment in payload.segments(part.extent):
+                if segment.file in taken:
+                    taken[segment.file].append(segment.extent)
+    return {
+        file: complement(extents, Extent(0, payload.files[file].length)) for file, extents in taken.items()
+    }
+
+
 class Collector:
     """Gathers, for some files, all their bytes that are outside tensors; thread-safe for distinct pieces."""
 
     def __init__(self, payload: Payload, tensors: Iterable[StoredTensor], files: Collection[int]):
         self._payload = payload
-        self._gaps: dict[int, tuple[Extent, ...]] = {}
-        taken: dict[int, list[Extent]] = {file: [] for file in files}
-        for tensor in tensors:
-            for part in tensor.parts:
-                for segment in payload.segments(part.extent):
-                    if segment.file in taken:
-                        taken[segment.file].append(segment.extent)
-        for file, extents in taken.items():
-            self._gaps[file] = complement(extents, Extent(0, payload.files[file].length))
+        self._gaps = gaps_of(payload, tensors, files)
         self._missing = {file: sum(gap.length for gap in gaps) for file, gaps in self._gaps.items()}
         self._held: dict[int, dict[int, bytes]] = {file: {} for file in files}
         self._by_piece: dict[int, list[tuple[int, Extent]]] = {}
@@ -82,12 +89,17 @@ class Collector:
         return [file for file, gaps in self._gaps.items() if not gaps]
 
     def pop(self, file: int) -> bytes:
-        """All bytes of an asset; they are not held any longer."""
-        held = self._held.pop(file)
-        return b"".join(data for _, data in sorted(held.items()))
+        """The same; they are not held any longer."""
+        data = self.rest(file)
+        self._held.pop(file)
+        return data
+
+    def rest(self, file: int) -> bytes:
+        """All gathered bytes of a file, one after the other."""
+        return b"".join(data for _, data in sorted(self._held[file].items()))
 
     def scan(self, file: int) -> tuple[FoundArray, ...]:
-        """The arrays in a file, found from its gathered headers alone; they are not held any longer.
+        """The arrays in a file, found from its gathered headers alone.
 
         Bytes of tensors read as zeros. A scan that arrives at just these tensors has never looked at them,
         since a format looks only at what lies outside the arrays it finds; any other outcome is a
@@ -96,7 +108,7 @@ class Collector:
         Raises:
             CorruptError: when the headers are not those of a file gdist reads.
         """
-        held = sorted(self._held.pop(file).items())
+        held = sorted(self._held[file].items())
         path = self._payload.files[file].path
 
         def read(extent: Extent) -> bytes:

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from gdist.core.journal import ShardRecord, asset_line, file_line, pieces_line, shard_line
+from gdist.core.journal import ShardRecord, asset_line, pieces_line, shard_line
 from gdist.core.placer import Placement, Placer
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.errors import GdistError, PieceLost
@@ -47,10 +47,14 @@ _Collected = list[tuple[int, int, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What to do with collected files: the callbacks of `Collector` files, by index in the payload."""
+    """What to do with collected files, by index in the payload: those kept whole, and the others.
+
+    `asset` gives path and digest of a file that was kept; `other` the lines that the journal gets for a file
+    that was looked at.
+    """
 
     asset: Callable[[int, bytes], tuple[str, str]]
-    check: Callable[[int], str]
+    other: Callable[[int], tuple[str, ...]]
     assets: frozenset[int]
 
 
@@ -239,7 +243,8 @@ class Coordinator:
             self._journal.append(asset_line(name, len(data), digest))
             self._observe(AssetKept(path, len(data)))
         else:
-            self._journal.append(file_line(self._keep.check(file)))
+            if lines := self._keep.other(file):
+                self._journal.append(*lines)
 
     def _tick(self) -> None:
         now = time.monotonic()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from gdist.core.journal import ShardRecord, asset_line, header_line, shard_line
+from gdist.core.journal import ShardRecord, asset_line, header_line, rest_line, shard_line
 from gdist.core.layout import ShardLayout, shard_key
 from gdist.core.magnet import InfoHash
 from gdist.core.mesh import HostGroup, Mesh
@@ -20,6 +20,7 @@ from gdist.core.rules import Rules
 from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, manifest_name, parse_store_manifest
 from gdist.errors import CorruptError, RequestError, ResumeError, translate
 from gdist.kvstore import local_path
+from gdist.run.keeping import kept_rest
 from gdist.run.options import FetchOptions, default_work
 from gdist.run.resolve import Resolved
 from gdist.sinks.local import write_atomically
@@ -169,6 +170,7 @@ def reopen(dest: Destination, manifest: StoreManifest, job: str) -> None:
             shard_line(ShardRecord(tensor.name, index, digests)) for index, digests in tensor.shards.items()
         ]
     lines += [asset_line(asset.path, asset.nbytes, asset.digest) for asset in manifest.assets]
+    lines += [rest_line(path, data) for path, data in kept_rest(files_of(dest.text), manifest).items()]
     write_atomically(dest.work / "journal.jsonl", "".join(f"{line}\n" for line in lines).encode())
     assert dest.root is not None, "only local stores are looked over"
     (dest.root / dest.manifest).unlink()

@@ -18,7 +18,7 @@ from blake3 import blake3
 from gdist.core.convert import converted, parse_dtype
 from gdist.core.even import plan_even
 from gdist.core.journal import Progress as Journalled
-from gdist.core.journal import parse_journal
+from gdist.core.journal import file_line, parse_journal
 from gdist.core.layout import CODECS
 from gdist.core.magnet import InfoHash, parse_magnet
 from gdist.core.placer import Placer
@@ -30,6 +30,7 @@ from gdist.core.store_manifest import (
     StoreManifest,
     store_manifest_to_json,
 )
+from gdist.core.tensor import StoredTensor
 from gdist.core.view import VIEW, StoreFile
 from gdist.errors import InterruptedRun, RequestError, ResumeError, translate
 from gdist.events import (
@@ -61,6 +62,7 @@ from gdist.run.destination import (
 )
 from gdist.run.failures import left_behind
 from gdist.run.journal_file import JournalFile, Lock
+from gdist.run.keeping import SourceKeeper
 from gdist.run.manifest import finish, source_of, store_manifest
 from gdist.run.opening import Opener, Opening, PieceSource, open_alone
 from gdist.run.options import PAYLOAD_CHOICES, FetchOptions, check_view
@@ -296,11 +298,12 @@ class _Fetch:
                 plan, placer, options.payload, payload_nbytes, self._dest.work, partial, staged=staged
             )
             assets = self._assets_there(progress)
+            keeper = SourceKeeper(catalogue, options, progress.rest, self._observe)
             records = _records(plan, done, progress)
             planned = self._manifest(source, catalogue, plan, None, {})
             write_atomically(self._dest.work / PLANNED_NAME, store_manifest_to_json(planned))
             self._enter(Stage.FETCH)
-            self._coordinate(plan, source, sink, placer, catalogue, journal, records, assets)
+            self._coordinate(plan, source, sink, placer, catalogue, journal, records, assets, keeper)
             self._enter(Stage.FINISH)
             if self._keep:
                 _make_empty_files(source)
@@ -308,7 +311,9 @@ class _Fetch:
                 target = self._dest.payload / f"{source.name}.torrent"
                 write_atomically(target, source.torrent_file, aside=self._dest.work)
             with self._timing.measure("manifest"):
+                kept = keeper.write(sink, source.torrent_file, self._tensors(catalogue))
                 manifest = self._manifest(source, catalogue, plan, records, assets)
+                manifest = replace(manifest, source_files=kept)
                 finish(sink, self._dest.text, plan, manifest)
             return manifest
         finally:
@@ -317,14 +322,11 @@ class _Fetch:
 
     def _plan(self, source: PieceSource, catalogue: Catalogue, staged: bool) -> HostPlan:
         options, target = self._options, self._options.target
-        tensors = catalogue.chosen
         if options.codec == VIEW:
-            return plan_view(catalogue.payload, tensors, identity=source.info_hash.hex)
-        if options.dtype is not None:
-            tensors = converted(tensors, parse_dtype(options.dtype))
+            return plan_view(catalogue.payload, catalogue.chosen, identity=source.info_hash.hex)
         plan = plan_host(
             catalogue.payload,
-            tensors,
+            self._tensors(catalogue),
             target.mesh if target else options.mesh,
             (target or options).rules or catalogue.rules,
             options.host,
@@ -341,6 +343,11 @@ class _Fetch:
         planned = replace(self._manifest(source, catalogue, plan, None, {}), codec=target.codec)
         write_atomically(self._dest.root / TARGET_NAME, store_manifest_to_json(planned))
         return even
+
+    def _tensors(self, catalogue: Catalogue) -> tuple[StoredTensor, ...]:
+        """What the store is to hold."""
+        dtype = self._options.dtype
+        return converted(catalogue.chosen, parse_dtype(dtype)) if dtype is not None else catalogue.chosen
 
     def _manifest(
         self,
@@ -431,14 +438,12 @@ class _Fetch:
         journal: JournalFile,
         records: dict[ShardTask, tuple[str, ...]],
         assets: dict[str, tuple[int, str]],
+        keeper: SourceKeeper,
     ) -> None:
         payload, progress = catalogue.payload, journal.progress
-        left = [
-            file
-            for file in (*catalogue.assets, *catalogue.unchecked)
-            if payload.files[file].path not in {*progress.files, *assets}
-        ]
-        collector = Collector(payload, catalogue.tensors, left)
+        unchecked = {n for n in catalogue.unchecked if payload.files[n].path not in progress.files}
+        missing = [n for n in catalogue.assets if payload.files[n].path not in assets]
+        collector = Collector(payload, catalogue.tensors, {*missing, *unchecked, *keeper.files})
 
         def keep_asset(file: int, data: bytes) -> tuple[str, str]:
             path, digest = payload.files[file].path, blake3(data).hexdigest()
@@ -446,11 +451,16 @@ class _Fetch:
             assets[path] = (len(data), digest)
             return path, digest
 
-        def check_headers(file: int) -> str:
-            assert catalogue.manifest is not None, "only files of a manifest are checked"
-            path = payload.files[file].path
-            catalogue.manifest.check_file(path, collector.scan(file))
-            return path
+        def check_headers(file: int) -> tuple[str, ...]:
+            path, lines = payload.files[file].path, []
+            if file in unchecked:
+                assert catalogue.manifest is not None, "only files of a manifest are checked"
+                catalogue.manifest.check_file(path, collector.scan(file))
+                lines.append(file_line(path))
+            data = collector.pop(file)
+            if file in keeper.files:
+                lines.append(keeper.take(path, data))
+            return tuple(lines)
 
         everything = range(payload.pieces) if self._takes_all() else ()
         Coordinator(

@@ -17,6 +17,7 @@ from gdist.core.journal import (
     header_line,
     parse_journal,
     pieces_line,
+    rest_line,
     shard_line,
 )
 from gdist.errors import LockedError, ResumeError, translate
@@ -85,6 +86,7 @@ class JournalFile:
         lines += [shard_line(record) for record in progress.shards.values()]
         lines += [file_line(path) for path in sorted(progress.files)]
         lines += [asset_line(path, nbytes, digest) for path, (nbytes, digest) in progress.assets.items()]
+        lines += [rest_line(path, data) for path, data in progress.rest.items()]
         self._file.close()
         try:
             write_atomically(self._path, "".join(f"{line}\n" for line in lines).encode())

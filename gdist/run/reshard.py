@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from blake3 import blake3
@@ -24,7 +24,8 @@ from gdist.core.payload import Payload
 from gdist.core.plan import HostPlan, ShardTask, plan_host
 from gdist.core.reshard import Cost, cost_of
 from gdist.core.rules import Rules
-from gdist.core.store_manifest import StoreManifest
+from gdist.core.source_map import DIRECTORY
+from gdist.core.store_manifest import StoreAsset, StoreManifest
 from gdist.errors import CorruptError, InterruptedRun, RequestError
 from gdist.events import (
     AssetKept,
@@ -276,6 +277,12 @@ class _Reshard:
             stored=contents.stored,
             resharded=contents.steps,
         )
+        kept = []
+        for path in contents.source_files:
+            data = self._origin.asset(path, DIRECTORY)
+            sink.write_document(f"{DIRECTORY}/{path}", data)
+            kept.append(StoreAsset(path, len(data), blake3(data).hexdigest()))
+        manifest = replace(manifest, source_files=tuple(kept))
         finish(sink, self._dest.text, self._plan, manifest)
         return manifest
 

@@ -23,6 +23,7 @@ from blake3 import blake3
 
 from gdist.core.extent import Extent
 from gdist.core.layout import ShardLayout, array_document, shard_key
+from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, StoreTensor, tensor_attributes
 from gdist.core.view import VIEW
 from gdist.core.view_entries import view_entries
@@ -315,8 +316,9 @@ def _document(files: Files, path: str) -> dict[str, object] | str:
 
 
 def _asset_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
-    for asset in manifest.assets:
-        path = manifest.asset_key(asset)
+    named = [(manifest.asset_key(asset), asset) for asset in manifest.assets]
+    named += [(f"{DIRECTORY}/{file.path}", file) for file in manifest.source_files]
+    for path, asset in named:
         data = files.read(path)
         if data is None:
             yield Fault(path, "is missing")

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -313,21 +314,26 @@ def test_a_fetch_writes_no_second_byte(
 
 @pytest.mark.torrent
 def test_a_stream_follows_a_fetch_and_other_readers_see_the_index_grow(
-    llama: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(view_sink, "GROW_SECONDS", 0.4)
+    monkeypatch.setattr(view_sink, "GROW_SECONDS", 0.1)
+    expected = write_safetensors(tmp_path / "llama", layers=8, emb=96)
     dest, seen = tmp_path / "dest", {}
-    with Slow(seeded.port, rate=60_000) as slow:
+    np.asarray(jax.numpy.zeros(1))  # JAX takes seconds to begin: the fetch is not to be over by then
+    with seed(tmp_path / "llama", piece_length=1 << 14) as seeded, Slow(seeded.port, rate=1e6) as slow:
         magnet = Magnet(seeded.magnet.info_hash, "", peers=((LOCALHOST, slow.port),))
         with gdist.fetching(format_magnet(magnet), dest, layout="view", **SWARM) as job:
             for name, array in gdist.stream(job):
                 seen[name] = np.asarray(array).tobytes()
-                if len(seen) == 6:
+                if len(seen) == 12:
+                    slow.rate = 20_000
+                    time.sleep(0.5)  # the index is not replaced any more
                     assert not (dest / "gdist.json").exists()
                     first = next(iter(seen))
                     assert by_tensorstore(dest, first).tobytes() == seen[first]
+                    slow.rate = 1e9
             job.result()
-    assert seen == {name: np.asarray(array).tobytes() for name, array in llama[1].items()}
+    assert seen == {name: np.asarray(array).tobytes() for name, array in expected.items()}
 
 
 @pytest.mark.torrent

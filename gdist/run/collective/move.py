@@ -24,6 +24,7 @@ from gdist.core.box import Box
 from gdist.core.mesh import HostGroup
 from gdist.core.parcels import Deal, rounds_of
 from gdist.core.plan import HostPlan, ShardTask
+from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import PLANNED_NAME, StoreManifest, store_manifest_to_json
 from gdist.errors import CorruptError, InterruptedRun, RequestError
 from gdist.events import AssetKept, Finished, MovePlanned, Observer, Stage, StageStarted, TensorsPlanned
@@ -278,20 +279,24 @@ class _Move:
     def _finish(self, there: _Open) -> StoreManifest:
         self._observe(StageStarted(Stage.FINISH))
         plan, source = there.plan, there.shares.manifest
-        for asset in source.assets:
-            data = (there.shares.root / "assets" / asset.path).read_bytes()
-            if blake3(data).hexdigest() != asset.digest:
+        small = [("assets", asset) for asset in source.assets]
+        for directory, file in (*small, *((DIRECTORY, file) for file in source.source_files)):
+            data = (there.shares.root / directory / file.path).read_bytes()
+            if blake3(data).hexdigest() != file.digest:
                 raise CorruptError(
-                    f"assets/{asset.path} of the shares differs from its digest",
+                    f"{directory}/{file.path} of the shares differs from its digest",
                     hint="delete the destination, and fetch again",
                 )
-            there.sink.write_document(f"assets/{asset.path}", data)
-            self._observe(AssetKept(asset.path, asset.nbytes))
+            there.sink.write_document(f"{directory}/{file.path}", data)
+            if directory == "assets":
+                self._observe(AssetKept(file.path, file.nbytes))
         tensors = tuple(
             replace(tensor, shards={task.index: there.records[task] for task in planned.shards})
             for tensor, planned in zip(there.shares.target.tensors, plan.tensors, strict=True)
         )
-        manifest = replace(there.shares.target, tensors=tensors, assets=source.assets)
+        manifest = replace(
+            there.shares.target, tensors=tensors, assets=source.assets, source_files=source.source_files
+        )
         with self._timing.measure("manifest"):
             finish(there.sink, self._dest.text, plan, manifest)
         return manifest

@@ -36,6 +36,7 @@ class Contents:
     state: str
     checked: bool
     assets: tuple[str, ...] = ()
+    source_files: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     select: tuple[str, ...] = ()
     converted: str | None = None
@@ -82,8 +83,8 @@ class Origin(Protocol):
         """Forgets what is kept of a tensor that is not read any more."""
         ...
 
-    def asset(self, path: str) -> bytes:
-        """A small file that goes with the tensors, checked."""
+    def asset(self, path: str, directory: str = "assets") -> bytes:
+        """A small file that goes with the tensors, or, below `source`, leads back to the torrent; checked."""
         ...
 
     def still(self) -> str:

@@ -143,7 +143,7 @@ class FilesOrigin:
             if part.extent.length:
                 self._maps.pop(self._file(part)[0], None)
 
-    def asset(self, path: str) -> bytes:
+    def asset(self, path: str, directory: str = "assets") -> bytes:
         """A file without tensors."""
         number = next(n for n, file in enumerate(self._payload.files) if file.path == path)
         try:

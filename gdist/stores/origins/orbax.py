@@ -135,7 +135,7 @@ class OrbaxOrigin:
     def release(self, tensor: int) -> None:
         """Nothing is kept."""
 
-    def asset(self, path: str) -> bytes:
+    def asset(self, path: str, directory: str = "assets") -> bytes:
         """There are none."""
         raise KeyError(path)
 

@@ -12,6 +12,7 @@ from blake3 import blake3
 from gdist.core.box import Box, tiles_of
 from gdist.core.layout import ShardLayout
 from gdist.core.reshard import Grain, identity_of, stored_tensor
+from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import Step, StoreManifest, StoreTensor
 from gdist.errors import CorruptError, GdistError, RequestError
 from gdist.stores import Address, files_of, reader_of
@@ -46,6 +47,7 @@ class StoreOrigin:
             state=identity,
             checked=all("" not in digests for t in manifest.tensors for digests in t.shards.values()),
             assets=tuple(asset.path for asset in manifest.assets),
+            source_files=tuple(file.path for file in manifest.source_files),
             ignored=manifest.ignored,
             select=manifest.select,
             converted=manifest.converted,
@@ -132,15 +134,17 @@ class StoreOrigin:
         if isinstance(self._reader, LocalReader | ViewReader):
             self._reader.forget(self._tensors[tensor])
 
-    def asset(self, path: str) -> bytes:
-        """An asset, from the first place that has it right."""
-        entry = next(asset for asset in self.manifest.assets if asset.path == path)
+    def asset(self, path: str, directory: str = "assets") -> bytes:
+        """An asset, or a file under `source/`, from the first place that has it right."""
+        listed = self.manifest.source_files if directory == DIRECTORY else self.manifest.assets
+        entry = next(file for file in listed if file.path == path)
+        key = f"{directory}/{path}" if directory == DIRECTORY else self.manifest.asset_key(entry)
         for files in self._files:
-            data = files.read(self.manifest.asset_key(entry))
+            data = files.read(key)
             if data is not None and entry.digest in ("", blake3(data).hexdigest()):
                 return data
         raise CorruptError(
-            f"{self.manifest.asset_key(entry)} of {self.where} is missing or differs from its digest",
+            f"{key} of {self.where} is missing or differs from its digest",
             hint="fetch again, or run gdist verify to see all that is damaged",
             path=path,
         )

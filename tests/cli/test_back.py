@@ -1,0 +1,72 @@
+"""The way back from a store, as people go it: export, repair, seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gdist.core.magnet import format_magnet
+from gdist.run.fetch import fetch
+from gdist.testing.checkpoints import write_grok1
+from gdist.testing.fetches import fetch_options, tree_of
+from gdist.testing.swarm import seed
+
+pytestmark = pytest.mark.torrent
+
+PIECE = 1 << 15
+GDIST = (sys.executable, "-W", "error", "-m", "gdist")
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> dict[str, object]:
+        line: dict[str, object] = json.loads(self.out.splitlines()[-1])
+        return line
+
+
+def gdist(*arguments: object) -> Done:
+    """One run of the program; whatever happens, it shows no traceback."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GDIST_")}
+    done = subprocess.run(
+        [*GDIST, *map(str, arguments)], capture_output=True, text=True, env=kept, timeout=60
+    )
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("from") / "tiny"
+    write_grok1(root, layers=1)
+    (root / "README.md").write_text("hello\n")
+    return root
+
+
+@pytest.fixture
+def store(origin: Path, tmp_path: Path) -> Path:
+    with seed(origin, piece_length=PIECE) as seeded:
+        fetch(format_magnet(seeded.magnet), tmp_path / "store", fetch_options("2x2"))
+    return tmp_path / "store"
+
+
+def test_export_gives_the_files_back(store: Path, origin: Path, tmp_path: Path) -> None:
+    done = gdist("export", store, tmp_path / "out")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'out'}\n"), done.err
+    assert tree_of(tmp_path / "out/tiny") == tree_of(origin)
+    again = gdist("export", store, tmp_path / "out", "--json")
+    assert again.code == 2 and "is not empty" in str(again.last["message"])
+    done = gdist("export", store, tmp_path / "hf", "--to", "safetensors", "--file-size", "100kB", "--json")
+    assert done.code == 0 and done.last["event"] == "result", done.out
+    assert "model.safetensors.index.json" in done.last["files"]  # type: ignore[operator]
+    assert (tmp_path / "hf/README.md").read_text() == "hello\n"

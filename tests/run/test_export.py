@@ -1,0 +1,276 @@
+"""What comes out of a store is what went in: the torrent's own files, or safetensors of the same tensors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from gdist.core.extent import Extent
+from gdist.core.magnet import format_magnet
+from gdist.errors import CorruptError, InterruptedRun, RequestError, UnsupportedError
+from gdist.events import Event
+from gdist.run.export import Exported, export
+from gdist.run.fetch import fetch
+from gdist.run.rebuild import Rebuilder
+from gdist.run.reshard import ReshardOptions, reshard
+from gdist.sources.torrent import Version
+from gdist.testing.checkpoints import write_grok1, write_safetensors
+from gdist.testing.fetches import Array, Recorder, fetch_options, tree_of
+from gdist.testing.stores import write_store
+from gdist.testing.swarm import seed
+
+pytestmark = pytest.mark.torrent
+
+PIECE = 1 << 14
+
+
+def write_model(root: Path) -> dict[str, Array]:
+    """Two safetensors files with their index, and files without tensors, some empty."""
+    expected = write_safetensors(root, emb=32, vocab=128)
+    (root / "config.json").write_bytes(b'{"architectures": ["LlamaForCausalLM"]}\n')
+    (root / "a-empty.txt").write_bytes(b"")
+    (root / "z-empty.txt").write_bytes(b"")
+    (root / "tokenizer").mkdir()
+    (root / "tokenizer/vocab.txt").write_bytes(b"a b c" * 5000)
+    return expected
+
+
+def write_odd(root: Path) -> None:
+    """Pickles: Fortran order, scalars, arrays cut within elements, nothing at a multiple of anything."""
+    rng = np.random.default_rng(3)
+    root.mkdir()
+    arrays = {
+        "a.pkl": np.asfortranarray(rng.random((40, 96), dtype=np.float32)),
+        "b.pkl": np.asfortranarray(rng.integers(0, 99, (8, 6, 16, 24))),
+        "c.pkl": rng.random((7, 9)),
+        "d.pkl": np.array(2.5, np.float32),
+        "e.pkl": rng.random((64, 127)).astype(ml_dtypes.bfloat16),
+        "f.pkl": rng.integers(0, 2, (3, 5)).astype(bool),
+    }
+    for name, array in arrays.items():
+        (root / name).write_bytes(pickle.dumps(array, protocol=4))
+
+
+def content(kind: str, root: Path) -> Path:
+    if kind == "grok":
+        write_grok1(root / kind, layers=1, emb=32, ffn=64, kv=8, vocab=64)
+    elif kind == "odd":
+        write_odd(root / kind)
+    else:
+        write_model(root / kind)
+    return root / kind
+
+
+def fetched(origin: Path, store: Path | str, version: Version = "v1", **changes: Any) -> None:
+    with seed(origin, version=version, piece_length=PIECE) as seeded:
+        fetch(format_magnet(seeded.magnet), store, fetch_options(**changes))
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+@pytest.mark.parametrize("kind", ["llama", "grok", "odd"])
+def test_the_torrent_s_own_files_come_back(kind: str, version: Version, tmp_path: Path) -> None:
+    origin = content(kind, tmp_path)
+    fetched(origin, tmp_path / "s", version, mesh="2x4" if kind != "odd" else "1")
+    done = export(tmp_path / "s", tmp_path / "out")
+    assert tree_of(tmp_path / "out") == {f"{kind}/{path}": data for path, data in tree_of(origin).items()}
+    assert sorted(done.files) == sorted(tree_of(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("where", ["zstd", "memory", "keep", "resharded"])
+def test_whatever_the_store_is(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    origin = content("llama", tmp_path)
+    store: Path | str = tmp_path / "s"
+    if where == "memory":
+        store = f"memory://{request.node.name}"
+        fetched(origin, store, mesh="2x4", work=tmp_path / "work")
+    elif where == "resharded":
+        fetched(origin, tmp_path / "first", mesh="2x2")
+        reshard(tmp_path / "first", store, ReshardOptions(mesh=fetch_options("4").mesh))
+    else:
+        changes = {"codec": "zstd"} if where == "zstd" else {"payload": "keep"}
+        fetched(origin, store, mesh="2x4", **changes)
+    export(store, tmp_path / "out")
+    assert tree_of(tmp_path / "out/llama") == tree_of(origin)
+
+
+def test_parts_of_hosts_are_put_together(tmp_path: Path) -> None:
+    origin = content("grok", tmp_path)
+    for index in range(2):
+        fetched(origin, tmp_path / str(index), mesh="2x4", host=f"{index}/2")
+    with pytest.raises(
+        RequestError, match=r"does not hold every byte.*written by a host whose part is not here"
+    ):
+        export(tmp_path / "0", tmp_path / "out")
+    with pytest.raises(RequestError, match=r"has no source/source\.torrent"):
+        export(tmp_path / "1", tmp_path / "out")
+    export([tmp_path / "0", tmp_path / "1"], tmp_path / "out")
+    assert tree_of(tmp_path / "out/grok") == tree_of(origin)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"select": ("norm",)}, r"model-00001-of-00002\.safetensors bytes 0-.*--select"),
+        ({"dtype": "float32"}, "converted to float32"),
+        ({"ignore": ("tokenizer/*",)}, r"tokenizer/vocab\.txt bytes 0-25000 .*left out"),
+    ],
+)
+def test_what_is_missing_is_said(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
+    fetched(content("llama", tmp_path), tmp_path / "s", **changes)
+    with pytest.raises(RequestError, match=what):
+        export(tmp_path / "s", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_store_that_does_not_know_its_torrent_says_so(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", {"w": np.zeros((4, 4), np.float32)})
+    with pytest.raises(RequestError, match=r"has no source/source\.torrent"):
+        export(tmp_path / "s", tmp_path / "out")
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "missing", "rest", "asset"])
+def test_damage_is_never_exported(harm: str, tmp_path: Path) -> None:
+    fetched(content("llama", tmp_path), tmp_path / "s", mesh="2x4")
+    path = tmp_path / "s/model.layers.1.mlp.up_proj.weight/c/0/0"
+    if harm in ("rest", "asset"):
+        path = tmp_path / "s" / ("source/rest.bin" if harm == "rest" else "assets/config.json")
+    data = bytearray(path.read_bytes())
+    data[7] ^= 1
+    path.write_bytes(data[:-1] if harm == "cut" else data)
+    if harm == "missing":
+        path.unlink()
+    with pytest.raises(CorruptError, match=r"pieces .*differ from the torrent"):
+        export(tmp_path / "s", tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_a_destination_with_files_is_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", {"w": np.zeros((4, 4), np.float32)})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").touch()
+    for to in ("payload", "safetensors"):
+        with pytest.raises(RequestError, match="is not empty"):
+            export(tmp_path / "s", tmp_path / "out", to=to)
+
+
+def test_a_stop_leaves_whole_files_alone(tmp_path: Path) -> None:
+    fetched(content("llama", tmp_path), tmp_path / "s")
+    stop = threading.Event()
+
+    def then(event: Event) -> None:
+        assert isinstance(event, Exported)
+        if event.nbytes > 30_000:
+            stop.set()
+
+    with pytest.raises(InterruptedRun):
+        export(tmp_path / "s", tmp_path / "out", observe=then, stop=stop)
+    there = tree_of(tmp_path / "out/llama")
+    assert there and there.items() <= tree_of(tmp_path / "llama").items()
+
+
+def test_any_extent_is_read_as_it_was(tmp_path: Path) -> None:
+    origin = content("odd", tmp_path)
+    fetched(origin, tmp_path / "s")
+    data = b"".join(path.read_bytes() for path in sorted(origin.iterdir()))
+    source = Rebuilder(tmp_path / "s")
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        start, stop = sorted(rng.integers(0, len(data) + 1, 2).tolist())
+        stop = min(stop, start + int(rng.integers(1, 3000)))
+        out = memoryview(bytearray(b"x" * (stop - start)))
+        assert source.read(Extent(start, stop - start), out) == []
+        assert bytes(out) == data[start:stop], (start, stop)
+    source.close()
+
+
+# --- safetensors ------------------------------------------------------------------------------------------
+
+
+def read_back(root: Path) -> dict[str, Array]:
+    found = {}
+    for path in sorted(root.glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            for name in file.keys():  # noqa: SIM118  it is no mapping
+                found[name] = file.get_tensor(name)
+    return found
+
+
+@pytest.mark.parametrize(("file_bytes", "files"), [(10**9, 1), (60_000, 6)])
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_tensors_come_out_as_safetensors(file_bytes: int, files: int, codec: str, tmp_path: Path) -> None:
+    expected = write_model(tmp_path / "llama")
+    fetched(tmp_path / "llama", tmp_path / "s", mesh="2x4", codec=codec)
+    recorder = Recorder()
+    done = export(tmp_path / "s", tmp_path / "out", to="safetensors", file_bytes=file_bytes, observe=recorder)
+    found = read_back(tmp_path / "out")
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
+        assert found[name].tobytes() == array.tobytes(), name
+    written = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert (len(written) > 1) == (files > 1)
+    index = tmp_path / "out/model.safetensors.index.json"
+    assert index.exists() == (files > 1)
+    if files > 1:
+        assert all(path.stat().st_size < 80_000 for path in (tmp_path / "out").glob("*.safetensors"))
+        about = json.loads(index.read_text())
+        assert about["metadata"]["total_size"] == sum(array.nbytes for array in expected.values())
+        for name, file in about["weight_map"].items():
+            with safe_open(tmp_path / "out" / file, "np") as opened:
+                assert name in opened.keys()  # noqa: SIM118
+    assert (tmp_path / "out/config.json").read_bytes() == (tmp_path / "llama/config.json").read_bytes()
+    assert recorder.of(Exported)[-1].nbytes == done.nbytes
+
+
+def test_scalars_and_empty_tensors_are_exported(tmp_path: Path) -> None:
+    arrays: dict[str, Array] = {
+        "scalar": np.array(7.5, np.float32),
+        "none": np.zeros((0, 3), np.float32),
+        "flags": np.array([True, False, True]),
+        "fp8": np.arange(6).astype(ml_dtypes.float8_e4m3fn).reshape(2, 3),
+    }
+    write_store(tmp_path / "s", arrays)
+    export(tmp_path / "s", tmp_path / "out", to="safetensors")
+    raw = (tmp_path / "out/model.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    for name, array in arrays.items():
+        start, stop = header[name]["data_offsets"]
+        assert raw[8 + length + start : 8 + length + stop] == array.tobytes(), name
+        assert header[name]["shape"] == list(array.shape)
+
+
+def test_a_type_that_safetensors_lacks_is_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", {"w": np.zeros((4, 4), ml_dtypes.int4)})
+    with pytest.raises(UnsupportedError, match=r"'w' \(int4\)"):
+        export(tmp_path / "s", tmp_path / "out", to="safetensors")
+
+
+def test_a_damaged_chunk_is_not_exported_as_safetensors(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", {"w": np.ones((64, 64), np.float32)}, chunk_bytes=1024)
+    path = tmp_path / "s/w/c/0/0"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptError, match="differs from its digest"):
+        export(tmp_path / "s", tmp_path / "out", to="safetensors")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_part_of_a_store_names_who_has_the_rest(tmp_path: Path) -> None:
+    origin = content("llama", tmp_path)
+    for index in range(2):
+        fetched(origin, tmp_path / "s", mesh="2x4", host=f"{index}/2")
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    (tmp_path / "s/gdist.host-00001-of-00002.json").unlink()
+    with pytest.raises(RequestError, match="host 1"):
+        export(tmp_path / "s", tmp_path / "out", to="safetensors")
