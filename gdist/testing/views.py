@@ -83,6 +83,7 @@ def various_arrays() -> dict[str, Array]:
         "layers.0.norm": rng.standard_normal(13).astype(np.float16),
         "layers.0.turned": rng.standard_normal((8, 6, 10)),
         "layers.0.joined": rng.integers(0, 2**16, (8, 12)).astype(np.uint16),
+        "nested/deep/er.w": rng.integers(-9, 9, (3, 4)).astype(np.int32),
         "mask": rng.integers(0, 2, (3, 700)).astype(np.bool_),
         "phase": rng.standard_normal((5, 4)).astype(np.complex64),
         "step": np.array(1234567, np.int64),

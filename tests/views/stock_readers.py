@@ -64,27 +64,29 @@ def database(location: str) -> dict[str, Any]:
     return {"driver": "ocdbt", "base": base}
 
 
+def names_in(database: Any) -> list[str]:
+    """The arrays that a TensorStore key-value store has documents of."""
+    keys = [key.decode() for key in database.list().result() if key.endswith(b"/zarr.json")]
+    documents = {key: json.loads(database.read(key).result().value) for key in keys}
+    return sorted(k.removesuffix("/zarr.json") for k, d in documents.items() if d["node_type"] == "array")
+
+
 def with_tensorstore(location: str) -> Found:
     import tensorstore as ts
 
-    keys = ts.KvStore.open(database(location)).result().list().result()
-    for key in sorted(keys):
-        if key.endswith(b"/zarr.json"):
-            name = key.decode().removesuffix("/zarr.json")
-            kvstore = {**database(location), "path": f"{name}/"}
-            spec = {"driver": "zarr3", "kvstore": kvstore, "fill_missing_data_reads": False}
-            yield name, ts.open(spec).result().read().result()
+    for name in names_in(ts.KvStore.open(database(location)).result()):
+        kvstore = {**database(location), "path": f"{name}/"}
+        spec = {"driver": "zarr3", "kvstore": kvstore, "fill_missing_data_reads": False}
+        yield name, ts.open(spec).result().read().result()
 
 
 def with_tensorstore_by_url(location: str) -> Found:
-    """As people type it: one string, which finds the drivers itself, and default options."""
+    """As people type it: one string for each array, and default options."""
     import tensorstore as ts
 
     base = url_of(location)
-    for key in sorted(ts.KvStore.open(f"{base}/|ocdbt:").result().list().result()):
-        if key.endswith(b"/zarr.json"):
-            name = key.decode().removesuffix("/zarr.json")
-            yield name, ts.open(f"{base}/|ocdbt:{name}/|zarr3:").result().read().result()
+    for name in names_in(ts.KvStore.open(f"{base}/|ocdbt:").result()):
+        yield name, ts.open(f"{base}/|ocdbt:{name}/|zarr3:").result().read().result()
 
 
 # --- references: zarr-python, dask ----------------------------------------------------------------------
@@ -112,14 +114,20 @@ def in_place(location: str) -> dict[str, Any]:
     return {"fo": f"{location}/references.json"}
 
 
+def arrays_of(options: dict[str, Any]) -> Found:
+    import zarr
+
+    warnings.filterwarnings("ignore", message="The 'fastparquet' engine is deprecated")
+    group = zarr.open_group("reference://", mode="r", storage_options=options)
+    for name, member in sorted(group.members(max_depth=None)):
+        if isinstance(member, zarr.Array):
+            yield name, member
+
+
 def with_zarr(options: Callable[[str], dict[str, Any]]) -> Callable[[str], Found]:
     def read(location: str) -> Found:
-        import zarr
-
-        warnings.filterwarnings("ignore", message="The 'fastparquet' engine is deprecated")
-        group = zarr.open_group("reference://", mode="r", storage_options=options(location))
-        for name in sorted(group.array_keys()):
-            yield name, group[name][...]
+        for name, array in arrays_of(options(location)):
+            yield name, array[...]
 
     return read
 
@@ -127,11 +135,8 @@ def with_zarr(options: Callable[[str], dict[str, Any]]) -> Callable[[str], Found
 def with_dask(options: Callable[[str], dict[str, Any]], zarr_format: int) -> Callable[[str], Found]:
     def read(location: str) -> Found:
         import dask.array
-        import zarr
 
-        warnings.filterwarnings("ignore", message="The 'fastparquet' engine is deprecated")
-        group = zarr.open_group("reference://", mode="r", storage_options=options(location))
-        for name in sorted(group.array_keys()):
+        for name, _ in arrays_of(options(location)):
             array = dask.array.from_zarr(
                 "reference://", component=name, storage_options=options(location), zarr_format=zarr_format
             )
