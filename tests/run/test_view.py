@@ -32,6 +32,7 @@ from gdist.events import Event, ShardCommitted, TensorReady
 from gdist.run import view_sink
 from gdist.run.verify import verify
 from gdist.run.view import ViewOptions, make_view
+from gdist.sources.torrent import Version, magnet_of, make_torrent
 from gdist.testing.checkpoints import write_grok1, write_safetensors
 from gdist.testing.fetches import Array, Recorder, assert_holds, tree_of
 from gdist.testing.swarm import LOCALHOST, Seeded, Slow, WebSeed, seed
@@ -277,6 +278,33 @@ def test_a_read_only_payload_takes_an_index_elsewhere(
     done = on_a_read_only_payload(llama[0], "view", str(llama[0]), str(tmp_path / "view"))
     assert done.returncode == 0, done.stderr
     assert_holds(tmp_path / "view", llama[1])
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+def test_with_its_torrent_a_download_is_held_against_every_hash(
+    version: Version, llama: tuple[Path, dict[str, Array]], tmp_path: Path
+) -> None:
+    payload, expected = llama
+    torrent = tmp_path / "llama.torrent"
+    torrent.write_bytes(make_torrent(payload, version=version, piece_length=1 << 14))
+    elsewhere = gdist.view(tmp_path / "llama", tmp_path / "view", torrent=torrent)
+    assert elsewhere.manifest.source.info_hash == magnet_of(torrent.read_bytes()).info_hash.hex
+    assert_holds(tmp_path / "view", expected)
+    assert verify(tmp_path / "view").ok
+    gdist.export(tmp_path / "view", tmp_path / "back")
+    assert tree_of(tmp_path / "back" / "llama") == tree_of(payload)
+    file = max(payload.glob("*.safetensors"))
+    damage(file, file.stat().st_size - 3)
+    (fault,) = verify(tmp_path / "view").faults
+    assert "piece" in fault.what
+    with pytest.raises(CorruptError, match=f"piece .* in {file.name}"):
+        gdist.view(payload, torrent=torrent)
+    assert not (payload / "gdist.json").exists()
+    file.unlink()
+    with pytest.raises(RequestError, match=f"does not have the files of 'llama' in full: {file.name}"):
+        gdist.view(payload, torrent=torrent)
+    with pytest.raises(RequestError, match="--trust reads none"):
+        gdist.view(payload, torrent=torrent, trust=True)
 
 
 # --- fetched as views -------------------------------------------------------------------------------------
