@@ -48,7 +48,7 @@ def write_index(
             content += bytes([0xFF]) * GAP
             at.append((number, len(content)))
             content += array[box.slices()].tobytes(order.value)
-        path = root / "payload" / "ckpt-0" / f"tensor {number:05}"
+        path = root / "payload" / "ckpt-0" / f"tensor{number:05}_000"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         files.append(StoreFile(str(path.relative_to(root)), len(content)))

@@ -1,10 +1,11 @@
-"""Readers of a view who have never heard of gdist; each reads all of it in its own way and says what it is.
+"""Readers of a view who have never heard of gdist; each reads all of it in its own way.
 
     python stock_readers.py LOCATION WAY...
 
-LOCATION is a directory, or the URL of one behind HTTP. Prints JSON by way: `{name: [shape, dtype, SHA-256 of
-the bytes]}`, or an error as text. gdist counts as not installed: it cannot be imported, and zarr does not see
-its entry points. "zarr JSON, gdist installed" and its like are the exception: there zarr may find them.
+LOCATION is a directory, or the URL of one behind HTTP or in a bucket. Prints JSON by way: `{name: [shape,
+dtype, SHA-256 of the bytes]}`, or an error as text. gdist counts as not installed: it cannot be imported, and
+zarr does not see its entry points. "zarr JSON, gdist installed" and its like are the exception: there zarr
+may find them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,17 @@ def url_of(location: str) -> str:
 
 
 def database(location: str) -> dict[str, Any]:
-    return {"driver": "ocdbt", "base": f"{url_of(location)}/"}
+    base: object = f"{url_of(location)}/"
+    if location.startswith("s3://"):  # of a server that is not Amazon's
+        bucket, _, path = location.removeprefix("s3://").partition("/")
+        base = {
+            "driver": "s3",
+            "bucket": bucket,
+            "path": f"{path}/",
+            "endpoint": os.environ["AWS_ENDPOINT_URL"],
+            "aws_region": "us-east-1",
+        }
+    return {"driver": "ocdbt", "base": base}
 
 
 def with_tensorstore(location: str) -> Found:

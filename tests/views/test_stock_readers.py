@@ -11,7 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorstore as ts
 
+import gdist
 from gdist.core.dtypes import BY_NAME
+from gdist.kvstore import kvstore_spec
+from gdist.testing.buckets import s3_bucket
+from gdist.testing.checkpoints import write_grok1, write_safetensors
 from gdist.testing.swarm import WebSeed
 from gdist.testing.views import various_arrays, write_index
 
@@ -118,6 +123,17 @@ def test_behind_a_server(view: tuple[Path, Expected]) -> None:
         assert_equal(read(server.url.rstrip("/"), *TENSORSTORE, *FSSPEC), expected)
 
 
+def test_in_a_bucket(view: tuple[Path, Expected]) -> None:
+    pytest.importorskip("moto.server")
+    root, expected = view
+    with s3_bucket() as url:
+        bucket = ts.KvStore.open(kvstore_spec(f"{url}/a-view")).result()
+        for path in root.rglob("*"):
+            if path.is_file():
+                bucket.write(str(path.relative_to(root)), path.read_bytes()).result()
+        assert_equal(read(f"{url}/a-view", "tensorstore"), expected)
+
+
 def test_bfloat16_and_its_kin_through_tensorstore(small_types: tuple[Path, Expected]) -> None:
     root, expected = small_types
     assert_equal(read(root, *TENSORSTORE), expected)
@@ -136,6 +152,23 @@ def test_orbax_restores_bfloat16_and_its_kin(small_types: tuple[Path, Expected])
     pytest.importorskip("orbax.checkpoint")
     root, expected = small_types
     assert_equal(read(root, "orbax", "orbax pytree"), expected)
+
+
+@pytest.mark.jax
+@pytest.mark.parametrize("write", [write_grok1, write_safetensors])
+def test_a_download_that_gdist_view_indexed(tmp_path: Path, write: Callable[[Path], dict[str, Any]]) -> None:
+    """Pickles as Grok-1 has them, and safetensors; where they lie, and then moved and beside the payload."""
+    pytest.importorskip("orbax.checkpoint")
+    expected = digests(write(tmp_path / "payload"))
+    gdist.view(tmp_path / "payload")
+    assert_equal(read(tmp_path / "payload", "tensorstore", *ORBAX), expected)
+    gdist.view(tmp_path / "payload", tmp_path / "beside")
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("payload", "beside"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    moved = tmp_path / "elsewhere" / "beside"
+    assert_equal(read(moved, "tensorstore", *ORBAX), expected)
+    assert_equal(read(moved, *INSTALLED), expected)
 
 
 @pytest.mark.jax
