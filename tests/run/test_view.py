@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ import tensorstore as ts
 import gdist
 from gdist.core.box import Box
 from gdist.core.extent import Extent
-from gdist.core.magnet import Magnet, format_magnet
+from gdist.core.magnet import format_magnet
 from gdist.core.payload import Payload
 from gdist.core.tensor import Part, StoredTensor
 from gdist.core.view import View, view_of
@@ -32,9 +31,10 @@ from gdist.events import Event, ShardCommitted, TensorReady
 from gdist.run import view_sink
 from gdist.run.verify import verify
 from gdist.run.view import ViewOptions, make_view
+from gdist.sources.torrent import Version, magnet_of, make_torrent
 from gdist.testing.checkpoints import write_grok1, write_safetensors
 from gdist.testing.fetches import Array, Recorder, assert_holds, tree_of
-from gdist.testing.swarm import LOCALHOST, Seeded, Slow, WebSeed, seed
+from gdist.testing.swarm import Seeded, WebSeed, seed
 
 SWARM = {"dht": False, "lsd": False, "listen": "127.0.0.1:0"}
 
@@ -279,6 +279,33 @@ def test_a_read_only_payload_takes_an_index_elsewhere(
     assert_holds(tmp_path / "view", llama[1])
 
 
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+def test_with_its_torrent_a_download_is_held_against_every_hash(
+    version: Version, llama: tuple[Path, dict[str, Array]], tmp_path: Path
+) -> None:
+    payload, expected = llama
+    torrent = tmp_path / "llama.torrent"
+    torrent.write_bytes(make_torrent(payload, version=version, piece_length=1 << 14))
+    elsewhere = gdist.view(tmp_path / "llama", tmp_path / "view", torrent=torrent)
+    assert elsewhere.manifest.source.info_hash == magnet_of(torrent.read_bytes()).info_hash.hex
+    assert_holds(tmp_path / "view", expected)
+    assert verify(tmp_path / "view").ok
+    gdist.export(tmp_path / "view", tmp_path / "back")
+    assert tree_of(tmp_path / "back" / "llama") == tree_of(payload)
+    file = max(payload.glob("*.safetensors"))
+    damage(file, file.stat().st_size - 3)
+    (fault,) = verify(tmp_path / "view").faults
+    assert "piece" in fault.what
+    with pytest.raises(CorruptError, match=f"piece .* in {file.name}"):
+        gdist.view(payload, torrent=torrent)
+    assert not (payload / "gdist.json").exists()
+    file.unlink()
+    with pytest.raises(RequestError, match=f"does not have the files of 'llama' in full: {file.name}"):
+        gdist.view(payload, torrent=torrent)
+    with pytest.raises(RequestError, match="--trust reads none"):
+        gdist.view(payload, torrent=torrent, trust=True)
+
+
 # --- fetched as views -------------------------------------------------------------------------------------
 
 
@@ -314,26 +341,31 @@ def test_a_fetch_writes_no_second_byte(
 
 @pytest.mark.torrent
 def test_a_stream_follows_a_fetch_and_other_readers_see_the_index_grow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(view_sink, "GROW_SECONDS", 0.1)
-    expected = write_safetensors(tmp_path / "llama", layers=8, emb=96)
-    dest, seen = tmp_path / "dest", {}
-    np.asarray(jax.numpy.zeros(1))  # JAX takes seconds to begin: the fetch is not to be over by then
-    with seed(tmp_path / "llama", piece_length=1 << 14) as seeded, Slow(seeded.port, rate=1e6) as slow:
-        magnet = Magnet(seeded.magnet.info_hash, "", peers=((LOCALHOST, slow.port),))
-        with gdist.fetching(format_magnet(magnet), dest, layout="view", **SWARM) as job:
-            for name, array in gdist.stream(job):
-                seen[name] = np.asarray(array).tobytes()
-                if len(seen) == 12:
-                    slow.rate = 20_000
-                    time.sleep(0.5)  # the index is not replaced any more
-                    assert not (dest / "gdist.json").exists()
-                    first = next(iter(seen))
-                    assert by_tensorstore(dest, first).tobytes() == seen[first]
-                    slow.rate = 1e9
-            job.result()
-    assert seen == {name: np.asarray(array).tobytes() for name, array in expected.items()}
+    monkeypatch.setattr(view_sink, "GROW_SECONDS", 0.0)
+    dest, ready, reached, go_on = tmp_path / "dest", [], threading.Event(), threading.Event()
+
+    def observe(event: Event) -> None:
+        """Holds the fetch up once six tensors are there."""
+        if isinstance(event, TensorReady):
+            ready.append(event.tensor)
+            if len(ready) == 6:
+                reached.set()
+                assert go_on.wait(60)
+
+    seen = {}
+    with gdist.fetching(format_magnet(seeded.magnet), dest, layout="view", observe=observe, **SWARM) as job:
+        assert reached.wait(60)
+        for name in ready:
+            assert by_tensorstore(dest, name).tobytes() == np.asarray(llama[1][name]).tobytes()
+        for name, array in gdist.stream(job):
+            if not seen:
+                assert not (dest / "gdist.json").exists()
+                go_on.set()
+            seen[name] = np.asarray(array).tobytes()
+        job.result()
+    assert seen == {name: np.asarray(array).tobytes() for name, array in llama[1].items()}
 
 
 @pytest.mark.torrent

@@ -31,6 +31,12 @@ from gdist.cli.words import count
     is_flag=True,
     help="Read nothing but headers: the index is there in seconds, and has no digests to verify by.",
 )
+@option(
+    "--torrent",
+    type=click.Path(readable=False),
+    metavar="FILE",
+    help="Hold every piece against this .torrent file first; the view then knows what it is of.",
+)
 @option("--workers", type=click.IntRange(1), metavar="N", help="Threads that read.  [default: one a core]")
 @output_options
 def view(payload: str, dest: str | None, output: Output, **values: Any) -> None:  # Any: by name

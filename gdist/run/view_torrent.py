@@ -1,0 +1,156 @@
+"""The torrent of a download that is viewed: whether the files are its, and what leads back to it.
+
+Every piece is checked by the torrent's own hashes, so a view made with a `.torrent` is as certain as one that
+was fetched, and names pieces where something is damaged later.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from blake3 import blake3
+
+from gdist.core.magnet import format_magnet
+from gdist.core.payload import Payload
+from gdist.core.source_map import DIRECTORY, MAP_NAME, REST_NAME, TORRENT_NAME, SourceMap, source_map_to_json
+from gdist.core.store_manifest import StoreAsset, StoreSource
+from gdist.core.tensor import StoredTensor
+from gdist.durable import write_atomically
+from gdist.errors import CorruptError, InterruptedRun, RequestError, UnsupportedError, translate
+from gdist.run.collect import gaps_of
+from gdist.run.keeping import MAX_REST_BYTES
+from gdist.sources.torrent import magnet_of
+from gdist.sources.torrent.files import PayloadFiles
+from gdist.sources.torrent.hashing import PieceHashes
+from gdist.sources.torrent.metadata import load_torrent, piece_layers, read_metadata
+
+NAMED = 8  # pieces that a message names
+
+
+class ViewedTorrent:
+    """The torrent in a file, and where its files lie in or around the download `directory`.
+
+    Raises:
+        RequestError: there is no such file, or the download does not have its files in full; names them.
+        CorruptError, UnsupportedError: it is no torrent, or one that gdist does not take.
+    """
+
+    def __init__(self, torrent: str | os.PathLike[str], directory: Path):
+        try:
+            self.content = Path(torrent).read_bytes()
+        except OSError as error:
+            raise RequestError(
+                f"cannot read {os.fspath(torrent)!r}: {error.strerror}", hint="give a .torrent file"
+            ) from error
+        self._metadata = read_metadata(load_torrent(self.content))
+        self.payload: Payload = self._metadata.payload
+        single = directory.is_file()
+        bases = [directory.parent] if single else [directory, directory / self._metadata.name]
+        lacking = [
+            [f.path for f in self.payload.files if not _has(base / f.path, f.length)] for base in bases
+        ]
+        best = min(range(len(bases)), key=lambda number: len(lacking[number]))
+        if lacking[best]:
+            more = f" and {len(lacking[best]) - NAMED} more" if len(lacking[best]) > NAMED else ""
+            raise RequestError(
+                f"{str(directory)!r} does not have the files of {self._metadata.name!r} in full: "
+                f"{', '.join(lacking[best][:NAMED])}{more}",
+                hint="finish the download, or give the .torrent file that it is of",
+                files=tuple(lacking[best]),
+            )
+        self.base = bases[best]
+        self.paths = tuple(self.base / file.path for file in self.payload.files)
+
+    def source(self, profile: str) -> StoreSource:
+        """What a manifest says of it."""
+        known = self._metadata.info_hash
+        nbytes = sum(file.length for file in self.payload.files)
+        magnet = format_magnet(magnet_of(self.content))
+        length = self.payload.piece_length
+        return StoreSource(known.v1_hex, known.v2_hex, self._metadata.name, length, nbytes, magnet, profile)
+
+    def check(self, workers: int, stop: threading.Event) -> None:
+        """Holds every piece against its hash.
+
+        Raises:
+            CorruptError: naming the pieces that are not, and their files.
+            UnsupportedError: a hash is not in the .torrent file.
+            InterruptedRun: `stop` was set.
+        """
+        hashes = PieceHashes(self._metadata)
+        hashes.add_layers(piece_layers(self.content))
+        unknown = [piece for piece in range(self.payload.pieces) if not hashes.knows(piece)]
+        if unknown:
+            raise UnsupportedError(
+                f"the .torrent file lacks the hashes of {len(unknown)} pieces",
+                hint="give one with its piece layers, as make-torrent and clients write it",
+            )
+        files, local = PayloadFiles(self.payload, self.paths), threading.local()
+
+        def right(piece: int) -> bool:
+            if stop.is_set():
+                raise InterruptedRun("the run was asked to stop", hint="run the same command again")
+            if not hasattr(local, "buffer"):
+                local.buffer = memoryview(bytearray(self.payload.piece_length))
+            extent = self.payload.extent_of(piece)
+            data = local.buffer[: extent.length]
+            return files.read(extent, data) and hashes.matches(piece, data)
+
+        with ThreadPoolExecutor(workers, thread_name_prefix="gdist-hash") as pool:
+            fine = pool.map(right, range(self.payload.pieces))
+            bad = [piece for piece, found in enumerate(fine) if not found]
+        if bad:
+            raise self._damaged(bad)
+
+    def _damaged(self, pieces: Sequence[int]) -> CorruptError:
+        where = []
+        for piece in pieces[:NAMED]:
+            segments = self.payload.segments(self.payload.extent_of(piece))
+            names = " and ".join(self.payload.files[segment.file].path for segment in segments)
+            where.append(f"piece {piece} in {names}")
+        more = f"; and {len(pieces) - NAMED} more" if len(pieces) > NAMED else ""
+        return CorruptError(
+            f"the download is not what the torrent names: {'; '.join(where)}{more}",
+            hint="let the client that made it check it again",
+            pieces=tuple(pieces),
+        )
+
+    def keep(
+        self, root: Path, tensors: Sequence[StoredTensor], apart: Collection[int]
+    ) -> tuple[StoreAsset, ...]:
+        """Writes below a view what leads back to the torrent; files `apart` are assets, or are left out."""
+        files = [number for number in range(len(self.payload.files)) if number not in apart]
+        gaps = gaps_of(self.payload, tensors, files)
+        if sum(gap.length for extents in gaps.values() for gap in extents) > MAX_REST_BYTES:
+            gaps = {}
+        rest = bytearray()
+        for number, extents in gaps.items():
+            path = self.paths[number]
+            try:
+                with path.open("rb") as file:
+                    for extent in extents:
+                        file.seek(extent.start)
+                        rest += file.read(extent.length)
+            except OSError as error:
+                raise translate(error, f"reading {path}") from error
+        names = {self.payload.files[number].path: extents for number, extents in gaps.items()}
+        parts = {tensor.spec.name: tensor.parts for tensor in tensors}
+        documents = {
+            TORRENT_NAME: self.content,
+            MAP_NAME: source_map_to_json(SourceMap(parts, names)),
+            REST_NAME: bytes(rest),
+        }
+        for name, data in documents.items():
+            write_atomically(root / DIRECTORY / name, data)
+        return tuple(StoreAsset(n, len(d), blake3(d).hexdigest()) for n, d in sorted(documents.items()))
+
+
+def _has(path: Path, nbytes: int) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size == nbytes
+    except OSError:
+        return False
