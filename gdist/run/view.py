@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from gdist import __version__
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
-from gdist.core.orbax import COMMIT_MARKER
+from gdist.core.orbax import COMMIT_MARKER, METADATA
 from gdist.core.select import check_patterns
 from gdist.core.source_map import DIRECTORY, MAP_NAME, REST_NAME, TORRENT_NAME
 from gdist.core.store_manifest import (
@@ -41,21 +41,27 @@ from gdist.run.view_torrent import ViewedTorrent
 from gdist.stores.local import LocalFiles
 from gdist.stores.manifests import Manifests
 from gdist.stores.views import ViewReader
+from gdist.views.ocdbt import MANIFEST, has_index
+from gdist.views.references import JSON_NAME, PARQUET_NAME
 
 PAYLOAD = "payload"  # below a view that is not the payload's own directory
 LISTED = 5  # tensors that a message names
 # What a view writes, and the .torrent that a fetch leaves beside the payload: no part of the payload.
 OWN = (
     MANIFEST_NAME,
-    "manifest.ocdbt",
-    "d/*",
-    "_METADATA",
+    MANIFEST,
+    f"d/{'[0-9a-f]' * 32}",
+    "d/.*.part",
+    METADATA,
     COMMIT_MARKER,
-    "references.json",
-    "references.parquet/*",
+    JSON_NAME,
+    f"{PARQUET_NAME}/*",
     *(f"{DIRECTORY}/{name}" for name in (TORRENT_NAME, MAP_NAME, REST_NAME)),
     ".*.part",
 )
+
+# Of these, what a payload may have for itself, an Orbax checkpoint for one: never overwritten.
+REPLACED = (MANIFEST_NAME, MANIFEST, METADATA, COMMIT_MARKER, JSON_NAME, PARQUET_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +156,9 @@ def _root(payload: Path, dest: str | os.PathLike[str] | None) -> Path:
     Raises:
         RequestError: it lies inside the payload, or is a file or somebody else's directory.
     """
-    if dest is None:
-        return payload if payload.is_dir() else payload.with_name(f"{payload.name}.view")
-    root = Path(dest)
+    if dest is None and payload.is_file():
+        return payload.with_name(f"{payload.name}.view")
+    root = payload if dest is None else Path(dest)
     inside = os.path.relpath(os.path.realpath(root), os.path.realpath(payload))
     if inside != "." and not inside.startswith(".."):
         raise RequestError(
@@ -169,6 +175,13 @@ def _root(payload: Path, dest: str | os.PathLike[str] | None) -> Path:
             raise RequestError(
                 f"{str(root)!r} is not empty and holds no view ({', '.join(strange[:LISTED])})",
                 hint="give a directory that is empty or does not exist",
+            )
+    if inside == "." and not _is_view(root) and not has_index(root):  # an index alone: a run that was killed
+        theirs = [name for name in REPLACED if (root / name).exists()]
+        if theirs:
+            raise RequestError(
+                f"a view in {str(root)!r} would replace files of the payload's own: {', '.join(theirs)}",
+                hint="give DEST, a directory beside the payload",
             )
     return root
 

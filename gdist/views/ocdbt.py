@@ -28,13 +28,23 @@ EARLIER = 8
 
 def next_state(root: Path) -> tuple[bytes, int]:
     """Identity and generation for the next index at a root: what is there, one further, or something new."""
+    state = _state(root)
+    return (state[0], state[1] + 1) if state else (secrets.token_bytes(16), 1)
+
+
+def has_index(root: Path) -> bool:
+    """True where an index that was written here is at a root: its nodes are named as ours are."""
+    state = _state(root)
+    return state is not None and (root / nodes_path(*state)).exists()
+
+
+def _state(root: Path) -> tuple[bytes, int] | None:
     try:
-        state = parse_state((root / MANIFEST).read_bytes())
+        return parse_state((root / MANIFEST).read_bytes())
     except FileNotFoundError:
-        state = None
+        return None
     except OSError as error:
         raise translate(error, f"reading {root / MANIFEST}") from error
-    return (state[0], state[1] + 1) if state else (secrets.token_bytes(16), 1)
 
 
 def nodes_path(uuid: bytes, generation: int) -> str:

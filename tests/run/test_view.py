@@ -258,6 +258,44 @@ def test_where_a_view_cannot_go(llama: tuple[Path, dict[str, Array]], tmp_path: 
     assert not list((tmp_path / "mine").glob("*.ocdbt"))
 
 
+@pytest.mark.parametrize("name", ["manifest.ocdbt", "_METADATA", "references.json", "gdist.json"])
+def test_files_of_the_payload_are_never_replaced(
+    llama: tuple[Path, dict[str, Array]], tmp_path: Path, name: str
+) -> None:
+    """An Orbax checkpoint beside other files, say; the index goes elsewhere then."""
+    (llama[0] / name).write_bytes(b"their own")
+    with pytest.raises(RequestError, match=f"payload's own: {name}"):
+        gdist.view(llama[0])
+    gdist.view(llama[0], tmp_path / "view", ignore=[name])
+    assert (llama[0] / name).read_bytes() == b"their own"
+    assert_holds(tmp_path / "view", llama[1])
+
+
+def test_a_database_of_theirs_is_no_index_of_ours(llama: tuple[Path, dict[str, Array]]) -> None:
+    theirs = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{llama[0]}/"}).result()
+    theirs.write("key", b"value" * 100).result()
+    before = tree_of(llama[0])
+    with pytest.raises(RequestError, match=r"payload's own: manifest.ocdbt"):
+        gdist.view(llama[0])
+    assert tree_of(llama[0]) == before
+
+
+def test_a_view_that_was_killed_before_its_manifest_is_made_again(
+    llama: tuple[Path, dict[str, Array]],
+) -> None:
+    gdist.view(llama[0])
+    (llama[0] / "gdist.json").unlink()
+    gdist.view(llama[0])
+    assert_holds(llama[0], llama[1])
+
+
+def test_a_directory_of_the_payload_may_be_called_as_one_of_ours(tmp_path: Path) -> None:
+    expected = write_safetensors(tmp_path / "payload" / "d", emb=32, vocab=128)
+    gdist.view(tmp_path / "payload")
+    gdist.view(tmp_path / "payload")
+    assert_holds(tmp_path / "payload", expected)
+
+
 def on_a_read_only_payload(payload: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Runs gdist where the payload's directory cannot be written to, not even by root."""
     script = f'{shlex.quote(sys.executable)} -m gdist "$@"'
