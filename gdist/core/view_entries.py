@@ -29,7 +29,8 @@ def view_document(tensor: StoreTensor) -> dict[str, object]:
         "fill_value": list(fill) if isinstance(fill, tuple) else fill,
         "codecs": [*turned, {"name": "bytes", "configuration": {"endian": "little"}}],
         "attributes": tensor_attributes(tensor.spec, tensor.quantisation),
-        "dimension_names": [f"dim_{d}" for d in range(ndim)],
+        # xarray makes one data set of all arrays, where a name has one size.
+        "dimension_names": [f"dim_{d}_{size}" for d, size in enumerate(tensor.shape)],
     }
 
 

@@ -145,6 +145,23 @@ def with_dask(options: Callable[[str], dict[str, Any]], zarr_format: int) -> Cal
     return read
 
 
+def with_xarray(options: Callable[[str], dict[str, Any]], zarr_format: int) -> Callable[[str], Found]:
+    def read(location: str) -> Found:
+        import xarray
+
+        warnings.filterwarnings("ignore", message="The 'fastparquet' engine is deprecated")
+        with xarray.open_zarr(
+            "reference://",
+            storage_options=options(location),
+            zarr_format=zarr_format,
+            mask_and_scale=False,
+        ) as tree:
+            for name, array in tree.items():
+                yield str(name), array.values
+
+    return read
+
+
 # --- Orbax ----------------------------------------------------------------------------------------------
 
 
@@ -226,6 +243,8 @@ WAYS: Mapping[str, Callable[[str], Found]] = {
     "zarr Parquet, gdist installed": with_zarr(parquet_options),
     "dask JSON": with_dask(json_options, 3),
     "dask Parquet": with_dask(parquet_options, 2),
+    "xarray JSON": with_xarray(json_options, 3),
+    "xarray Parquet": with_xarray(parquet_options, 2),
     "orbax": with_orbax,
     "orbax pytree": with_orbax_pytree,
     "orbax onto a mesh": with_orbax_onto_a_mesh,
