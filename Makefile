@@ -2,7 +2,7 @@
 #   make demo | test | lint | bench        PYTHON=python3.12 chooses the interpreter
 
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/python -m gdist.testing.demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check --no-cache .

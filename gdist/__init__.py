@@ -28,6 +28,7 @@ _HOMES = {
     "make_torrent": "gdist.api",
     "verify": "gdist.run.verify",
     "export": "gdist.run.export",
+    "view": "gdist.api",
     "open": "gdist.stores",
     "load": "gdist.loader",
     "stream": "gdist.loader",
@@ -54,6 +55,7 @@ __all__ = [
     "simulate",
     "stream",
     "verify",
+    "view",
 ]
 
 

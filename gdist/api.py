@@ -21,6 +21,7 @@ from gdist.core.magnet import parse_peer
 from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.profiles import PROFILES
 from gdist.core.units import parse_bytes, parse_rate, parse_seconds
+from gdist.core.view import VIEW
 from gdist.errors import GdistError, RequestError, TransferError
 from gdist.events import Note, Observer
 from gdist.reading import HostLike, MeshLike, OrderLike, RulesLike, all_devices
@@ -42,9 +43,11 @@ if TYPE_CHECKING:
     from gdist.run.rules import RulesReport
     from gdist.run.simulate import SimulationReport
     from gdist.run.survey import SurveyOptions
+    from gdist.run.view import ViewResult
     from gdist.sources.torrent import TorrentOptions, Version
 
 Axes = Iterable[str] | str | None
+LAYOUTS = ("zarr", "view", "both")
 
 
 class Swarm(TypedDict, total=False):
@@ -81,6 +84,7 @@ def fetch(
     payload: str = "discard",
     memory: int | str = "1GiB",
     codec: str = "none",
+    layout: str = "zarr",
     dtype: str | None = None,
     select: str | Iterable[str] = (),
     profile: str | None = None,
@@ -97,14 +101,21 @@ def fetch(
     says what goes with it. `rules` are a name, a YAML or JSON file or its content; `host` is `3/8`. `payload`
     "keep" leaves the torrent's files in `dest/payload`. `memory` bounds what is held while converting.
     `dtype` ("bfloat16", "float16", "float32") dequantises pairs and casts floating tensors on the way;
-    `select` takes only the tensors in whose name one of the regular expressions is found. See `Swarm` for
-    the rest.
+    `select` takes only the tensors in whose name one of the regular expressions is found. `layout` "view"
+    writes no shards: the torrent's own files, in `dest/payload`, are the store; "both" adds such a view, in
+    `dest/view`, to the shards. See `Swarm` for the rest.
 
     Raises:
         GdistError: of the family that says whose fault it is; what is done is kept for the next call.
     """
     if dest is not None and not os.fspath(dest):
         raise RequestError("the destination is empty", hint="give a directory or a URL, or none at all")
+    if layout not in LAYOUTS:
+        raise RequestError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
+    if layout == "view" and codec != "none":
+        raise RequestError(
+            f"a view is the payload as it is: codec {codec} does not go with it", hint="leave --codec out"
+        )
     from gdist.run.fetch import fetch as run
 
     options = _fetch_options(
@@ -115,9 +126,9 @@ def fetch(
         device_order=device_order,
         rules=rules,
         host=host,
-        payload=payload,
+        payload="keep" if layout != "zarr" else payload,
         memory=memory,
-        codec=codec,
+        codec=VIEW if layout == "view" else codec,
         dtype=dtype,
         select=select,
         profile=profile,
@@ -125,7 +136,24 @@ def fetch(
         work_dir=work_dir,
         **swarm,
     )
-    return run(source, dest, options, observe=observe, stop=stop)
+    if layout != "both":
+        return run(source, dest, options, observe=observe, stop=stop)
+    if options.host.count > 1:
+        raise RequestError(
+            "a view needs all of the payload, and each of several hosts takes in only its part",
+            hint="--layout both goes with one host",
+        )
+    done = run(source, dest, options, observe=observe, stop=stop)
+    view(
+        Path(done.path, "payload"),
+        Path(done.path, "view"),
+        profile=profile,
+        ignore=ignore,
+        select=select,
+        observe=observe,
+        stop=stop,
+    )
+    return done
 
 
 def _fetch_options(
@@ -667,6 +695,35 @@ def reshard(
         work=Path(work_dir) if work_dir is not None else None,
     )
     return run(source, dest, options, observe=observe, stop=stop)
+
+
+def view(
+    payload: str | os.PathLike[str],
+    dest: str | os.PathLike[str] | None = None,
+    *,
+    profile: str | None = None,
+    ignore: Iterable[str] = (),
+    select: Iterable[str] = (),
+    partial: bool = False,
+    trust: bool = False,
+    workers: int | None = None,
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> ViewResult:
+    """Makes a store of a finished download without copying a byte: an index over its own files.
+
+    `payload` is a directory or a file, made by any torrent client; `dest` where the index goes (default:
+    the payload's own directory). Every byte is read once for its digest, unless `trust`. With `partial`
+    tensors that do not lie there as they are, are left out. Safe to repeat.
+
+    Raises:
+        GdistError: of the family that says whose fault it is.
+    """
+    _check_profile(profile)
+    from gdist.run.view import ViewOptions, make_view
+
+    options = ViewOptions(profile, tuple(ignore), tuple(select), partial, trust, workers)
+    return make_view(payload, dest, options, observe=observe, stop=stop)
 
 
 def make_torrent(

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NoReturn, Self, overload
+from typing import Any, ClassVar, Literal, Self, overload
 
 import ml_dtypes
 import numpy as np
 from zarr.buffer.cpu import Buffer as Buffer
-from zarr.core.dtype.common import HasEndianness, HasItemSize  # no public home up to zarr 3.4
+from zarr.core.dtype.common import DTypeConfig_V2, HasEndianness, HasItemSize  # no public home up to zarr 3.4
 
 # The exception that zarr's registry waits for; its public home moved in zarr 3.4, this name did not.
 from zarr.core.dtype.registry import DataTypeValidationError  # type: ignore[attr-defined]  # not re-exported
@@ -62,8 +62,14 @@ class _Element(ZDType[_NumpyDType, Any], HasItemSize):
         return self._native
 
     @classmethod
-    def _from_json_v2(cls, data: object) -> NoReturn:
-        raise DataTypeValidationError(f"{cls._zarr_v3_name} is read from Zarr v3 only, not from {data!r}")
+    def _from_json_v2(cls, data: object) -> Self:
+        if data != cls._v2():
+            raise DataTypeValidationError(f"data type {data!r} is not {cls._zarr_v3_name}")
+        return cls()
+
+    @classmethod
+    def _v2(cls) -> DTypeConfig_V2[str, None]:
+        return {"name": cls._zarr_v3_name, "object_codec_id": None}
 
     @classmethod
     def _from_json_v3(cls, data: object) -> Self:
@@ -72,18 +78,20 @@ class _Element(ZDType[_NumpyDType, Any], HasItemSize):
         return cls()
 
     @overload
-    def to_json(self, zarr_format: Literal[2]) -> NoReturn: ...
+    def to_json(self, zarr_format: Literal[2]) -> DTypeConfig_V2[str, None]: ...
     @overload
     def to_json(self, zarr_format: Literal[3]) -> str: ...
-    def to_json(self, zarr_format: Literal[2, 3]) -> str:
-        """The type's name in a Zarr v3 document.
+    def to_json(self, zarr_format: Literal[2, 3]) -> str | DTypeConfig_V2[str, None]:
+        """The type's name in a document.
 
         Raises:
-            ValueError: for Zarr v2, which has no name for it.
+            ValueError: for big-endian elements in Zarr v2, where TensorStore's names mean little-endian ones.
         """
-        if zarr_format != 3:
-            raise ValueError(f"{self._zarr_v3_name} has no name in Zarr v{zarr_format}")
-        return self._zarr_v3_name
+        if zarr_format == 3:
+            return self._zarr_v3_name
+        if self.to_native_dtype().byteorder == ">":
+            raise ValueError(f"big-endian {self._zarr_v3_name} has no name in Zarr v2")
+        return self._v2()
 
     def _check_scalar(self, data: object) -> bool:
         return isinstance(data, (int, float, np.generic, self._native.type))

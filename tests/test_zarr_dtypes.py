@@ -195,9 +195,33 @@ def test_what_is_no_fill_value_is_refused(dtype: Any, value: object) -> None:
         dtype.from_json_scalar(value, zarr_format=3)
 
 
-def test_zarr_v2_is_refused_with_words() -> None:
+def test_big_endian_zarr_v2_is_refused_with_words() -> None:
     with pytest.raises(ValueError, match="Zarr v2"):
-        BFloat16().to_json(zarr_format=2)
+        BFloat16(endianness="big").to_json(zarr_format=2)
+
+
+WRITE_V2 = WRITE.replace('mode="a"', 'mode="a", zarr_format=2').replace("shards=(4, 6), ", "")
+
+
+def test_zarr_v2_goes_both_ways_too(tmp_path: Path) -> None:
+    """Under the names that TensorStore's driver `zarr` writes; an absent chunk reads as the fill value."""
+    child(WRITE_V2, str(tmp_path), *NAMES)
+    for row in OURS:
+        path = tmp_path / row.name
+        array = ts.open({"driver": "zarr", "kvstore": f"file://{path}/"}).result()
+        assert array.dtype.name == row.name
+        assert same(row.name, array.read().result().tobytes(), sample(row.name).tobytes()), row.name
+        array.write(sample(row.name)[::-1]).result()
+        written = json.loads((path / ".zarray").read_text())
+        (path / ".zarray").write_text(json.dumps({**written, "fill_value": row.fill}))
+        (path / "0.0").unlink()
+    read = json.loads(child(READ, str(tmp_path), *NAMES))
+    for row in OURS:
+        expected = sample(row.name)[::-1].copy()
+        expected[:2, :3] = np.array(
+            float(row.fill) if isinstance(row.fill, str) else row.fill, native(row.name)
+        )
+        assert same(row.name, bytes.fromhex(read[row.name][1]), expected.tobytes()), row.name
 
 
 OPEN_ONE = """

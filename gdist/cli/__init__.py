@@ -31,6 +31,7 @@ from gdist.cli.commands.seed import seed
 from gdist.cli.commands.simulate import simulate
 from gdist.cli.commands.status import status
 from gdist.cli.commands.verify import verify
+from gdist.cli.commands.view import view
 from gdist.cli.commands.wait import wait
 from gdist.cli.output import Output
 from gdist.cli.streams import ReaderGone, drop, open_streams
@@ -43,6 +44,7 @@ COMMANDS = (
     status,
     wait,
     reshard,
+    view,
     inspect,
     verify,
     export,

@@ -29,11 +29,12 @@ COMMIT_MARKER = "commit_success.txt"  # Orbax's CommitFileTemporaryPath; what ob
 _DICT_KEY = 2  # Orbax's KeyType.DICT
 
 
-def orbax_documents(names: Iterable[str]) -> dict[str, bytes]:
+def orbax_documents(names: Iterable[str], *, ocdbt: bool = False) -> dict[str, bytes]:
     """Contents of the files beside the arrays of these names, by file name, in the order to write them.
 
     The tree has a level per part between dots, `layers.0.weight` being `{"layers": {"0": {"weight"`,
-    unless `tree_paths` keeps it flat. The order of leaves is that of `names`.
+    unless `tree_paths` keeps it flat. The order of leaves is that of `names`. With `ocdbt` the arrays are
+    keys of one OCDBT database in the directory, as those of a view are.
     """
     leaves = {
         str(path): {
@@ -44,7 +45,7 @@ def orbax_documents(names: Iterable[str]) -> dict[str, bytes]:
     }
     metadata = {
         "tree_metadata": leaves,
-        "use_ocdbt": False,
+        "use_ocdbt": ocdbt,
         "use_zarr3": True,
         _DENSE: True,
         "custom_metadata": None,

@@ -21,6 +21,7 @@ from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.payload import Payload
 from gdist.core.rules import Rules, check_used, complete_mesh, resolve_specs
 from gdist.core.tensor import Order, StoredTensor
+from gdist.core.view import chunk_indexes, view_grid, view_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,21 @@ def plan_hosts(
         HostPlan(payload, mesh, host, tuple(own), identity, known)
         for host, own in zip(hosts, plans, strict=True)
     )
+
+
+def plan_view(payload: Payload, tensors: Sequence[StoredTensor], *, identity: str = "") -> HostPlan:
+    """The plan of a view: every chunk of every tensor, as it lies in the payload's files.
+
+    Raises:
+        UnsupportedError: for tensors that do not lie there as they are.
+    """
+    plans, whole = [], PartitionSpec(())
+    for number, tensor in enumerate(tensors):
+        view = view_of(tensor, payload)
+        grid = view_grid(tensor.spec.shape, view, tensor.spec.dtype.itemsize)
+        shards = tuple(ShardTask(number, index, grid.box_of(index)) for index in chunk_indexes(grid))
+        plans.append(TensorPlan(tensor, whole, grid, shards))
+    return HostPlan(payload, Mesh((("model", 1),)), HostGroup(), tuple(plans), identity)
 
 
 def _deal(

@@ -17,7 +17,8 @@ from gdist.core.dtypes import DType
 from gdist.core.grid import ShardGrid
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.rules import parse_spec
-from gdist.core.tensor import Quantisation, dtype_named
+from gdist.core.tensor import Order, Quantisation, dtype_named
+from gdist.core.view import StoreFile, View
 from gdist.errors import CorruptError, RequestError
 
 FORMAT = 1
@@ -64,6 +65,8 @@ class StoreTensor:
     """A tensor of a store; `shards` are those that are here: by index, the digests of their inner chunks.
 
     `stored` are the types that its source has where it was converted: of weight and scales, or of itself.
+    `view` says where it lies in a payload's files, in a store that is a view of them; a digest is then ""
+    where the payload was not read.
     """
 
     name: str
@@ -73,6 +76,7 @@ class StoreTensor:
     quantisation: Quantisation | None
     shards: Mapping[tuple[int, ...], tuple[str, ...]] = field(default_factory=dict)
     stored: tuple[DType, ...] = ()
+    view: View | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,7 +86,7 @@ class StoreTensor:
 
 @dataclass(frozen=True, slots=True)
 class StoreAsset:
-    """A small file of the release that holds no tensor, kept as it is under `assets/`."""
+    """A small file of the release that holds no tensor, kept as it is where `asset_key` says."""
 
     path: str
     nbytes: int
@@ -94,6 +98,7 @@ class StoreManifest:
     """Enough to load a store and to verify it; `tensors` are in loading order.
 
     `resharded` is empty for a store that was fetched; else what each reshard on its way read, first to last.
+    `files` are those of the payload that a view (codec `view`) reads; without them shards hold the bytes.
     """
 
     source: StoreSource
@@ -109,6 +114,7 @@ class StoreManifest:
     converted: str | None = None  # the type of what was quantised or floating; None: all as in the source
     resharded: tuple[Step, ...] = ()
     source_files: tuple[StoreAsset, ...] = ()  # below `source/`: what leads back to the torrent
+    files: tuple[StoreFile, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -120,6 +126,14 @@ class StoreManifest:
                 size *= length
             total += size
         return total
+
+    def asset_key(self, asset: StoreAsset) -> str:
+        """Where an asset is below the store's root: in a view it is one of the payload's own files."""
+        if not self.files:
+            return f"assets/{asset.path}"
+        paths = [file.path for file in self.files]
+        exact = [path for path in (asset.path, f"payload/{asset.path}") if path in paths]
+        return next(iter((*exact, *(path for path in paths if path.endswith(f"/{asset.path}")))), asset.path)
 
     @property
     def steps(self) -> tuple[tuple[str, str], ...]:
@@ -182,6 +196,7 @@ def _body(manifest: StoreManifest) -> dict[str, object]:
         "ignored": list(manifest.ignored),
         **({"select": list(manifest.select)} if manifest.select else {}),
         **({"converted": {"dtype": manifest.converted}} if manifest.converted else {}),
+        **({"files": [[f.path, f.nbytes, f.offset] for f in manifest.files]} if manifest.files else {}),
         "assets": [{"path": a.path, "nbytes": a.nbytes, "digest": a.digest} for a in manifest.assets],
         **({"source_files": [asdict(a) for a in manifest.source_files]} if manifest.source_files else {}),
         "tensors": [_tensor_row(tensor) for tensor in manifest.tensors],
@@ -203,6 +218,8 @@ def _tensor_row(tensor: StoreTensor) -> dict[str, object]:
         row["quantisation"] = [q.pair, q.role, q.groups, q.dimension]
     if tensor.stored:
         row["stored"] = [dtype.name for dtype in tensor.stored]
+    if tensor.view:
+        row["view"] = [tensor.view.order.value, list(tensor.view.part), [list(at) for at in tensor.view.at]]
     row["shards"] = [[list(index), list(digests)] for index, digests in tensor.shards.items()]
     return row
 
@@ -253,6 +270,7 @@ def _parse_body(body: Any) -> StoreManifest:
         select=tuple(map(str, body.get("select", ()))),
         converted=dtype_named(body["converted"]["dtype"]).name if "converted" in body else None,
         source_files=tuple(StoreAsset(**row) for row in body.get("source_files", ())),
+        files=tuple(_parse_file(*row) for row in body.get("files", ())),
     )
 
 
@@ -262,7 +280,17 @@ def _parse_tensor(row: Any) -> StoreTensor:
     quantisation = Quantisation(*row["quantisation"]) if "quantisation" in row else None
     stored = tuple(map(dtype_named, row.get("stored", ())))
     spec = parse_spec(row["spec"])
-    return StoreTensor(row["name"], dtype_named(row["dtype"]), grid, spec, quantisation, shards, stored)
+    view = _parse_view(*row["view"]) if "view" in row else None
+    return StoreTensor(row["name"], dtype_named(row["dtype"]), grid, spec, quantisation, shards, stored, view)
+
+
+def _parse_file(path: Any, nbytes: Any, offset: Any) -> StoreFile:
+    return StoreFile(str(path), int(nbytes), None if offset is None else int(offset))
+
+
+def _parse_view(order: Any, part: Any, at: Any) -> View:
+    places = tuple((int(file), int(offset)) for file, offset in at)
+    return View(Order(order), tuple(map(int, part)), places)
 
 
 def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:

@@ -136,22 +136,30 @@ def lost_shards(dest: Destination, manifest: StoreManifest) -> list[str]:
         CorruptError: for a store whose payload was kept: which of its pieces are good is not known any more.
     """
     lost = []
-    for tensor in manifest.tensors if dest.root else ():
+    for file in manifest.files if dest.root else ():
+        if _size(Path(dest.root or "", file.path)) != file.nbytes:
+            lost.append(file.path)
+    for tensor in manifest.tensors if dest.root and not manifest.files else ():
         expected = ShardLayout(tensor.grid, tensor.dtype.itemsize).file_nbytes if tensor.shards else 0
         for index in tensor.shards:
             key = f"{tensor.name}/{shard_key(index)}"
-            try:
-                found = os.stat(os.path.join(dest.root or "", key)).st_size
-            except OSError:
-                found = -1
+            found = _size(Path(dest.root or "", key))
             if found != expected and (found < 0 or manifest.codec == "none"):
                 lost.append(key)
     if lost and dest.payload.is_dir():
         raise CorruptError(
             f"the store at {dest.text} says it is complete, but {lost[0]} is missing or cut short",
-            hint="delete the destination and fetch again",
+            hint="gdist verify --repair fetches what is damaged, or delete the destination and fetch again",
         )
     return lost
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; -1 where it cannot be found."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def reopen(dest: Destination, manifest: StoreManifest, job: str) -> None:

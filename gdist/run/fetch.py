@@ -22,16 +22,16 @@ from gdist.core.journal import file_line, parse_journal
 from gdist.core.layout import CODECS
 from gdist.core.magnet import InfoHash, parse_magnet
 from gdist.core.placer import Placer
-from gdist.core.plan import HostPlan, ShardTask, plan_host
+from gdist.core.plan import HostPlan, ShardTask, plan_host, plan_view
 from gdist.core.select import check_patterns
 from gdist.core.store_manifest import (
     PLANNED_NAME,
     TARGET_NAME,
     StoreManifest,
-    StoreSource,
     store_manifest_to_json,
 )
 from gdist.core.tensor import StoredTensor
+from gdist.core.view import VIEW, StoreFile
 from gdist.errors import InterruptedRun, RequestError, ResumeError, translate
 from gdist.events import (
     Finished,
@@ -65,7 +65,7 @@ from gdist.run.journal_file import JournalFile, Lock
 from gdist.run.keeping import SourceKeeper
 from gdist.run.manifest import finish, source_of, store_manifest
 from gdist.run.opening import Opener, Opening, PieceSource, open_alone
-from gdist.run.options import PAYLOAD_CHOICES, FetchOptions
+from gdist.run.options import PAYLOAD_CHOICES, FetchOptions, check_view
 from gdist.run.preflight import check_free, check_space, shard_limit
 from gdist.run.resolve import Resolved, resolve
 from gdist.run.timing import Timing
@@ -112,8 +112,10 @@ def fetch(
     asked = options or FetchOptions()
     if asked.payload not in PAYLOAD_CHOICES:
         raise RequestError(f"payload {asked.payload!r} is none of {', '.join(PAYLOAD_CHOICES)}")
-    if asked.codec not in CODECS:
+    if asked.codec not in (*CODECS, VIEW):
         raise RequestError(f"codec {asked.codec!r} is none of {', '.join(CODECS)}")
+    if asked.codec == VIEW:
+        check_view(asked)
     if asked.dtype is not None:
         parse_dtype(asked.dtype)
     check_patterns(asked.select)
@@ -269,11 +271,16 @@ class _Fetch:
     def _convert(self, source: PieceSource, catalogue: Catalogue) -> StoreManifest:
         options = self._options
         self._enter(Stage.PLAN)
-        staged = self._dest.root is None or options.codec != "none"
+        if options.codec == VIEW and self._dest.root is None:
+            raise RequestError(
+                f"a view cannot lie at {self._dest.text}: it is the torrent's own files on a disk",
+                hint="fetch to a local directory, and serve or copy that",
+            )
+        staged = self._dest.root is None or options.codec == "zstd"
         plan = self._plan(source, catalogue, staged)
         check_cut(self._neighbours, plan)
         journal = JournalFile(self._journal_path, job_of(options, plan.mesh, plan.digest))
-        sink = self._sink(plan, staged)
+        sink = self._sink(source, catalogue, plan, staged)
         try:
             progress = journal.progress
             if self._keep and not progress.pieces <= source.had:  # files of the payload are gone
@@ -293,7 +300,7 @@ class _Fetch:
             assets = self._assets_there(progress)
             keeper = SourceKeeper(catalogue, options, progress.rest, self._observe)
             records = _records(plan, done, progress)
-            planned = self._manifest(source_of(source, catalogue), plan, None, {})
+            planned = self._manifest(source, catalogue, plan, None, {})
             write_atomically(self._dest.work / PLANNED_NAME, store_manifest_to_json(planned))
             self._enter(Stage.FETCH)
             self._coordinate(plan, source, sink, placer, catalogue, journal, records, assets, keeper)
@@ -305,7 +312,7 @@ class _Fetch:
                 write_atomically(target, source.torrent_file, aside=self._dest.work)
             with self._timing.measure("manifest"):
                 kept = keeper.write(sink, source.torrent_file, self._tensors(catalogue))
-                manifest = self._manifest(source_of(source, catalogue), plan, records, assets)
+                manifest = self._manifest(source, catalogue, plan, records, assets)
                 manifest = replace(manifest, source_files=kept)
                 finish(sink, self._dest.text, plan, manifest)
             return manifest
@@ -315,9 +322,12 @@ class _Fetch:
 
     def _plan(self, source: PieceSource, catalogue: Catalogue, staged: bool) -> HostPlan:
         options, target = self._options, self._options.target
+        tensors = self._tensors(catalogue)
+        if options.codec == VIEW:
+            return plan_view(catalogue.payload, tensors, identity=source.info_hash.hex)
         plan = plan_host(
             catalogue.payload,
-            self._tensors(catalogue),
+            tensors,
             target.mesh if target else options.mesh,
             (target or options).rules or catalogue.rules,
             options.host,
@@ -331,7 +341,7 @@ class _Fetch:
         even = plan_even(plan)
         if target.shard_bytes is None and not self._journal_path.exists():  # both are on this disk at the end
             check_free(self._dest.work, plan.store_nbytes + even.store_nbytes, "fetch")
-        planned = replace(self._manifest(source_of(source, catalogue), plan, None, {}), codec=target.codec)
+        planned = replace(self._manifest(source, catalogue, plan, None, {}), codec=target.codec)
         write_atomically(self._dest.root / TARGET_NAME, store_manifest_to_json(planned))
         return even
 
@@ -342,14 +352,15 @@ class _Fetch:
 
     def _manifest(
         self,
-        source: StoreSource,
+        source: PieceSource,
+        catalogue: Catalogue,
         plan: HostPlan,
         records: dict[ShardTask, tuple[str, ...]] | None,
         assets: dict[str, tuple[int, str]],
     ) -> StoreManifest:
         asked = self._options
         return store_manifest(
-            source,
+            source_of(source, catalogue),
             plan,
             records,
             assets,
@@ -357,6 +368,18 @@ class _Fetch:
             codec=asked.codec,
             select=asked.select,
             converted=asked.dtype,
+            files=self._files(source) if asked.codec == VIEW else (),
+        )
+
+    def _files(self, source: PieceSource) -> tuple[StoreFile, ...]:
+        """The torrent's files, as they lie below the view."""
+        root = self._dest.root
+        assert root is not None, "views are local"
+        paths = [
+            source.path_of(number).relative_to(root).as_posix() for number in range(len(source.payload.files))
+        ]
+        return tuple(
+            StoreFile(p, f.length, f.offset) for p, f in zip(paths, source.payload.files, strict=True)
         )
 
     def _assets_there(self, progress: Journalled) -> dict[str, tuple[int, str]]:
@@ -373,7 +396,11 @@ class _Fetch:
         """True when all of the torrent is kept, also what is in no shard."""
         return self._keep and self._options.host.count == 1 and not self._options.select
 
-    def _sink(self, plan: HostPlan, staged: bool) -> Sink:
+    def _sink(self, source: PieceSource, catalogue: Catalogue, plan: HostPlan, staged: bool) -> Sink:
+        if self._options.codec == VIEW and self._dest.root is not None:
+            from gdist.run.view_sink import ViewSink  # loaded where it is asked for
+
+            return ViewSink(self._dest.root, plan, self._manifest(source, catalogue, plan, None, {}))
         if any(tensor.tensor.factors for tensor in plan.tensors):
             return ConvertingSink(self._target(plan, staged), self._dest.work, plan)
         return self._target(plan, staged)

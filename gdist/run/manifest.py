@@ -9,6 +9,7 @@ from gdist.core.dtypes import DType
 from gdist.core.layout import array_document, group_documents, to_document
 from gdist.core.magnet import format_magnet
 from gdist.core.orbax import COMMIT_MARKER, orbax_documents
+from gdist.core.payload import Payload
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.core.store_manifest import (
     Step,
@@ -18,6 +19,7 @@ from gdist.core.store_manifest import (
     StoreTensor,
     tensor_attributes,
 )
+from gdist.core.view import StoreFile, view_of
 from gdist.run.catalogue import Catalogue
 from gdist.run.opening import PieceSource
 from gdist.sinks import Sink
@@ -37,18 +39,22 @@ def store_manifest(
     converted: str | None = None,
     stored: Mapping[str, tuple[DType, ...]] | None = None,
     resharded: tuple[Step, ...] = (),
+    files: tuple[StoreFile, ...] = (),
 ) -> StoreManifest:
     """What was written: `records` are the chunk digests of every shard, `assets` length and digest.
 
     Without `records` it is what will be written: all tensors and their grids, no shards. `stored` are the
-    types of converted tensors in their source, where the plan does not say.
+    types of converted tensors in their source, where the plan does not say; `files` those that a view reads.
     """
     return StoreManifest(
         source=source,
         plan=plan.digest,
         mesh=plan.mesh,
         host=plan.host,
-        tensors=tuple(_store_tensor(tensor, records, stored or {}) for tensor in plan.tensors),
+        tensors=tuple(
+            _store_tensor(tensor, records, stored or {}, plan.payload if files else None)
+            for tensor in plan.tensors
+        ),
         assets=tuple(StoreAsset(path, *assets[path]) for path in sorted(assets)),
         ignored=tuple(sorted(ignored)),
         codec=codec,
@@ -56,6 +62,7 @@ def store_manifest(
         converted=converted,
         tool=f"gdist {__version__}",
         resharded=resharded,
+        files=files,
     )
 
 
@@ -63,12 +70,15 @@ def _store_tensor(
     plan: TensorPlan,
     records: Mapping[ShardTask, tuple[str, ...]] | None,
     known: Mapping[str, tuple[DType, ...]],
+    viewed: Payload | None,
 ) -> StoreTensor:
     spec = plan.tensor.spec
     shards = {} if records is None else {task.index: records[task] for task in plan.shards}
     made = tuple(factor.tensor.spec.dtype for factor in plan.tensor.factors)
     stored = made or known.get(spec.name, ())
-    return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, plan.tensor.quantisation, shards, stored)
+    view = view_of(plan.tensor, viewed) if viewed else None
+    pair = plan.tensor.quantisation
+    return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, pair, shards, stored, view)
 
 
 def root_documents(plan: HostPlan, manifest: StoreManifest) -> dict[str, bytes]:
@@ -92,7 +102,7 @@ def finish(sink: Sink, address: str, plan: HostPlan, manifest: StoreManifest) ->
 
     Orbax's marker says that the whole checkpoint is there: it comes from the last host.
     """
-    documents = root_documents(plan, manifest)
+    documents = root_documents(plan, manifest) if not manifest.files else orbax_documents(())
     marker = documents.pop(COMMIT_MARKER)
     if plan.host.count == 1:
         sink.write_document(COMMIT_MARKER, marker)

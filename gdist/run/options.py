@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.rules import Rules
+from gdist.errors import RequestError
 from gdist.sources.torrent import TorrentOptions
 
 PAYLOAD_CHOICES = ("discard", "keep")
@@ -31,7 +32,8 @@ class FetchOptions:
     those that share the work. `payload` "discard" gives each piece's disk back once it is placed, "keep"
     leaves the torrent's files in `DEST/payload`. `memory` bounds, in bytes, what is held while converting.
     `ignore` are glob patterns of files to leave out; `profile` names tensors. `work` is where unfinished
-    shards of a bucket wait (default: the cache directory). `codec` is "none" or "zstd". `dtype` converts what
+    shards of a bucket wait (default: the cache directory). `codec` is "none", "zstd", or "view": no shards,
+    but an index over the payload, which is kept. `dtype` converts what
     is quantised or floating ("bfloat16", "float16", "float32"; None: as it is stored); `select` are regular
     expressions: only tensors in whose name one is found. With a `target` each host takes in an even share of
     every tensor on its way to that store, whatever it will keep; `mesh` is that of even shares, then.
@@ -50,6 +52,26 @@ class FetchOptions:
     work: Path | None = None
     torrent: TorrentOptions = field(default_factory=TorrentOptions)
     target: Target | None = None
+
+
+def check_view(options: FetchOptions) -> None:
+    """That what is asked for can be a view of the payload.
+
+    Raises:
+        RequestError: for what would change or cut it.
+    """
+    faults = {
+        "--mesh": options.mesh.devices > 1,
+        "--host": options.host.count > 1,
+        "--dtype": options.dtype is not None,
+        "--payload discard": options.payload != "keep",
+    }
+    named = [name for name, there in faults.items() if there]
+    if named:
+        raise RequestError(
+            f"a view is the payload as it is: {', '.join(named)} does not go with it",
+            hint="leave it out, or fetch shards: --layout zarr",
+        )
 
 
 def default_work() -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -166,8 +166,12 @@ def is_checkpoint(path: Path) -> bool:
     return path.is_file() and _scan(path).format is not None
 
 
-def survey_files(path: Path, options: SurveyOptions | None = None) -> Survey:
+def survey_files(
+    path: Path, options: SurveyOptions | None = None, *, skip: Callable[[str], bool] = lambda name: False
+) -> Survey:
     """What a checkpoint on the local disk holds, as if it were a torrent's payload.
+
+    Files whose paths below it `skip` says yes to are no part of it.
 
     Raises:
         UnsupportedError: when it holds no tensor gdist can read.
@@ -176,7 +180,8 @@ def survey_files(path: Path, options: SurveyOptions | None = None) -> Survey:
     asked = options or SurveyOptions()
     found, files, ignored, position = [], [], [], 0
     foreign: dict[int, str | None] = {}
-    for number, (name, where) in enumerate(_files_below(path)):
+    below = [(name, where) for name, where in _files_below(path) if not skip(name)]
+    for number, (name, where) in enumerate(below):
         length = where.stat().st_size
         files.append(PayloadFile(name, position, length))
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in asked.ignore):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,19 @@ from gdist.core.extent import Extent
 from gdist.core.layout import ShardLayout, array_document, shard_key
 from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, StoreTensor, tensor_attributes
+from gdist.core.view import VIEW
+from gdist.core.view_entries import view_entries
 from gdist.errors import CorruptError, FilesystemError, GdistError
 from gdist.events import Event, Observer
-from gdist.kvstore import kvstore_spec, local_path
-from gdist.stores import files_of
+from gdist.kvstore import local_path
+from gdist.stores import files_of, reader_of
 from gdist.stores.manifests import Files, Manifests, read_manifests
+from gdist.stores.views import ViewReader
+from gdist.views.check import index_faults
 
 BLOCK_BYTES = 4 * 2**20  # read and hashed at once: what one worker holds
+
+NO_DIGEST = "has no digest to be checked by: the view was made without reading it"
 
 Index = tuple[int, ...]
 
@@ -112,7 +119,8 @@ def verify(
     files = files_of(store)
     manifests = read_manifests(files)
     manifest = manifests.joined
-    faults = [*_document_faults(files, manifest), *_asset_faults(files, manifest), *_unlisted(manifests)]
+    documents = _index_faults if manifest.codec == VIEW else _document_faults
+    faults = [*documents(files, manifest), *_asset_faults(files, manifest), *_unlisted(manifests)]
     tasks = [_Task(tensor, index) for tensor in manifest.tensors for index in sorted(tensor.shards)]
     nbytes = 0
     with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="gdist-verify") as pool:
@@ -150,11 +158,33 @@ def check_access(store: str | os.PathLike[str]) -> None:
 
 def _checker(store: str | os.PathLike[str], manifests: Manifests) -> _Checker:
     root = local_path(store)
+    if root is not None and manifests.joined.codec == VIEW:
+        return partial(_check_view, ViewReader(root, manifests, verify=True))
     if root is not None and manifests.joined.codec == "none":
         return partial(_check_local, root, threading.local())
     from gdist.stores.remote import RemoteReader  # TensorStore is imported for remote stores only
 
-    return partial(_check_remote, RemoteReader([kvstore_spec(store)], manifests, verify=True))
+    reader = reader_of([store], manifests, verify=True)
+    assert isinstance(reader, RemoteReader), store
+    return partial(_check_remote, reader)
+
+
+def _check_view(reader: ViewReader, task: _Task) -> tuple[int, list[Fault]]:
+    """One chunk of a view: a fault names its file, its place in it, the torrent's pieces and the tensor."""
+    tensor, index = task.tensor, task.index
+    path, offset = reader.place(tensor, index)
+    pieces = reader.pieces(tensor, index)
+    where = f"at byte {offset}{f', piece {pieces[0]} to {pieces[-1]},' if pieces else ''}"
+    fault = reader.fault(tensor, index)
+    nbytes = prod(tensor.grid.chunk) * tensor.dtype.itemsize
+    if isinstance(fault, CorruptError):
+        what = "differs from its digest" if "digest" in fault.message else fault.message
+        return nbytes, [Fault(str(path), f"{where} {what}", tensor.name, index)]
+    if fault:
+        return nbytes, [task.fault(fault.message)]
+    if tensor.shards[index] == ("",):
+        return nbytes, [Fault(str(path), NO_DIGEST, tensor.name, index)]
+    return nbytes, []
 
 
 def _check_local(root: Path, worker: threading.local, task: _Task) -> tuple[int, list[Fault]]:
@@ -236,6 +266,11 @@ def _unlisted(manifests: Manifests) -> Iterator[Fault]:
                 yield _Task(tensor, index).fault(error.message)
 
 
+def _index_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
+    """An index that disagrees with the manifest: other readers go by it."""
+    return (Fault(path, what) for path, what in index_faults(files.read, view_entries(manifest)))
+
+
 def _document_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
     """Zarr documents that disagree with the manifest: other readers go by them."""
     root = _document(files, "zarr.json")
@@ -261,7 +296,8 @@ def _document_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
 
 def _disagreements(tensor: StoreTensor, found: dict[str, object], codec: str) -> Iterable[str]:
     attributes = tensor_attributes(tensor.spec, tensor.quantisation)
-    expected = json.loads(json.dumps(array_document(tensor.grid, tensor.dtype, attributes, codec)))
+    document = array_document(tensor.grid, tensor.dtype, attributes, codec)
+    expected = json.loads(json.dumps(document))
     for key in ("node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs"):
         if found.get(key) != expected[key]:
             yield f"says {key} {json.dumps(found.get(key))}, the manifest {json.dumps(expected[key])}"
@@ -280,7 +316,7 @@ def _document(files: Files, path: str) -> dict[str, object] | str:
 
 
 def _asset_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
-    named = [(f"assets/{asset.path}", asset) for asset in manifest.assets]
+    named = [(manifest.asset_key(asset), asset) for asset in manifest.assets]
     named += [(f"{DIRECTORY}/{file.path}", file) for file in manifest.source_files]
     for path, asset in named:
         data = files.read(path)
@@ -288,5 +324,7 @@ def _asset_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
             yield Fault(path, "is missing")
         elif len(data) != asset.nbytes:
             yield Fault(path, f"has {len(data)} bytes, not {asset.nbytes}")
+        elif not asset.digest:
+            yield Fault(path, NO_DIGEST)
         elif blake3(data).hexdigest() != asset.digest:
             yield Fault(path, "differs from its digest")

@@ -6,9 +6,7 @@ the payload itself.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +16,8 @@ from gdist.core.layout import array_document, shard_key, to_document
 from gdist.core.placer import Placement
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.core.store_manifest import StoreManifest, manifest_name, store_manifest_to_json, tensor_attributes
+from gdist.durable import sync_directory, sync_file
+from gdist.durable import write_atomically as write_atomically
 from gdist.errors import translate
 from gdist.sinks.parts import PartFiles
 
@@ -90,7 +90,7 @@ class LocalSink:
         below = len(self._root.parts)
         directories = {p for low in lowest for p in (low, *low.parents) if len(p.parts) >= below}
         with ThreadPoolExecutor(SYNCERS, "gdist-sync") as pool:
-            list(pool.map(_sync_directory, sorted(directories)))
+            list(pool.map(sync_directory, sorted(directories)))
             list(pool.map(sync_file, [self._root / name / "zarr.json" for name in self._names]))
         for path, data in documents.items():
             self._write(path, data)
@@ -103,57 +103,6 @@ class LocalSink:
     def close(self) -> None:
         """Closes the parts; they stay for the next run."""
         self._parts.close()
-
-
-def write_atomically(path: Path, data: bytes, *, sync: bool = True, aside: Path | None = None) -> None:
-    """Puts a file in place whole: written aside, synced, renamed, its directory synced.
-
-    `aside` is a directory on the same file system; default: the file's own.
-
-    Raises:
-        GdistError: translated from what the file system said.
-    """
-    # Random: hosts that share a directory may have the same process number. Short: a name has 255 bytes.
-    unfinished = (aside or path.parent) / f".{secrets.token_hex(8)}.part"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
-            file.write(data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.rename(unfinished, path)
-        if not sync:
-            return
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise translate(error, f"writing {path}") from error
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    try:
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise translate(error, f"syncing {path}") from error
-
-
-def sync_file(path: Path) -> None:
-    """Returns once a file's content is on the disk."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise translate(error, f"syncing {path}") from error
 
 
 def _size(path: Path) -> int:

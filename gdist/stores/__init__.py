@@ -16,11 +16,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gdist.core.store_manifest import StoreTensor
+from gdist.core.view import VIEW
 from gdist.errors import RequestError
 from gdist.kvstore import kvstore_spec, local_path
 from gdist.stores.local import LocalFiles, LocalReader
 from gdist.stores.manifests import Files, Manifests, read_manifests
 from gdist.stores.store import LazyArray, Store
+from gdist.stores.views import ViewReader
 
 if TYPE_CHECKING:
     from gdist.stores.remote import RemoteReader
@@ -50,19 +52,33 @@ def open(store: Address | Sequence[Address], *, verify: bool = True) -> Store:
 
 def open_as(places: Sequence[Address], manifests: Manifests, *, verify: bool) -> Store:
     """Opens the store whose parts lie in these places by these manifests, whatever it says of itself."""
-    opener: Callable[[StoreTensor], Any] = partial(_tensorstore, [kvstore_spec(place) for place in places])
+    opener: Callable[[StoreTensor], Any] = partial(_tensorstore, _specs(places, manifests))
     where = " and ".join(os.fspath(place).rstrip("/") for place in places)
     return Store(where, manifests, reader_of(places, manifests, verify=verify), opener)
 
 
-def reader_of(places: Sequence[Address], manifests: Manifests, *, verify: bool) -> LocalReader | RemoteReader:
+def reader_of(
+    places: Sequence[Address], manifests: Manifests, *, verify: bool
+) -> LocalReader | ViewReader | RemoteReader:
     """What reads the store whose parts lie in these places."""
     roots = [root for place in places if (root := local_path(place)) is not None]
+    if manifests.joined.codec == VIEW and len(places) > 1:
+        raise RequestError("a view is one store, whole: it has no parts in several places")
+    if roots and manifests.joined.codec == VIEW:
+        return ViewReader(roots[0], manifests, verify=verify)
     if len(roots) == len(places) and manifests.joined.codec == "none":
         return LocalReader(roots, manifests, verify=verify)
     from gdist.stores.remote import RemoteReader  # TensorStore is imported for remote stores only
 
-    return RemoteReader([kvstore_spec(place) for place in places], manifests, verify=verify)
+    return RemoteReader(_specs(places, manifests), manifests, verify=verify)
+
+
+def _specs(places: Sequence[Address], manifests: Manifests) -> list[dict[str, object]]:
+    """What TensorStore opens: the places themselves, or the index of a view there."""
+    specs = [kvstore_spec(place) for place in places]
+    if manifests.joined.codec == VIEW:
+        return [{"driver": "ocdbt", "base": spec, "path": ""} for spec in specs]
+    return specs
 
 
 def files_of(store: Address) -> Files:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from gdist.core.dtypes import DType
 from gdist.core.layout import CACHE_LINE
+from gdist.core.store_manifest import StoreTensor
+from gdist.core.tensor import Order
 
 Array = NDArray[Any]  # Any: the element types of ml_dtypes have no static type
 Bytes = NDArray[np.uint8]
@@ -36,6 +38,12 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     raw = np.empty(nbytes + CACHE_LINE, np.uint8)
     skip = -raw.ctypes.data % CACHE_LINE
     return raw[skip : skip + nbytes].view(dtype).reshape(shape)
+
+
+def stored_order(tensor: StoreTensor, chunk: Array) -> Array:
+    """The elements of a chunk in the order in which they lie: what its digest is of."""
+    fortran = tensor.view is not None and tensor.view.order is Order.F
+    return chunk.T if fortran else chunk
 
 
 @cache

@@ -14,12 +14,16 @@ SHOWN = 8  # faults a message spells out; the rest are in its `faults`
 
 @dataclass(frozen=True, slots=True)
 class ChunkFault:
-    """An inner chunk whose bytes differ from its digest, counted from the first of its shard, at `path`."""
+    """An inner chunk whose bytes differ from its digest, counted from the first of its shard, at `path`.
+
+    In a view `path` is a file of the payload, and `offset` where the chunk begins in it.
+    """
 
     tensor: StoreTensor
     shard: tuple[int, ...]
     chunk: tuple[int, ...]
     path: str
+    offset: int | None = None
 
     @property
     def box(self) -> Box:
@@ -34,14 +38,18 @@ class ChunkFault:
     def error(self) -> CorruptError:
         """The fault as an error."""
         where = ", ".join(f"{a}:{b}" for a, b in zip(self.box.start, self.box.stop, strict=True))
+        what = f"chunk {self.chunk} of shard {self.path}"
+        if self.offset is not None:
+            what = f"chunk {self.shard} at byte {self.offset} of {self.path}"
         return CorruptError(
-            f"chunk {self.chunk} of shard {self.path} differs from its digest: {self.tensor.name!r}[{where}]",
+            f"{what} differs from its digest: {self.tensor.name!r}[{where}]",
             hint="fetch again, or run gdist verify to see all that is damaged",
             tensor=self.tensor.name,
             shard=self.shard,
             chunk=self.chunk,
             box=self.box,
             path=self.path,
+            offset=self.offset,
         )
 
 

@@ -24,6 +24,7 @@ from gdist.core.store_manifest import (
     parse_store_manifest,
 )
 from gdist.core.tensor import check_name
+from gdist.core.view import VIEW, is_block
 from gdist.errors import CorruptError, GdistError, RequestError
 from gdist.stores.faults import raise_faults
 
@@ -198,19 +199,25 @@ def check_manifest(manifest: StoreManifest, where: str) -> None:
         CorruptError: naming everything that is wrong.
     """
     faults: list[str] = []
-    if manifest.codec not in CODECS:
-        faults.append(f"codec {manifest.codec!r} is none of {', '.join(CODECS)}")
+    if manifest.codec not in (*CODECS, VIEW):
+        faults.append(f"codec {manifest.codec!r} is none of {', '.join((*CODECS, VIEW))}")
     seen: set[str] = set()
     for tensor in manifest.tensors:
         if tensor.name in seen:
             faults.append(f"tensor {tensor.name[:200]!r} is listed twice")
         seen.add(tensor.name)
         fault = tensor_fault(tensor)
+        fault = fault or view_fault(tensor, manifest)
         if fault:
             faults.append(fault)
-    for file in (*manifest.assets, *manifest.source_files):
-        if not _plain(file.path):
-            faults.append(f"asset {file.path[:200]!r} is not a plain relative path")
+    faults += [
+        f"file {file.path[:200]!r} is not a plain relative path"
+        for file in manifest.files
+        if not _plain(file.path)
+    ]
+    for small in (*manifest.assets, *manifest.source_files):
+        if not _plain(small.path):
+            faults.append(f"asset {small.path[:200]!r} is not a plain relative path")
     if faults:
         raise CorruptError(
             f"{where} cannot be true: {'; '.join(faults)}",
@@ -239,6 +246,27 @@ def tensor_fault(tensor: StoreTensor) -> str:
             return f"shard {index} of {tensor.name!r} is not in its grid of {grid.shards}"
         if len(digests) != chunks:
             return f"shard {index} of {tensor.name!r} has {len(digests)} digests for {chunks} chunks"
+    return ""
+
+
+def view_fault(tensor: StoreTensor, manifest: StoreManifest) -> str:
+    """What cannot be true of where a view's tensor lies; "" for nothing, and for tensors of other stores."""
+    view, grid = tensor.view, tensor.grid
+    if (view is None) != (manifest.codec != VIEW):
+        return f"tensor {tensor.name!r} lies {'in no file' if view is None else 'in files of a payload'}"
+    if view is None or 0 in grid.shape:
+        return ""
+    fits = len(view.part) == len(grid.shape) and all(
+        part > 0 and size % part == 0 for size, part in zip(grid.shape, view.part, strict=True)
+    )
+    if not fits or not is_block(view, grid):
+        return f"tensor {tensor.name!r} has an impossible grid {grid} of parts {view.part}"
+    nbytes = prod(view.part) * tensor.dtype.itemsize
+    if len(view.at) != prod(grid.shape) // prod(view.part):
+        return f"tensor {tensor.name!r} has {len(view.at)} parts of shape {view.part}"
+    for number, offset in view.at:
+        if not 0 <= number < len(manifest.files) or not 0 <= offset <= manifest.files[number].nbytes - nbytes:
+            return f"tensor {tensor.name!r} lies at {offset} of file {number}, which has no room for it"
     return ""
 
 

@@ -20,7 +20,7 @@ from gdist.core.layout import shard_key
 from gdist.core.store_manifest import MANIFEST_NAME, StoreTensor
 from gdist.errors import CorruptError, GdistError, RequestError, TransferError
 from gdist.kvstore import kvstore_spec, shared_context
-from gdist.stores.buffers import Array
+from gdist.stores.buffers import Array, stored_order
 from gdist.stores.faults import ChunkFault, raise_faults
 from gdist.stores.manifests import Manifests
 
@@ -198,7 +198,9 @@ class RemoteReader:
         counts = tuple(s // c for s, c in zip(grid.shard, grid.chunk, strict=True))
         ordinal = int(np.ravel_multi_index(within, counts)) if within else 0
         data = data.reshape(chunk.shape)  # NumPy makes one dimension of none
-        if blake3(data.reshape(-1).view(np.uint8).data).hexdigest() != tensor.shards[shard][ordinal]:
+        digest = tensor.shards[shard][ordinal]
+        stored = np.ascontiguousarray(stored_order(tensor, data))
+        if digest and blake3(stored.reshape(-1).view(np.uint8).data).hexdigest() != digest:
             return chunk, data, ChunkFault(tensor, shard, within, f"{tensor.name}/{shard_key(shard)}").error()
         return chunk, data, None
 

@@ -34,6 +34,13 @@ from gdist.cli.words import kept_nbytes
 @option(
     "--codec", type=click.Choice(CODECS), default="none", show_default=True, help="Compression of chunks."
 )
+@option(
+    "--layout",
+    type=click.Choice(api.LAYOUTS),
+    default="zarr",
+    show_default=True,
+    help="Shards; a view of the torrent's own files, which are kept and not copied; or both.",
+)
 @reading_options
 @option(
     "--work-dir",

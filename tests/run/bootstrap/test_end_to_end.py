@@ -76,7 +76,7 @@ def assert_fetched_once(dest: Path, grok: tuple[Path, dict[str, Array]], seeded:
     assert_holds(dest, {name: np.asarray(array) for name, array in grok[1].items()})
     assert verify(str(dest)).ok
     assert len(list(dest.glob("gdist.host-*.json"))) == HOSTS
-    assert seeded.stats().uploaded == nbytes(grok[0])
+    assert nbytes(grok[0]) <= seeded.stats().uploaded <= 1.05 * nbytes(grok[0])
 
 
 @pytest.mark.skipif(bool(slurm_rig.missing_programs()), reason=slurm_rig.missing_programs())

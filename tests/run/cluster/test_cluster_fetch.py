@@ -49,6 +49,14 @@ def nbytes(grok: tuple[Path, dict[str, Array]]) -> int:
     return sum(path.stat().st_size for path in grok[0].rglob("*") if path.is_file())
 
 
+def assert_once(seeded: Seeded, nbytes: int) -> None:
+    """That all of it came in, and hardly anything twice.
+
+    Not "nothing": a lease is taken over from a host that is slow, and on a busy machine any host may be.
+    """
+    assert nbytes <= seeded.stats().uploaded <= 1.05 * nbytes
+
+
 def assert_whole(agents: Agents, expected: dict[str, Array]) -> None:
     """That all hosts together have every tensor, and that each verifies what it has."""
     with open_store(agents.stores) as found:
@@ -85,7 +93,7 @@ def test_each_byte_comes_in_once(
         if "--select" in options:
             assert uploaded < 0.6 * nbytes(grok)
         else:
-            assert uploaded == nbytes(grok)
+            assert_once(seeded, nbytes(grok))
             assert_whole(agents, grok[1])
         if "--gateways" not in options:
             shares = [agents.told(index, "cluster_progress")[-1]["wan_rate"] for index in range(4)]
@@ -112,7 +120,7 @@ def test_both_exchanges_write_the_same_stores(
             assert_whole(agents, grok[1])
             stores.append([tree_of(store) for store in agents.stores])
     assert stores[0] == stores[1]
-    assert seeded.stats().uploaded == 2 * nbytes(grok), "each of them took every byte once"
+    assert_once(seeded, 2 * nbytes(grok))
 
 
 @pytest.mark.parametrize("gateways", ["all", "1"])
@@ -124,7 +132,7 @@ def test_full_copies_on_every_host(
     with Agents(seeded, tmp_path, 3, "--rules", str(rules), "--gateways", gateways, mesh="data=3") as agents:
         agents.start_all()
         assert agents.wait_all() == [0] * 3, agents.said()
-        assert seeded.stats().uploaded == nbytes(grok)
+        assert_once(seeded, nbytes(grok))
         assert_whole(agents, grok[1])
 
 
@@ -138,7 +146,7 @@ def test_a_header_of_many_pieces_is_read_from_all_who_brought_them_in(tmp_path: 
     ):
         agents.start_all()
         assert agents.wait_all() == [0] * 3, agents.said()
-        assert seeded.stats().uploaded == sum(f.stat().st_size for f in (tmp_path / "llama").iterdir())
+        assert_once(seeded, sum(f.stat().st_size for f in (tmp_path / "llama").iterdir()))
         assert_whole(agents, tensors)
 
 
@@ -200,7 +208,7 @@ def test_hosts_that_come_long_before_host_0_wait_for_it(
         time.sleep(way.TAKEOVER_SECONDS + 2)
         agents.start(0)
         assert agents.wait_all() == [0, 0], agents.said()
-        assert seeded.stats().uploaded == nbytes(grok)
+        assert_once(seeded, nbytes(grok))
 
 
 def test_all_are_killed_and_the_line_is_run_again(
@@ -228,7 +236,7 @@ def test_a_late_host_takes_what_the_others_kept_for_it(
         agents.start(3)
         assert agents.wait_all() == [0] * 4, agents.said()
         assert_whole(agents, grok[1])
-        assert seeded.stats().uploaded == nbytes(grok)
+        assert_once(seeded, nbytes(grok))
 
 
 def test_a_host_that_is_stopped_hands_over_and_goes_on_later(
@@ -279,7 +287,7 @@ def test_a_second_process_of_a_host_waits_for_the_first(
         agents.start(1)
         assert first.wait(60) == second.wait(60) == agents.wait(1) == 0
         assert_whole(agents, grok[1])
-        assert seeded.stats().uploaded == nbytes(grok)
+        assert_once(seeded, nbytes(grok))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,323 @@
+"""Making a view: a finished payload becomes a store that TensorStore, Orbax and zarr-python open, in place.
+
+survey ─▶ where each tensor lies ─▶ digests of its chunks ─▶ index ─▶ documents ─▶ manifest
+headers    `core.view`               each byte read once      OCDBT    Orbax's      the view is
+or why it cannot          (`trust`: not at all)    fsspec                complete
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from blake3 import blake3
+
+from gdist import __version__
+from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
+from gdist.core.orbax import COMMIT_MARKER
+from gdist.core.select import check_patterns
+from gdist.core.store_manifest import (
+    MANIFEST_NAME,
+    StoreAsset,
+    StoreManifest,
+    StoreSource,
+    StoreTensor,
+    parse_store_manifest,
+)
+from gdist.core.tensor import StoredTensor
+from gdist.core.view import VIEW, StoreFile, chunk_indexes, view_grid, view_of
+from gdist.errors import CorruptError, GdistError, InterruptedRun, RequestError, UnsupportedError, translate
+from gdist.events import Finished, Note, Observer, ShardCommitted, TensorsPlanned
+from gdist.run.catalogue import check_assets
+from gdist.run.survey import Survey, SurveyOptions, survey_files
+from gdist.run.view_index import write_documents
+from gdist.stores.local import LocalFiles
+from gdist.stores.manifests import Manifests
+from gdist.stores.views import ViewReader
+
+PAYLOAD = "payload"  # below a view that is not the payload's own directory
+LISTED = 5  # tensors that a message names
+# What a view writes, and the .torrent that a fetch leaves beside the payload: no part of the payload.
+OWN = (
+    MANIFEST_NAME,
+    "manifest.ocdbt",
+    "d/*",
+    "_METADATA",
+    COMMIT_MARKER,
+    "references.json",
+    "references.parquet/*",
+    ".*.part",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewOptions:
+    """How to make a view; `profile`, `ignore`, `select` as in a fetch.
+
+    With `partial` tensors that cannot be viewed are left out. With `trust` nothing is read but headers: there
+    are no digests then, and holes are not looked for. `workers` threads read (None: one a core).
+    """
+
+    profile: str | None = None
+    ignore: tuple[str, ...] = ()
+    select: tuple[str, ...] = ()
+    partial: bool = False
+    trust: bool = False
+    workers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewResult:
+    """A complete view: where, its manifest, whether it was there already, what was left out and why."""
+
+    path: str
+    manifest: StoreManifest
+    already: bool
+    seconds: float
+    left_out: tuple[str, ...] = ()
+
+
+def make_view(
+    payload: str | os.PathLike[str],
+    dest: str | os.PathLike[str] | None = None,
+    options: ViewOptions | None = None,
+    *,
+    source: StoreSource | None = None,
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> ViewResult:
+    """Makes a view of a payload, a directory or a file: a store whose chunks lie in the payload's own files.
+
+    `dest` is the view's directory (default: the payload's own; `FILE.view` for a file); `source` says which
+    torrent the payload is of. Safe to repeat: a view that fits the files is left as it is.
+
+    Raises:
+        RequestError: there is no payload, or `dest` holds something else.
+        UnsupportedError: tensors that cannot be viewed, unless `partial`; what gdist cannot read.
+        CorruptError: files with holes; files that contradict themselves.
+    """
+    began = time.monotonic()
+    asked, tell = options or ViewOptions(), observe or (lambda event: None)
+    check_patterns(asked.select)
+    where = Path(payload)
+    if not where.exists():
+        raise RequestError(f"{str(where)!r} does not exist", hint="give the directory of a finished download")
+    root = _root(where, dest)
+    found = _survey(where, root, asked)
+    manifest, left_out = _manifest(found, _prefix(where, root), source, asked)
+    before = _there(root)
+    if before is not None and _same(before, manifest, asked):
+        tell(TensorsPlanned(tuple(tensor.name for tensor in before.tensors)))
+        seconds = time.monotonic() - began
+        tell(Finished(str(root), before.nbytes, seconds, True, ()))
+        return ViewResult(str(root), before, True, seconds, left_out)
+    tell(TensorsPlanned(tuple(tensor.name for tensor in manifest.tensors)))
+    for why in left_out:
+        tell(Note(f"left out: {why}"))
+    _link(where, root)
+    if not asked.trust:
+        manifest = _digested(manifest, root, asked.workers, tell, stop or threading.Event())
+    _write(root, manifest)
+    seconds = time.monotonic() - began
+    tell(Finished(str(root), manifest.nbytes, seconds, False, ()))
+    return ViewResult(str(root), manifest, False, seconds, left_out)
+
+
+def _root(payload: Path, dest: str | os.PathLike[str] | None) -> Path:
+    """The view's directory.
+
+    Raises:
+        RequestError: it lies inside the payload, or is a file or somebody else's directory.
+    """
+    if dest is None:
+        return payload if payload.is_dir() else payload.with_name(f"{payload.name}.view")
+    root = Path(dest)
+    inside = os.path.relpath(os.path.realpath(root), os.path.realpath(payload))
+    if inside != "." and not inside.startswith(".."):
+        raise RequestError(
+            f"the view {str(root)!r} would lie inside the payload",
+            hint="leave DEST out to put the index into the payload's directory itself, or choose one outside",
+        )
+    if root.exists() and not root.is_dir():
+        raise RequestError(
+            f"{str(root)!r} is a file", hint="give a directory that is empty or does not exist"
+        )
+    if root.is_dir() and inside != ".":
+        strange = sorted(set(os.listdir(root)) - {PAYLOAD})
+        if strange and _there(root) is None:
+            raise RequestError(
+                f"{str(root)!r} is not empty and holds no view ({', '.join(strange[:LISTED])})",
+                hint="give a directory that is empty or does not exist",
+            )
+    return root
+
+
+def _in_place(payload: Path, root: Path) -> bool:
+    return root.exists() and os.path.samefile(payload, root)
+
+
+def _prefix(payload: Path, root: Path) -> str:
+    """What comes before the payload's paths in those that count from the view's root."""
+    return "" if _in_place(payload, root) else f"{PAYLOAD}/"
+
+
+def _survey(payload: Path, root: Path, asked: ViewOptions) -> Survey:
+    survey = SurveyOptions(asked.profile, asked.ignore, asked.select)
+    viewed = payload.is_dir() and (_in_place(payload, root) or _is_view(payload))
+
+    def own(name: str) -> bool:
+        at_top = "/" not in name and name.endswith(".torrent")
+        return at_top or (viewed and any(fnmatch.fnmatchcase(name, pattern) for pattern in OWN))
+
+    found = survey_files(payload, survey, skip=own)
+    check_assets(found.payload, found.assets, {n: kind for n, kind in found.foreign.items() if kind})
+    return found
+
+
+def _manifest(
+    found: Survey, prefix: str, source: StoreSource | None, asked: ViewOptions
+) -> tuple[StoreManifest, tuple[str, ...]]:
+    """What the view will be, without digests, and why tensors are not in it.
+
+    Raises:
+        UnsupportedError: naming those that cannot be viewed, unless that was asked for.
+    """
+    tensors, left_out = [], []
+    for tensor in found.tensors:
+        try:
+            tensors.append(_store_tensor(tensor, found))
+        except UnsupportedError as error:
+            left_out.append(error.message)
+    if left_out and (not asked.partial or not tensors):
+        more = f"; and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
+        raise UnsupportedError(
+            f"not all tensors can be viewed: {'; '.join(left_out[:LISTED])}{more}",
+            hint="--partial views the others; gdist reshard makes a store of all",
+            left_out=tuple(left_out),
+        )
+    nbytes = sum(file.length for file in found.payload.files)
+    manifest = StoreManifest(
+        source=source or StoreSource("", "", found.name, 0, nbytes, profile=found.profile or ""),
+        plan="",
+        mesh=Mesh((("model", 1),)),
+        host=HostGroup(),
+        tensors=tuple(tensors),
+        assets=tuple(
+            StoreAsset(found.payload.files[n].path, found.payload.files[n].length, "") for n in found.assets
+        ),
+        ignored=tuple(sorted(asked.ignore)),
+        codec=VIEW,
+        tool=f"gdist {__version__}",
+        select=tuple(sorted(set(asked.select))),
+        files=tuple(StoreFile(f"{prefix}{file.path}", file.length) for file in found.payload.files),
+    )
+    return manifest, tuple(left_out)
+
+
+def _store_tensor(tensor: StoredTensor, found: Survey) -> StoreTensor:
+    view = view_of(tensor, found.payload)
+    spec = tensor.spec
+    grid = view_grid(spec.shape, view, spec.dtype.itemsize)
+    shards = dict.fromkeys(chunk_indexes(grid), ("",))
+    return StoreTensor(spec.name, spec.dtype, grid, PartitionSpec(()), tensor.quantisation, shards, view=view)
+
+
+def _is_view(root: Path) -> bool:
+    """True where there is a view in place."""
+    try:
+        return _there(root) is not None
+    except GdistError:  # a payload may have any files, also such
+        return False
+
+
+def _there(root: Path) -> StoreManifest | None:
+    """The view that is there already, if one is."""
+    try:
+        data = (root / MANIFEST_NAME).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise translate(error, f"reading {root / MANIFEST_NAME}") from error
+    manifest = parse_store_manifest(data, str(root / MANIFEST_NAME))
+    if manifest.codec != VIEW:
+        raise RequestError(
+            f"{str(root)!r} holds a store of shards, not a view", hint="choose another directory for the view"
+        )
+    return manifest
+
+
+def _same(before: StoreManifest, manifest: StoreManifest, asked: ViewOptions) -> bool:
+    """True where a view that is there says all that this one would."""
+    if not asked.trust and any("" in d for tensor in before.tensors for d in tensor.shards.values()):
+        return False
+    if manifest.source.info_hash and before.source.info_hash != manifest.source.info_hash:
+        return False
+    bare = tuple(replace(t, shards=dict.fromkeys(t.shards, ("",))) for t in before.tensors)
+    return (bare, before.files, before.ignored) == (manifest.tensors, manifest.files, manifest.ignored)
+
+
+def _link(payload: Path, root: Path) -> None:
+    """Puts the payload below the view, by a relative link, where it does not lie there already."""
+    if _in_place(payload, root):
+        return
+    link = root / PAYLOAD
+    single = payload.is_file()
+    target = link / payload.name if single else link
+    try:
+        if target.exists() and os.path.samefile(target, payload):
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_symlink():
+            target.unlink()  # of an earlier view: what it points to is gone, or is another payload
+        os.symlink(os.path.relpath(os.path.realpath(payload), os.path.realpath(target.parent)), target)
+    except OSError as error:
+        raise translate(error, f"linking {payload} into {root}") from error
+
+
+def _digested(
+    manifest: StoreManifest, root: Path, workers: int | None, tell: Observer, stop: threading.Event
+) -> StoreManifest:
+    """The manifest with the digests of all chunks: every byte is read once, in loading order.
+
+    Raises:
+        CorruptError: naming files with holes.
+        InterruptedRun: `stop` was set.
+    """
+    reader = ViewReader(root, Manifests(manifest, (0,), 1), verify=False)
+    tensors = []
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="gdist-digest") as pool:
+        for tensor in manifest.tensors:
+            if stop.is_set():
+                raise InterruptedRun("the run was asked to stop", hint="run the same command again")
+            reader.check((tensor, tensor.grid.box_of(index)) for index in tensor.shards)
+            chunks = [reader.chunk(tensor, index) for index in tensor.shards]
+            digests = list(pool.map(lambda data: blake3(data.data).hexdigest(), chunks))
+            tensors.append(
+                replace(tensor, shards={i: (d,) for i, d in zip(tensor.shards, digests, strict=True)})
+            )
+            for index, data in zip(tensor.shards, chunks, strict=True):
+                tell(ShardCommitted(tensor.name, index, data.nbytes))
+            reader.forget(tensor)
+    assets = tuple(replace(asset, digest=_digest_of(root, manifest, asset)) for asset in manifest.assets)
+    return replace(manifest, tensors=tuple(tensors), assets=assets)
+
+
+def _digest_of(root: Path, manifest: StoreManifest, asset: StoreAsset) -> str:
+    data = LocalFiles(root).read(manifest.asset_key(asset))
+    if data is None:
+        raise CorruptError(f"{asset.path} went away while it was read", path=asset.path)
+    return blake3(data).hexdigest()
+
+
+def _write(root: Path, manifest: StoreManifest) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / MANIFEST_NAME).unlink(missing_ok=True)  # until all of it is new, there is no view here
+    except OSError as error:
+        raise translate(error, f"writing to {root}") from error
+    write_documents(root, manifest)

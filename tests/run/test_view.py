@@ -1,0 +1,326 @@
+"""Views: made over any finished download or fetched as one, read everywhere a store is, and never a lie."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tensorstore as ts
+
+import gdist
+from gdist.core.magnet import format_magnet
+from gdist.errors import CorruptError, InterruptedRun, RequestError, ResumeError, UnsupportedError
+from gdist.events import Event, ShardCommitted, TensorReady
+from gdist.run.verify import verify
+from gdist.run.view import ViewOptions, make_view
+from gdist.testing.checkpoints import write_grok1, write_safetensors
+from gdist.testing.fetches import Array, Recorder, assert_holds, tree_of
+from gdist.testing.swarm import Seeded, seed
+
+SWARM = {"dht": False, "lsd": False, "listen": "127.0.0.1:0"}
+
+
+@pytest.fixture
+def grok(tmp_path: Path) -> tuple[Path, dict[str, Array]]:
+    root = tmp_path / "grok"
+    return root, write_grok1(root, layers=2, emb=64, ffn=256, vocab=512)
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> tuple[Path, dict[str, Array]]:
+    root = tmp_path / "llama"
+    expected = write_safetensors(root, emb=32, vocab=128)
+    (root / "config.json").write_bytes(b"{}")
+    return root, expected
+
+
+def files_of(root: Path) -> dict[str, tuple[int, int]]:
+    """Length and time of change of every file."""
+    found = {path.relative_to(root).as_posix(): path.stat() for path in root.rglob("*") if path.is_file()}
+    return {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}
+
+
+def by_tensorstore(root: Path, name: str) -> Array:
+    base = {"driver": "file", "path": f"{root}/"}
+    spec = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
+    spec["fill_missing_data_reads"] = False
+    return np.asarray(ts.open(spec, open=True).result().read().result())
+
+
+@pytest.mark.parametrize("kind", ["grok", "llama"])
+@pytest.mark.parametrize("where", [None, "view"])
+def test_a_download_becomes_a_store_in_place(
+    kind: str, where: str | None, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    payload, expected = request.getfixturevalue(kind)
+    before = files_of(payload)
+    made = gdist.view(payload, None if where is None else tmp_path / where)
+    root = Path(made.path)
+    assert not made.already
+    assert before.items() <= files_of(payload).items(), "the payload is as it was"
+    assert_holds(root, {name: np.asarray(array) for name, array in expected.items()})
+    for name, array in expected.items():
+        assert by_tensorstore(root, name).tobytes() == np.asarray(array).tobytes()
+    assert verify(root).ok
+    assert gdist.view(payload, None if where is None else root).already
+    if where:
+        index = [path for path in root.rglob("*") if path.is_file() and "payload" not in path.parts]
+        assert sum(path.stat().st_size for path in index) < 200_000, "an index, and no copy"
+        moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+        shutil.move(tmp_path, moved)  # with the payload beside it
+        assert_holds(moved / where, {name: np.asarray(array) for name, array in expected.items()})
+
+
+def test_a_payload_may_have_a_view_in_place_and_others(
+    llama: tuple[Path, dict[str, Array]], tmp_path: Path
+) -> None:
+    gdist.view(llama[0])
+    assert gdist.view(llama[0], tmp_path / "view").manifest.tensors == gdist.view(llama[0]).manifest.tensors
+
+
+def test_one_file_is_viewed_from_beside_it(llama: tuple[Path, dict[str, Array]]) -> None:
+    file = next(llama[0].glob("*.safetensors"))
+    made = gdist.view(file)
+    assert made.path == f"{file}.view"
+    with gdist.open(made.path) as store:
+        assert all(np.array_equal(store[name], llama[1][name]) for name in store)
+
+
+def test_every_way_to_read_a_store(grok: tuple[Path, dict[str, Array]], tmp_path: Path) -> None:
+    payload, expected = grok
+    root = gdist.view(payload).path
+    whole = sorted(np.asarray(array).tobytes() for array in expected.values())
+    assert sorted(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(gdist.load(root))) == whole
+    streamed = [
+        np.asarray(leaf).tobytes() for _, item in gdist.stream(root) for leaf in jax.tree.leaves(item)
+    ]
+    assert sorted(streamed) == whole
+    with gdist.open(root) as store:
+        name = max(expected, key=lambda key: expected[key].ndim)
+        assert np.array_equal(store[name][0, 1:3], expected[name][0, 1:3])
+        seen = store[name].view()
+        assert seen is not None and not seen.flags.owndata and not seen.flags.writeable
+        assert store[name].tensorstore().shape == expected[name].shape
+    gdist.reshard(root, tmp_path / "shards", mesh="2x4")
+    assert_holds(tmp_path / "shards", expected)
+
+
+def test_fortran_order_is_a_transposed_chunk(tmp_path: Path) -> None:
+    payload, value = tmp_path / "p", np.asfortranarray(np.arange(24, dtype=np.float32).reshape(2, 3, 4))
+    payload.mkdir()
+    (payload / "w").write_bytes(pickle.dumps(value, protocol=4))
+    root = Path(gdist.view(payload).path)
+    with gdist.open(root) as store:
+        (name,) = store
+        assert np.array_equal(store[name], value) and np.array_equal(store[name][1, :, 2], value[1, :, 2])
+    assert np.array_equal(by_tensorstore(root, name), value)
+    assert verify(root).ok
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------
+
+
+def damage(path: Path, offset: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_a_payload_that_changed_is_refused_by_name_and_place(grok: tuple[Path, dict[str, Array]]) -> None:
+    root = Path(gdist.view(grok[0]).path)
+    with gdist.open(root) as store:
+        name = max(store, key=lambda key: store[key].nbytes)
+    manifest = json.loads((root / "gdist.json").read_bytes())
+    row = next(row for row in manifest["tensors"] if row["name"] == name)
+    number, offset = row["view"][2][0]
+    file = root / manifest["files"][number][0]
+    damage(file, offset + 5)
+    with gdist.open(root) as store, pytest.raises(CorruptError, match=f"at byte {offset} of {file}"):
+        store[name].read()
+    (fault,) = verify(root).faults
+    assert (fault.path, fault.tensor) == (str(file), name) and f"at byte {offset}" in fault.what
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with gdist.open(root) as store, pytest.raises(CorruptError, match=f"{file} has {len(content) - 1} bytes"):
+        store[name].read()
+    file.unlink()
+    with gdist.open(root) as store, pytest.raises(CorruptError, match=f"{file} of the payload is missing"):
+        store[name].read()
+    assert {fault.path for fault in verify(root).faults} == {str(file)}
+    with pytest.raises(CorruptError, match="missing"):
+        gdist.reshard(root, root.parent / "shards", mesh="1")
+
+
+def test_holes_are_an_unfinished_download(grok: tuple[Path, dict[str, Array]]) -> None:
+    file = max((path for path in grok[0].rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    size = file.stat().st_size
+    with open(file, "r+b") as opened:  # its end was never written
+        opened.truncate(size // 4096 // 2 * 4096)
+        opened.truncate(size)
+    if file.stat().st_blocks * 512 >= size:
+        pytest.skip("this file system has no holes")
+    with pytest.raises((CorruptError, UnsupportedError), match=r"holes|opcode|ends|STOP"):
+        gdist.view(grok[0])
+
+
+def test_an_index_that_was_tampered_with_is_found(llama: tuple[Path, dict[str, Array]]) -> None:
+    root = Path(gdist.view(llama[0]).path)
+    (nodes,) = (root / "d").iterdir()
+    damage(nodes, nodes.stat().st_size // 2)
+    assert [fault.path for fault in verify(root).faults] == [f"d/{nodes.name}"]
+    nodes.unlink()
+    assert [fault.what for fault in verify(root).faults] == ["is missing"]
+
+
+def test_without_reading_there_are_no_digests_and_verify_says_so(
+    llama: tuple[Path, dict[str, Array]],
+) -> None:
+    made = make_view(llama[0], None, ViewOptions(trust=True))
+    report = verify(made.path)
+    assert not report.ok and all("no digest" in fault.what for fault in report.faults)
+    assert_holds(made.path, llama[1])
+    assert not gdist.view(llama[0]).already, "asked for digests, it reads them"
+    assert verify(made.path).ok
+    assert gdist.view(llama[0], trust=True).already, "more than was asked for is enough"
+
+
+def test_where_a_view_cannot_go(llama: tuple[Path, dict[str, Array]], tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="does not exist"):
+        gdist.view(tmp_path / "nothing")
+    with pytest.raises(RequestError, match="inside the payload"):
+        gdist.view(llama[0], llama[0] / "view")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("mine")
+    with pytest.raises(RequestError, match=r"holds no view \(diary.txt\)"):
+        gdist.view(llama[0], tmp_path / "mine")
+    gdist.reshard(llama[0], tmp_path / "shards", mesh="1")
+    with pytest.raises(RequestError, match="a store of shards"):
+        gdist.view(llama[0], tmp_path / "shards")
+    assert not list((tmp_path / "mine").glob("*.ocdbt"))
+
+
+def on_a_read_only_payload(payload: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Runs gdist where the payload's directory cannot be written to, not even by root."""
+    script = f'{shlex.quote(sys.executable)} -m gdist "$@"'
+    if os.geteuid() == 0:
+        mount = f"mount --bind {payload} {payload} && mount -o remount,ro,bind {payload} && {script}"
+        words = ["unshare", "-m", "sh", "-ec", mount, "sh"]
+    else:
+        words = ["sh", "-c", f"chmod 555 {payload} && {script}; x=$?; chmod 755 {payload}; exit $x", "sh"]
+    return subprocess.run([*words, *command], capture_output=True, text=True, timeout=100)
+
+
+def test_a_read_only_payload_takes_an_index_elsewhere(
+    llama: tuple[Path, dict[str, Array]], tmp_path: Path
+) -> None:
+    refused = on_a_read_only_payload(llama[0], "view", str(llama[0]))
+    assert refused.returncode == 17 and "Traceback" not in refused.stderr, refused.stderr
+    done = on_a_read_only_payload(llama[0], "view", str(llama[0]), str(tmp_path / "view"))
+    assert done.returncode == 0, done.stderr
+    assert_holds(tmp_path / "view", llama[1])
+
+
+# --- fetched as views -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def seeded(llama: tuple[Path, dict[str, Array]]) -> Iterator[Seeded]:
+    with seed(llama[0], piece_length=1 << 14) as found:
+        yield found
+
+
+@pytest.mark.torrent
+def test_a_fetch_writes_no_second_byte(
+    llama: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    dest, recorder = tmp_path / "dest", Recorder()
+    done = gdist.fetch(format_magnet(seeded.magnet), dest, layout="view", observe=recorder, **SWARM)
+    assert done.manifest.source.info_hash == seeded.magnet.info_hash.hex
+    assert_holds(dest, llama[1])
+    for name, array in llama[1].items():
+        assert by_tensorstore(dest, name).tobytes() == np.asarray(array).tobytes()
+    assert verify(dest).ok
+    payload = sum(path.stat().st_size for path in llama[0].iterdir())
+    assert sum(len(data) for data in tree_of(dest).values()) < payload + 200_000
+    assert {event.tensor for event in recorder.of(TensorReady)} == set(llama[1])
+    assert recorder.of(ShardCommitted)
+    again = gdist.fetch(format_magnet(seeded.magnet), dest, layout="view", **SWARM)
+    assert again.already
+    with pytest.raises(ResumeError, match="codec view"):
+        gdist.fetch(format_magnet(seeded.magnet), dest, **SWARM)
+    damage(dest / done.manifest.files[1].path, done.manifest.files[1].nbytes - 3)
+    (fault,) = verify(dest).faults
+    assert "piece" in fault.what and fault.tensor
+
+
+@pytest.mark.torrent
+def test_shards_and_a_view(llama: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path) -> None:
+    dest = tmp_path / "dest"
+    gdist.fetch(format_magnet(seeded.magnet), dest, layout="both", mesh="1x2", **SWARM)
+    assert_holds(dest, llama[1])
+    assert_holds(dest / "view", llama[1])
+    assert verify(dest).ok and verify(dest / "view").ok
+
+
+@pytest.mark.torrent
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layout": "view", "mesh": "2x4"}, "--mesh"),
+        ({"layout": "view", "dtype": "float32"}, "--dtype"),
+        ({"layout": "view", "codec": "zstd"}, "codec zstd"),
+        ({"layout": "nothing"}, "none of zarr, view, both"),
+    ],
+)
+def test_what_does_not_go_with_a_view(
+    options: dict[str, str], words: str, seeded: Seeded, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=words):
+        gdist.fetch(format_magnet(seeded.magnet), tmp_path / "dest", **options, **SWARM)  # type: ignore[arg-type]
+
+
+@pytest.mark.torrent
+def test_a_view_of_chosen_tensors(
+    llama: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    dest = tmp_path / "dest"
+    chosen = {name: array for name, array in llama[1].items() if "layers.1" in name}
+    gdist.fetch(format_magnet(seeded.magnet), dest, layout="view", select="layers.1", **SWARM)
+    assert_holds(dest, chosen)
+    assert verify(dest).ok
+
+
+@pytest.mark.torrent
+def test_a_fetch_that_is_ended_goes_on_and_can_be_read_meanwhile(
+    llama: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    dest, magnet = tmp_path / "dest", format_magnet(seeded.magnet)
+    for most in (1, 4, 9):
+        stop, seen = threading.Event(), 0
+
+        def observe(event: Event, most: int = most, stop: threading.Event = stop) -> None:
+            nonlocal seen
+            seen += isinstance(event, ShardCommitted)
+            if seen >= most:
+                stop.set()
+
+        with pytest.raises(InterruptedRun):
+            gdist.fetch(magnet, dest, layout="view", observe=observe, stop=stop, **SWARM)
+        with pytest.raises(RequestError, match="not a store"):
+            gdist.open(dest)
+    assert not gdist.fetch(magnet, dest, layout="view", **SWARM).already
+    assert_holds(dest, llama[1])
+    assert verify(dest).ok
