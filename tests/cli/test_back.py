@@ -70,3 +70,23 @@ def test_export_gives_the_files_back(store: Path, origin: Path, tmp_path: Path) 
     assert done.code == 0 and done.last["event"] == "result", done.out
     assert "model.safetensors.index.json" in done.last["files"]  # type: ignore[operator]
     assert (tmp_path / "hf/README.md").read_text() == "hello\n"
+
+
+def test_verify_repairs(store: Path, origin: Path, tmp_path: Path) -> None:
+    before = tree_of(store)
+    shard = max((p for p in store.rglob("c/**/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    name = str(shard.relative_to(store))
+    bad = gdist("verify", store)
+    assert bad.code == 12 and "gdist verify --repair" in bad.err
+    assert gdist("verify", store, "--offline").code == 2
+    left = gdist("verify", store, "--repair", "--offline")
+    assert left.code == 12 and "could not be mended" in left.err and name in left.err
+    done = gdist("verify", store, "--repair", "--offline", "--from", origin)
+    assert (done.code, done.out) == (0, f"{store}\n"), done.err
+    assert f"mended {name}, chunk" in done.err and f"1 piece from {origin}" in done.err
+    assert tree_of(store) == before
+    again = gdist("verify", store, "--repair", "--json")
+    assert again.code == 0 and again.last["ok"] and not again.last["mended"]
