@@ -37,7 +37,7 @@ from gdist.run.destination import WORK
 from gdist.run.journal_file import Lock
 from gdist.run.manifest import array_files, group_files
 from gdist.run.rebuild import Rebuilder
-from gdist.run.repair_sources import Copy, Fetcher, RepairReport, open_copy
+from gdist.run.repair_sources import Copy, Fetcher, FilesCopy, RepairReport, open_copy
 from gdist.run.repair_view import ViewRepair
 from gdist.run.verify import Fault, VerifyReport, verify
 from gdist.sinks.parts import PartFiles
@@ -143,7 +143,9 @@ class _Repair:
         if needs_pieces:
             source = Rebuilder(self._root)
             try:
-                self._mend(damage, source, [open_copy(copy, source.metadata) for copy in copies], work)
+                kept = FilesCopy(self._root, source.metadata)  # of --payload keep
+                places = [open_copy(copy, source.metadata) for copy in copies]
+                self._mend(damage, source, [kept, *places] if kept.found else places, work)
             finally:
                 source.close()
         for name, index in damage.tails:

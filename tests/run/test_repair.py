@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import gdist
 from gdist.core.magnet import format_magnet
 from gdist.errors import GdistError, RequestError, StalledError
 from gdist.run.fetch import fetch
@@ -259,6 +260,16 @@ def test_a_compressed_store_says_what_to_do(seeded: Seeded, tmp_path: Path) -> N
         repair(tmp_path / "s", swarm=False)
 
 
+def test_a_kept_payload_mends_its_store(seeded: Seeded, tmp_path: Path) -> None:
+    fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(payload="keep"))
+    before = tree_of(tmp_path / "s")
+    shard = max((tmp_path / "s").rglob("c/**/0"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    flip(shard, 5000)
+    report = repair(tmp_path / "s", swarm=False)
+    assert report.ok and pieces_of(report) == {str(tmp_path / "s"): 1}
+    assert tree_of(tmp_path / "s") == before
+
+
 # --- views ------------------------------------------------------------------------------------------------
 
 
@@ -297,3 +308,20 @@ def test_views_are_mended(
     assert {p: d for p, d in after.items() if p in tree_of(origin)} == tree_of(origin)
     if harm != "index":
         assert after == before
+
+
+@pytest.mark.parametrize("layout", ["view", "both"])
+def test_what_a_fetch_viewed_is_mended(
+    layout: str, seeded: Seeded, peers: TorrentOptions, tmp_path: Path
+) -> None:
+    swarm = {"dht": False, "listen": f"{LOCALHOST}:0"}
+    gdist.fetch(format_magnet(seeded.magnet), tmp_path / "s", layout=layout, **swarm)
+    path = max((tmp_path / "s/payload").rglob("tensor*"), key=lambda p: p.stat().st_size)
+    before = path.read_bytes()
+    flip(path, 5000)
+    root = tmp_path / "s"
+    if layout == "both":
+        (root,) = {p.parent for p in (tmp_path / "s").rglob("manifest.ocdbt")}
+    report = repair(root, torrent=peers)
+    assert report.ok and pieces_of(report) == {SWARM: 1}, report
+    assert path.read_bytes() == before
