@@ -10,6 +10,7 @@ COMMANDS = (
     ("plan_grok1.py",),
     ("load_jax.py",),
     ("reshard.py",),
+    ("view.py",),
     ("fetch.py", "--mesh", "1x1"),
     ("fetch.py", "--mesh", "8x8"),
     ("footprint.py",),

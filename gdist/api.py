@@ -147,6 +147,7 @@ def fetch(
     view(
         Path(done.path, "payload"),
         Path(done.path, "view"),
+        torrent=Path(done.path, "source", "source.torrent"),
         profile=profile,
         ignore=ignore,
         select=select,
@@ -706,6 +707,7 @@ def view(
     select: Iterable[str] = (),
     partial: bool = False,
     trust: bool = False,
+    torrent: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
@@ -714,7 +716,8 @@ def view(
 
     `payload` is a directory or a file, made by any torrent client; `dest` where the index goes (default:
     the payload's own directory). Every byte is read once for its digest, unless `trust`. With `partial`
-    tensors that do not lie there as they are, are left out. Safe to repeat.
+    tensors that do not lie there as they are, are left out. With a .torrent file `torrent` every piece is
+    held against its hash, and the view knows what it is of. Safe to repeat.
 
     Raises:
         GdistError: of the family that says whose fault it is.
@@ -722,7 +725,15 @@ def view(
     _check_profile(profile)
     from gdist.run.view import ViewOptions, make_view
 
-    options = ViewOptions(profile, tuple(ignore), tuple(select), partial, trust, workers)
+    options = ViewOptions(
+        profile=profile,
+        ignore=tuple(ignore),
+        select=tuple(select),
+        partial=partial,
+        trust=trust,
+        torrent=None if torrent is None else Path(torrent),
+        workers=workers,
+    )
     return make_view(payload, dest, options, observe=observe, stop=stop)
 
 

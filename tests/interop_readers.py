@@ -62,11 +62,17 @@ def with_orbax(path: Path) -> Found:
         yield from _leaves(checkpointer.restore(path))
 
 
-def with_orbax_onto_a_mesh(path: Path) -> Found:
-    """Onto 4x2 devices, where the store was written for 2x4."""
+def with_orbax_pytree(path: Path) -> Found:
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        yield from _leaves(checkpointer.restore(path))
+
+
+def _target(path: Path) -> dict[str, Any]:
+    """A tree of structs on 4x2 devices, where the store was written for 2x4."""
     import jax
     import ml_dtypes  # noqa: F401  registers bfloat16
-    import orbax.checkpoint as ocp
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("rows", "columns"))
@@ -79,19 +85,43 @@ def with_orbax_onto_a_mesh(path: Path) -> Found:
         fits = len(shape) > 1 and shape[-2] % 4 == 0 and shape[-1] % 2 == 0
         spec = PartitionSpec(*[None] * (len(shape) - 2), "rows", "columns") if fits else PartitionSpec()
         here[leaf] = jax.ShapeDtypeStruct(shape, document["data_type"], sharding=NamedSharding(mesh, spec))
-    with ocp.StandardCheckpointer() as checkpointer:
-        restored = checkpointer.restore(path, target)
+    return target
+
+
+def _restored(restored: Any, target: dict[str, Any]) -> Found:
+    import jax
+
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     assert jax.tree.map(lambda leaf: leaf.sharding, restored) == shardings
     assert any(not sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings))
     yield from _leaves(restored)
 
 
+def with_orbax_onto_a_mesh(path: Path) -> Found:
+    import orbax.checkpoint as ocp
+
+    target = _target(path)
+    with ocp.StandardCheckpointer() as checkpointer:
+        yield from _restored(checkpointer.restore(path, target), target)
+
+
+def with_orbax_pytree_onto_a_mesh(path: Path) -> Found:
+    import orbax.checkpoint as ocp
+
+    target = _target(path)
+    how = ocp.checkpoint_utils.construct_restore_args(target)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        arguments = ocp.args.PyTreeRestore(item=target, restore_args=how)
+        yield from _restored(checkpointer.restore(path, args=arguments), target)
+
+
 WAYS: Mapping[str, Callable[[Path], Found]] = {
     "tensorstore": with_tensorstore,
     "zarr": with_zarr,
     "orbax": with_orbax,
+    "orbax pytree": with_orbax_pytree,
     "orbax onto a mesh": with_orbax_onto_a_mesh,
+    "orbax pytree onto a mesh": with_orbax_pytree_onto_a_mesh,
 }
 
 

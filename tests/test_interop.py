@@ -10,13 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401  makes NumPy know bfloat16
+import numpy as np
 import pytest
 
 from gdist.core.magnet import format_magnet
-from gdist.core.mesh import parse_mesh
+from gdist.core.mesh import HostGroup, parse_mesh
 from gdist.run.fetch import fetch
 from gdist.run.options import FetchOptions
 from gdist.testing.checkpoints import dequantised, write_grok1
+from gdist.testing.stores import write_store
 from gdist.testing.swarm import LOOPBACK, seed
 
 pytest.importorskip("jax")
@@ -26,6 +29,7 @@ pytestmark = [pytest.mark.jax, pytest.mark.torrent, pytest.mark.slow]
 
 Expected = dict[str, list[object]]
 
+ORBAX = ("orbax", "orbax pytree", "orbax onto a mesh", "orbax pytree onto a mesh")
 SCRIPT = Path(__file__).with_name("interop_readers.py")
 
 
@@ -74,9 +78,26 @@ def test_zarr_readers_find_every_array_equal_to_its_source(fetched: tuple[Path, 
 
 def test_orbax_restores_the_tree_also_onto_another_mesh(fetched: tuple[Path, Expected]) -> None:
     store, expected = fetched
-    ways = ("orbax", "orbax onto a mesh")
-    answer = read(store, *ways)
-    for way in ways:
+    answer = read(store, *ORBAX)
+    for way in ORBAX:
+        assert answer[way] == expected, way
+
+
+def test_orbax_restores_what_several_hosts_wrote_into_one_directory(tmp_path: Path) -> None:
+    """And types that NumPy does not know; one host's part alone is refused."""
+    values = np.arange(8 * 16).reshape(8, 16) % 15 - 7
+    arrays = {name: values.astype(name) for name in ("float32", "bfloat16", "float8_e4m3fn", "int4")}
+    rules = {"rules": [[".*", ["data", "model"]]]}
+    write_store(tmp_path, arrays, mesh="2x4", rules=rules, host=HostGroup(0, 2))
+    for way, found in read(tmp_path, *ORBAX).items():
+        assert isinstance(found, str) and "missing" in found, f"{way}: {found}"
+    write_store(tmp_path, arrays, mesh="2x4", rules=rules, host=HostGroup(1, 2))
+    expected = {
+        name: [list(array.shape), name, hashlib.sha256(array.tobytes()).hexdigest()]
+        for name, array in arrays.items()
+    }
+    answer = read(tmp_path, *ORBAX)
+    for way in ORBAX:
         assert answer[way] == expected, way
 
 
@@ -86,7 +107,7 @@ def test_a_missing_shard_is_an_error_and_never_zeros(fetched: tuple[Path, Expect
     name = next(name for name in expected if "moe" in name)
     shards = sorted(path for path in (broken / name / "c").rglob("*") if path.is_file())
     shards[0].unlink()
-    answer = read(broken, "tensorstore", "orbax", "orbax onto a mesh")
+    answer = read(broken, "tensorstore", *ORBAX)
     for way, found in answer.items():
         assert isinstance(found, str), f"{way} made up a missing shard"
         assert "missing" in found, f"{way}: {found}"

@@ -113,8 +113,8 @@ class StoreManifest:
     select: tuple[str, ...] = ()  # regular expressions: only tensors in whose name one is found; none: all
     converted: str | None = None  # the type of what was quantised or floating; None: all as in the source
     resharded: tuple[Step, ...] = ()
-    source_files: tuple[StoreAsset, ...] = ()  # below `source/`: what leads back to the torrent
     files: tuple[StoreFile, ...] = ()
+    source_files: tuple[StoreAsset, ...] = ()  # below `source/`: what leads back to the torrent
 
     @property
     def nbytes(self) -> int:
@@ -269,8 +269,8 @@ def _parse_body(body: Any) -> StoreManifest:
         resharded=tuple(Step(**step) for step in body.get("resharded", ())),
         select=tuple(map(str, body.get("select", ()))),
         converted=dtype_named(body["converted"]["dtype"]).name if "converted" in body else None,
-        source_files=tuple(StoreAsset(**row) for row in body.get("source_files", ())),
         files=tuple(_parse_file(*row) for row in body.get("files", ())),
+        source_files=tuple(StoreAsset(**row) for row in body.get("source_files", ())),
     )
 
 

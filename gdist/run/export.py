@@ -294,16 +294,16 @@ def _export_safetensors(store: Address | Sequence[Address], out: _Output, file_b
             }
             _write_whole(out, "model" + INDEX_SUFFIX, json.dumps(index, indent=2).encode() + b"\n")
         for asset in assets:
-            _write_whole(out, asset.path, _asset(places, asset.path, asset.digest))
+            _write_whole(out, asset.path, _asset(places, opened.manifest.asset_key(asset), asset.digest))
 
 
 def _asset(places: Sequence[Address], path: str, digest: str) -> bytes:
     for files in map(files_of, places):
-        data = files.read(f"assets/{path}")
-        if data is not None and blake3(data).hexdigest() == digest:
+        data = files.read(path)
+        if data is not None and digest in ("", blake3(data).hexdigest()):
             return data
     raise CorruptError(
-        f"assets/{path} is missing or differs from its digest", hint="gdist verify --repair STORE fetches it"
+        f"{path} is missing or differs from its digest", hint="gdist verify --repair STORE fetches it"
     )
 
 

@@ -322,12 +322,11 @@ class _Fetch:
 
     def _plan(self, source: PieceSource, catalogue: Catalogue, staged: bool) -> HostPlan:
         options, target = self._options, self._options.target
-        tensors = self._tensors(catalogue)
         if options.codec == VIEW:
-            return plan_view(catalogue.payload, tensors, identity=source.info_hash.hex)
+            return plan_view(catalogue.payload, catalogue.chosen, identity=source.info_hash.hex)
         plan = plan_host(
             catalogue.payload,
-            tensors,
+            self._tensors(catalogue),
             target.mesh if target else options.mesh,
             (target or options).rules or catalogue.rules,
             options.host,

@@ -134,7 +134,7 @@ class Rebuilder:
         for asset in self.manifest.assets:
             file = offsets.get(asset.path)
             if file and file.length == asset.nbytes and file.length:
-                yield Run(file.extent, f"assets/{asset.path}")
+                yield Run(file.extent, self.manifest.asset_key(asset))
 
     def lacks(self) -> tuple[Lack, ...]:
         """What of the torrent the store does not hold, by its manifests alone."""

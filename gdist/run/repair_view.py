@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gdist.core.extent import Extent
+from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import StoreManifest
 from gdist.errors import translate
 from gdist.events import Observer
 from gdist.run.repair_sources import Fetcher, RepairReport, open_copy
-from gdist.run.verify import NO_DIGEST, Fault, VerifyReport, verify
+from gdist.run.verify import Fault, VerifyReport, verify
 from gdist.run.view_index import write_documents
-from gdist.run.view_torrent import ViewTorrent
+from gdist.run.view_pieces import ViewTorrent
 from gdist.sources.torrent import TorrentOptions
 from gdist.stores import Address, files_of
 from gdist.stores.manifests import read_manifests
@@ -38,7 +39,7 @@ class ViewRepair:
 
     def run(self, copies: Sequence[Address], work: Path) -> RepairReport:
         """Mends what it can; what was wrong is verified again."""
-        faults = [fault for fault in self._report.faults if fault.what != NO_DIGEST]
+        faults = self._report.faults
         if any(self._is_index(fault) for fault in faults):
             write_documents(self._root, self._manifest)
         if any(not self._is_index(fault) for fault in faults):
@@ -46,20 +47,19 @@ class ViewRepair:
         again = verify(self._root)
         there = set(map(str, again.faults))
         mended = [str(fault).partition(":")[0] for fault in faults if str(fault) not in there]
-        left = tuple(fault for fault in again.faults if fault.what != NO_DIGEST)
         return RepairReport(
             self._report.store,
             self._report,
             tuple(dict.fromkeys(mended)),
             self._fetcher.table(),
             self._fetcher.nbytes,
-            left,
+            again.faults,
         )
 
     def _is_index(self, fault: Fault) -> bool:
         """True for what is no byte of the payload."""
         small = {self._manifest.asset_key(asset) for asset in self._manifest.assets}
-        return fault.chunk is None and fault.path not in small
+        return fault.chunk is None and fault.path not in small and not fault.path.startswith(f"{DIRECTORY}/")
 
     def _mend(self, faults: Sequence[Fault], copies: Sequence[Address], work: Path) -> None:
         source = ViewTorrent(self._root, self._manifest)

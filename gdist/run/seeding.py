@@ -20,7 +20,7 @@ from gdist.core.view import VIEW
 from gdist.errors import CorruptError, InterruptedRun, RequestError
 from gdist.kvstore import local_path
 from gdist.run.rebuild import Rebuilder
-from gdist.run.view_torrent import ViewTorrent
+from gdist.run.view_pieces import ViewTorrent
 from gdist.sources.torrent import PieceServer, Seeder, TorrentOptions
 from gdist.stores import Address, files_of
 from gdist.stores.manifests import read_manifests

@@ -167,30 +167,35 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def survey_files(
-    path: Path, options: SurveyOptions | None = None, *, skip: Callable[[str], bool] = lambda name: False
+    path: Path,
+    options: SurveyOptions | None = None,
+    *,
+    skip: Callable[[str], bool] = lambda name: False,
+    payload: Payload | None = None,
 ) -> Survey:
     """What a checkpoint on the local disk holds, as if it were a torrent's payload.
 
-    Files whose paths below it `skip` says yes to are no part of it.
+    Files whose paths below it `skip` says yes to are no part of it. Where the `payload` is known, its files
+    are all there is, and tensors are placed in it.
 
     Raises:
         UnsupportedError: when it holds no tensor gdist can read.
         CorruptError, FilesystemError: when a file contradicts itself or cannot be read.
     """
     asked = options or SurveyOptions()
-    found, files, ignored, position = [], [], [], 0
+    found, ignored = [], []
     foreign: dict[int, str | None] = {}
-    below = [(name, where) for name, where in _files_below(path) if not skip(name)]
-    for number, (name, where) in enumerate(below):
-        length = where.stat().st_size
-        files.append(PayloadFile(name, position, length))
+    payload = payload or _laid_out(path, skip)
+    files = payload.files
+    for number, file in enumerate(files):
+        name, position = file.path, file.offset
+        where = path if path.is_file() else path / name
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in asked.ignore):
             ignored.append(number)
         elif (report := _scan(where)).arrays:
             found.append(FileArrays(name, position, report.arrays, report.format or ""))
         else:
             foreign[number] = report.foreign
-        position += length
     if not found:
         raise UnsupportedError(
             f"none of the {len(files)} files of {str(path)!r} holds a tensor gdist can read",
@@ -200,7 +205,6 @@ def survey_files(
         if files[number].path.endswith(INDEX_SUFFIX) and files[number].length:
             check_index(_content(path if path.is_file() else path / files[number].path), found)
     naming = name_tensors(found, asked.profile)
-    payload = Payload(tuple(files), ASSUMED_PIECE_LENGTH, position)
     everything = Survey(
         kind="files",
         name=path.absolute().name,
@@ -215,6 +219,16 @@ def survey_files(
         foreign=foreign,
     )
     return _chosen(everything, asked)
+
+
+def _laid_out(path: Path, skip: Callable[[str], bool]) -> Payload:
+    """The files below a directory, or one file, in the order of their names."""
+    files, position = [], 0
+    for name, where in _files_below(path):
+        if not skip(name):
+            files.append(PayloadFile(name, position, where.stat().st_size))
+            position += files[-1].length
+    return Payload(tuple(files), ASSUMED_PIECE_LENGTH, position)
 
 
 def _content(path: Path) -> bytes:

@@ -27,7 +27,7 @@ from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, StoreTensor, tensor_attributes
 from gdist.core.view import VIEW
 from gdist.core.view_entries import view_entries
-from gdist.errors import CorruptError, FilesystemError, GdistError
+from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError
 from gdist.events import Event, Observer
 from gdist.kvstore import local_path
 from gdist.stores import files_of, reader_of
@@ -36,8 +36,6 @@ from gdist.stores.views import ViewReader
 from gdist.views.check import index_faults
 
 BLOCK_BYTES = 4 * 2**20  # read and hashed at once: what one worker holds
-
-NO_DIGEST = "has no digest to be checked by: the view was made without reading it"
 
 Index = tuple[int, ...]
 
@@ -110,7 +108,7 @@ def verify(
     `ShardVerified` for each shard, in loading order, on the caller's thread.
 
     Raises:
-        RequestError: when there is no store.
+        RequestError: when there is no store, or one without digests.
         FilesystemError: when its directory may not be read.
         TransferError: when a server does not answer, or only for whole files.
         CorruptError: when its manifest itself is damaged; all other damage is in the report.
@@ -119,6 +117,11 @@ def verify(
     files = files_of(store)
     manifests = read_manifests(files)
     manifest = manifests.joined
+    if any("" in digests for tensor in manifest.tensors for digests in tensor.shards.values()):
+        raise RequestError(
+            f"{files.where} has no digests to be checked by: it was made without reading the payload",
+            hint="run gdist view without --trust: it reads every byte",
+        )
     documents = _index_faults if manifest.codec == VIEW else _document_faults
     faults = [*documents(files, manifest), *_asset_faults(files, manifest), *_unlisted(manifests)]
     tasks = [_Task(tensor, index) for tensor in manifest.tensors for index in sorted(tensor.shards)]
@@ -179,11 +182,10 @@ def _check_view(reader: ViewReader, task: _Task) -> tuple[int, list[Fault]]:
     nbytes = prod(tensor.grid.chunk) * tensor.dtype.itemsize
     if isinstance(fault, CorruptError):
         what = "differs from its digest" if "digest" in fault.message else fault.message
-        return nbytes, [Fault(str(path), f"{where} {what}", tensor.name, index)]
+        below = path.relative_to(reader.root).as_posix()
+        return nbytes, [Fault(below, f"{where} {what}", tensor.name, index)]
     if fault:
         return nbytes, [task.fault(fault.message)]
-    if tensor.shards[index] == ("",):
-        return nbytes, [Fault(str(path), NO_DIGEST, tensor.name, index)]
     return nbytes, []
 
 
@@ -324,7 +326,5 @@ def _asset_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
             yield Fault(path, "is missing")
         elif len(data) != asset.nbytes:
             yield Fault(path, f"has {len(data)} bytes, not {asset.nbytes}")
-        elif not asset.digest:
-            yield Fault(path, NO_DIGEST)
         elif blake3(data).hexdigest() != asset.digest:
             yield Fault(path, "differs from its digest")

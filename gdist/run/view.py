@@ -21,6 +21,7 @@ from gdist import __version__
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.orbax import COMMIT_MARKER
 from gdist.core.select import check_patterns
+from gdist.core.source_map import DIRECTORY, MAP_NAME, REST_NAME, TORRENT_NAME
 from gdist.core.store_manifest import (
     MANIFEST_NAME,
     StoreAsset,
@@ -36,6 +37,7 @@ from gdist.events import Finished, Note, Observer, ShardCommitted, TensorsPlanne
 from gdist.run.catalogue import check_assets
 from gdist.run.survey import Survey, SurveyOptions, survey_files
 from gdist.run.view_index import write_documents
+from gdist.run.view_torrent import ViewedTorrent
 from gdist.stores.local import LocalFiles
 from gdist.stores.manifests import Manifests
 from gdist.stores.views import ViewReader
@@ -51,6 +53,7 @@ OWN = (
     COMMIT_MARKER,
     "references.json",
     "references.parquet/*",
+    *(f"{DIRECTORY}/{name}" for name in (TORRENT_NAME, MAP_NAME, REST_NAME)),
     ".*.part",
 )
 
@@ -60,7 +63,8 @@ class ViewOptions:
     """How to make a view; `profile`, `ignore`, `select` as in a fetch.
 
     With `partial` tensors that cannot be viewed are left out. With `trust` nothing is read but headers: there
-    are no digests then, and holes are not looked for. `workers` threads read (None: one a core).
+    are no digests then, and holes are not looked for. With the .torrent file `torrent` every piece is held
+    against its hash first, and the view knows what it is of. `workers` threads read (None: one a core).
     """
 
     profile: str | None = None
@@ -68,6 +72,7 @@ class ViewOptions:
     select: tuple[str, ...] = ()
     partial: bool = False
     trust: bool = False
+    torrent: Path | None = None
     workers: int | None = None
 
 
@@ -87,14 +92,13 @@ def make_view(
     dest: str | os.PathLike[str] | None = None,
     options: ViewOptions | None = None,
     *,
-    source: StoreSource | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
 ) -> ViewResult:
     """Makes a view of a payload, a directory or a file: a store whose chunks lie in the payload's own files.
 
-    `dest` is the view's directory (default: the payload's own; `FILE.view` for a file); `source` says which
-    torrent the payload is of. Safe to repeat: a view that fits the files is left as it is.
+    `dest` is the view's directory (default: the payload's own; `FILE.view` for a file). Safe to repeat: a
+    view that fits the files is left as it is.
 
     Raises:
         RequestError: there is no payload, or `dest` holds something else.
@@ -107,9 +111,14 @@ def make_view(
     where = Path(payload)
     if not where.exists():
         raise RequestError(f"{str(where)!r} does not exist", hint="give the directory of a finished download")
+    if asked.trust and asked.torrent:
+        raise RequestError(
+            "--torrent holds every byte against the torrent, --trust reads none", hint="leave one of them out"
+        )
     root = _root(where, dest)
-    found = _survey(where, root, asked)
-    manifest, left_out = _manifest(found, _prefix(where, root), source, asked)
+    torrent = ViewedTorrent(asked.torrent, where) if asked.torrent else None
+    found = _survey(where, root, asked, torrent)
+    manifest, left_out = _manifest(found, _prefix(where, root, torrent), torrent, asked)
     before = _there(root)
     if before is not None and _same(before, manifest, asked):
         tell(TensorsPlanned(tuple(tensor.name for tensor in before.tensors)))
@@ -120,11 +129,19 @@ def make_view(
     for why in left_out:
         tell(Note(f"left out: {why}"))
     _link(where, root)
+    workers, ended = asked.workers or os.cpu_count() or 1, stop or threading.Event()
+    if torrent:
+        torrent.check(workers, ended)
     if not asked.trust:
-        manifest = _digested(manifest, root, asked.workers, tell, stop or threading.Event())
-    _write(root, manifest)
+        manifest = _digested(manifest, root, workers, tell, ended)
+    _unpublish(root)
+    if torrent:
+        kept = torrent.keep(root, found.tensors, {*found.assets, *found.ignored})
+        manifest = replace(manifest, source_files=kept)
+    write_documents(root, manifest)
     seconds = time.monotonic() - began
-    tell(Finished(str(root), manifest.nbytes, seconds, False, ()))
+    if not asked.trust:  # bytes that nobody read have no rate
+        tell(Finished(str(root), manifest.nbytes, seconds, False, ()))
     return ViewResult(str(root), manifest, False, seconds, left_out)
 
 
@@ -161,12 +178,13 @@ def _in_place(payload: Path, root: Path) -> bool:
     return root.exists() and os.path.samefile(payload, root)
 
 
-def _prefix(payload: Path, root: Path) -> str:
+def _prefix(payload: Path, root: Path, torrent: ViewedTorrent | None) -> str:
     """What comes before the payload's paths in those that count from the view's root."""
-    return "" if _in_place(payload, root) else f"{PAYLOAD}/"
+    below = f"{torrent.base.name}/" if torrent and torrent.base.parent == payload else ""
+    return below if _in_place(payload, root) else f"{PAYLOAD}/{below}"
 
 
-def _survey(payload: Path, root: Path, asked: ViewOptions) -> Survey:
+def _survey(payload: Path, root: Path, asked: ViewOptions, torrent: ViewedTorrent | None) -> Survey:
     survey = SurveyOptions(asked.profile, asked.ignore, asked.select)
     viewed = payload.is_dir() and (_in_place(payload, root) or _is_view(payload))
 
@@ -174,13 +192,17 @@ def _survey(payload: Path, root: Path, asked: ViewOptions) -> Survey:
         at_top = "/" not in name and name.endswith(".torrent")
         return at_top or (viewed and any(fnmatch.fnmatchcase(name, pattern) for pattern in OWN))
 
-    found = survey_files(payload, survey, skip=own)
+    if torrent:
+        base = torrent.base if payload.is_dir() else payload
+        found = survey_files(base, survey, payload=torrent.payload)
+    else:
+        found = survey_files(payload, survey, skip=own)
     check_assets(found.payload, found.assets, {n: kind for n, kind in found.foreign.items() if kind})
     return found
 
 
 def _manifest(
-    found: Survey, prefix: str, source: StoreSource | None, asked: ViewOptions
+    found: Survey, prefix: str, torrent: ViewedTorrent | None, asked: ViewOptions
 ) -> tuple[StoreManifest, tuple[str, ...]]:
     """What the view will be, without digests, and why tensors are not in it.
 
@@ -200,21 +222,21 @@ def _manifest(
             hint="--partial views the others; gdist reshard makes a store of all",
             left_out=tuple(left_out),
         )
-    nbytes = sum(file.length for file in found.payload.files)
+    files, profile = found.payload.files, found.profile or ""
+    nbytes = sum(file.length for file in files)
+    source = StoreSource("", "", found.name, 0, nbytes, profile=profile)
     manifest = StoreManifest(
-        source=source or StoreSource("", "", found.name, 0, nbytes, profile=found.profile or ""),
+        source=torrent.source(profile) if torrent else source,
         plan="",
         mesh=Mesh((("model", 1),)),
         host=HostGroup(),
         tensors=tuple(tensors),
-        assets=tuple(
-            StoreAsset(found.payload.files[n].path, found.payload.files[n].length, "") for n in found.assets
-        ),
+        assets=tuple(StoreAsset(files[n].path, files[n].length, "") for n in found.assets),
         ignored=tuple(sorted(asked.ignore)),
         codec=VIEW,
         tool=f"gdist {__version__}",
         select=tuple(sorted(set(asked.select))),
-        files=tuple(StoreFile(f"{prefix}{file.path}", file.length) for file in found.payload.files),
+        files=tuple(StoreFile(f"{prefix}{f.path}", f.length, f.offset if torrent else None) for f in files),
     )
     return manifest, tuple(left_out)
 
@@ -280,7 +302,7 @@ def _link(payload: Path, root: Path) -> None:
 
 
 def _digested(
-    manifest: StoreManifest, root: Path, workers: int | None, tell: Observer, stop: threading.Event
+    manifest: StoreManifest, root: Path, workers: int, tell: Observer, stop: threading.Event
 ) -> StoreManifest:
     """The manifest with the digests of all chunks: every byte is read once, in loading order.
 
@@ -290,7 +312,7 @@ def _digested(
     """
     reader = ViewReader(root, Manifests(manifest, (0,), 1), verify=False)
     tensors = []
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="gdist-digest") as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="gdist-digest") as pool:
         for tensor in manifest.tensors:
             if stop.is_set():
                 raise InterruptedRun("the run was asked to stop", hint="run the same command again")
@@ -314,10 +336,10 @@ def _digest_of(root: Path, manifest: StoreManifest, asset: StoreAsset) -> str:
     return blake3(data).hexdigest()
 
 
-def _write(root: Path, manifest: StoreManifest) -> None:
+def _unpublish(root: Path) -> None:
+    """Until all of it is new, there is no view here."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        (root / MANIFEST_NAME).unlink(missing_ok=True)  # until all of it is new, there is no view here
+        (root / MANIFEST_NAME).unlink(missing_ok=True)
     except OSError as error:
         raise translate(error, f"writing to {root}") from error
-    write_documents(root, manifest)

@@ -16,10 +16,9 @@ from pathlib import Path
 from blake3 import blake3
 
 from gdist.core.journal import ShardRecord
-from gdist.core.orbax import COMMIT_MARKER
 from gdist.core.placer import Placement
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
-from gdist.core.store_manifest import StoreManifest
+from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.durable import write_atomically
 from gdist.errors import CorruptError, translate
 from gdist.run.view_index import write_documents, write_index
@@ -36,8 +35,9 @@ class ViewSink:
         self._root, self._plan, self._planned = root, plan, planned
         self._tensors = {tensor.name: tensor for tensor in planned.tensors}
         self._reader = ViewReader(root, Manifests(planned, (0,), 1), verify=False)
-        self._whole: list[str] = []  # tensors that are in the index, or will be with its next state
+        self._whole: list[StoreTensor] = []  # tensors that are in the index, or will be with its next state
         self._grown = time.monotonic()
+        self._whole_nbytes = {root / file.path: file.nbytes for file in planned.files}
 
     def restore(self, records: Iterable[ShardRecord]) -> tuple[set[ShardTask], set[ShardTask]]:
         """After a restart: the chunks that are durable, and all others, whose bytes may be there in part."""
@@ -67,12 +67,16 @@ class ViewSink:
         """Syncs the file and takes the chunk's digest; thread-safe."""
         name = self._name(task)
         path, offset = self._reader.place(self._tensors[name], task.index)
+        whole = self._whole_nbytes[path]
         nbytes, digest = self._nbytes(task), blake3()
         block = memoryview(bytearray(min(nbytes, 1 << 20)))
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                os.fdatasync(descriptor)
+                # Readers of a view go by the whole file's length; what is still to come is a hole until then.
+                if os.fstat(descriptor).st_size < whole:
+                    os.ftruncate(descriptor, whole)
+                os.fsync(descriptor)
                 done = 0
                 while done < nbytes:
                     count = os.preadv(descriptor, [block[: nbytes - done]], offset + done)
@@ -88,18 +92,18 @@ class ViewSink:
 
     def publish(self, plan: TensorPlan) -> None:
         """Puts a tensor into the index, with its next state."""
-        self._whole.append(plan.tensor.spec.name)
+        tensor = self._tensors[plan.tensor.spec.name]
+        self._whole.append(replace(tensor, shards={task.index: ("",) for task in plan.shards}))
         if time.monotonic() - self._grown > GROW_SECONDS:
-            whole = [self._tensors[name] for name in self._whole]
-            write_index(self._root, replace(self._planned, tensors=tuple(whole)))
+            write_index(self._root, replace(self._planned, tensors=tuple(self._whole)))
             self._grown = time.monotonic()
 
     def sync(self) -> None:
         """Nothing was placed."""
 
     def write_document(self, path: str, data: bytes) -> None:
-        """Small files lie in the payload already; what says that the store is whole does not."""
-        if path == COMMIT_MARKER:
+        """Puts a small file in place, but for assets: those lie in the payload already."""
+        if not path.startswith("assets/"):
             write_atomically(self._root / path, data)
 
     def finish(self, manifest: StoreManifest, documents: Mapping[str, bytes]) -> None:

@@ -1,95 +1,156 @@
-"""The torrent of a view: its .torrent beside the payload, and which of its files is which of the view's."""
+"""The torrent of a download that is viewed: whether the files are its, and what leads back to it.
+
+Every piece is checked by the torrent's own hashes, so a view made with a `.torrent` is as certain as one that
+was fetched, and names pieces where something is damaged later.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gdist.core.extent import Extent
+from blake3 import blake3
+
+from gdist.core.magnet import format_magnet
 from gdist.core.payload import Payload
-from gdist.core.source_map import DIRECTORY, TORRENT_NAME
-from gdist.core.store_manifest import StoreManifest
-from gdist.errors import GdistError, RequestError
+from gdist.core.source_map import DIRECTORY, MAP_NAME, REST_NAME, TORRENT_NAME, SourceMap, source_map_to_json
+from gdist.core.store_manifest import StoreAsset, StoreSource
+from gdist.core.tensor import StoredTensor
+from gdist.durable import write_atomically
+from gdist.errors import CorruptError, InterruptedRun, RequestError, UnsupportedError, translate
+from gdist.run.collect import gaps_of
+from gdist.run.keeping import MAX_REST_BYTES
+from gdist.sources.torrent import magnet_of
 from gdist.sources.torrent.files import PayloadFiles
 from gdist.sources.torrent.hashing import PieceHashes
-from gdist.sources.torrent.metadata import Metadata, load_torrent, piece_layers, read_metadata
+from gdist.sources.torrent.metadata import load_torrent, piece_layers, read_metadata
+
+NAMED = 8  # pieces that a message names
 
 
-class ViewTorrent:
-    """The payload of a view in a directory, as its torrent has it; safe from any thread.
+class ViewedTorrent:
+    """The torrent in a file, and where its files lie in or around the download `directory`.
 
     Raises:
-        RequestError: when there is no .torrent of this payload.
+        RequestError: there is no such file, or the download does not have its files in full; names them.
+        CorruptError, UnsupportedError: it is no torrent, or one that gdist does not take.
     """
 
-    def __init__(self, root: Path, manifest: StoreManifest):
-        self.where, self.manifest = str(root), manifest
-        self.torrent, self.metadata = _find(root, manifest)
-        self._hashes = PieceHashes(self.metadata)
-        self._hashes.add_layers(piece_layers(self.torrent))
-        self.paths = tuple(_paths(root, manifest, self.metadata))
-        self._files = PayloadFiles(self.payload, self.paths)
-
-    @property
-    def payload(self) -> Payload:
-        """The torrent's files and pieces."""
-        return self.metadata.payload
-
-    def extent_of_file(self, key: str) -> Extent | None:
-        """Where a file of the view, by its path below the root, lies in the payload."""
-        root = Path(self.where)
-        for path, file in zip(self.paths, self.payload.files, strict=True):
-            if path == root / key:
-                return file.extent
-        return None
-
-    def read(self, extent: Extent, out: memoryview) -> bool:
-        """Fills `out` with an extent, unchecked; False where a file is missing or too short."""
-        return self._files.read(extent, out)
-
-    def matches(self, piece: int, data: memoryview) -> bool:
-        """True when these are the piece's bytes."""
-        return self._hashes.knows(piece) and self._hashes.matches(piece, data)
-
-    def piece(self, piece: int, out: memoryview | None = None) -> memoryview | None:
-        """A piece, when it is here and its hash is right; in the first bytes of `out`."""
-        extent = self.payload.extent_of(piece)
-        view = memoryview(bytearray(extent.length)) if out is None else out[: extent.length]
-        return view if self.read(extent, view) and self.matches(piece, view) else None
-
-
-def _find(root: Path, manifest: StoreManifest) -> tuple[bytes, Metadata]:
-    known = {manifest.source.info_hash_v1, manifest.source.info_hash_v2} - {""}
-    for path in _candidates(root):
+    def __init__(self, torrent: str | os.PathLike[str], directory: Path):
         try:
-            torrent = path.read_bytes()
-            metadata = read_metadata(load_torrent(torrent))
-        except (OSError, GdistError):
-            continue
-        hashes = {metadata.info_hash.v1_hex, metadata.info_hash.v2_hex} - {""}
-        sizes = sorted(file.length for file in metadata.payload.files)
-        if known & hashes or (not known and sizes == sorted(file.nbytes for file in manifest.files)):
-            return torrent, metadata
-    raise RequestError(
-        f"{root} has no .torrent file of its payload",
-        hint=f"put it into {root}, under any name that ends with .torrent",
-    )
+            self.content = Path(torrent).read_bytes()
+        except OSError as error:
+            raise RequestError(
+                f"cannot read {os.fspath(torrent)!r}: {error.strerror}", hint="give a .torrent file"
+            ) from error
+        self._metadata = read_metadata(load_torrent(self.content))
+        self.payload: Payload = self._metadata.payload
+        single = directory.is_file()
+        bases = [directory.parent] if single else [directory, directory / self._metadata.name]
+        lacking = [
+            [f.path for f in self.payload.files if not _has(base / f.path, f.length)] for base in bases
+        ]
+        best = min(range(len(bases)), key=lambda number: len(lacking[number]))
+        if lacking[best]:
+            more = f" and {len(lacking[best]) - NAMED} more" if len(lacking[best]) > NAMED else ""
+            raise RequestError(
+                f"{str(directory)!r} does not have the files of {self._metadata.name!r} in full: "
+                f"{', '.join(lacking[best][:NAMED])}{more}",
+                hint="finish the download, or give the .torrent file that it is of",
+                files=tuple(lacking[best]),
+            )
+        self.base = bases[best]
+        self.paths = tuple(self.base / file.path for file in self.payload.files)
+
+    def source(self, profile: str) -> StoreSource:
+        """What a manifest says of it."""
+        known = self._metadata.info_hash
+        nbytes = sum(file.length for file in self.payload.files)
+        magnet = format_magnet(magnet_of(self.content))
+        length = self.payload.piece_length
+        return StoreSource(known.v1_hex, known.v2_hex, self._metadata.name, length, nbytes, magnet, profile)
+
+    def check(self, workers: int, stop: threading.Event) -> None:
+        """Holds every piece against its hash.
+
+        Raises:
+            CorruptError: naming the pieces that are not, and their files.
+            UnsupportedError: a hash is not in the .torrent file.
+            InterruptedRun: `stop` was set.
+        """
+        hashes = PieceHashes(self._metadata)
+        hashes.add_layers(piece_layers(self.content))
+        unknown = [piece for piece in range(self.payload.pieces) if not hashes.knows(piece)]
+        if unknown:
+            raise UnsupportedError(
+                f"the .torrent file lacks the hashes of {len(unknown)} pieces",
+                hint="give one with its piece layers, as make-torrent and clients write it",
+            )
+        files, local = PayloadFiles(self.payload, self.paths), threading.local()
+
+        def right(piece: int) -> bool:
+            if stop.is_set():
+                raise InterruptedRun("the run was asked to stop", hint="run the same command again")
+            if not hasattr(local, "buffer"):
+                local.buffer = memoryview(bytearray(self.payload.piece_length))
+            extent = self.payload.extent_of(piece)
+            data = local.buffer[: extent.length]
+            return files.read(extent, data) and hashes.matches(piece, data)
+
+        with ThreadPoolExecutor(workers, thread_name_prefix="gdist-hash") as pool:
+            fine = pool.map(right, range(self.payload.pieces))
+            bad = [piece for piece, found in enumerate(fine) if not found]
+        if bad:
+            raise self._damaged(bad)
+
+    def _damaged(self, pieces: Sequence[int]) -> CorruptError:
+        where = []
+        for piece in pieces[:NAMED]:
+            segments = self.payload.segments(self.payload.extent_of(piece))
+            names = " and ".join(self.payload.files[segment.file].path for segment in segments)
+            where.append(f"piece {piece} in {names}")
+        more = f"; and {len(pieces) - NAMED} more" if len(pieces) > NAMED else ""
+        return CorruptError(
+            f"the download is not what the torrent names: {'; '.join(where)}{more}",
+            hint="let the client that made it check it again",
+            pieces=tuple(pieces),
+        )
+
+    def keep(
+        self, root: Path, tensors: Sequence[StoredTensor], apart: Collection[int]
+    ) -> tuple[StoreAsset, ...]:
+        """Writes below a view what leads back to the torrent; files `apart` are assets, or are left out."""
+        files = [number for number in range(len(self.payload.files)) if number not in apart]
+        gaps = gaps_of(self.payload, tensors, files)
+        if sum(gap.length for extents in gaps.values() for gap in extents) > MAX_REST_BYTES:
+            gaps = {}
+        rest = bytearray()
+        for number, extents in gaps.items():
+            path = self.paths[number]
+            try:
+                with path.open("rb") as file:
+                    for extent in extents:
+                        file.seek(extent.start)
+                        rest += file.read(extent.length)
+            except OSError as error:
+                raise translate(error, f"reading {path}") from error
+        names = {self.payload.files[number].path: extents for number, extents in gaps.items()}
+        parts = {tensor.spec.name: tensor.parts for tensor in tensors}
+        documents = {
+            TORRENT_NAME: self.content,
+            MAP_NAME: source_map_to_json(SourceMap(parts, names)),
+            REST_NAME: bytes(rest),
+        }
+        for name, data in documents.items():
+            write_atomically(root / DIRECTORY / name, data)
+        return tuple(StoreAsset(n, len(d), blake3(d).hexdigest()) for n, d in sorted(documents.items()))
 
 
-def _candidates(root: Path) -> Iterator[Path]:
-    yield root / DIRECTORY / TORRENT_NAME
-    for directory in (root, root / "payload"):
-        yield from sorted(directory.glob("*.torrent"))
-
-
-def _paths(root: Path, manifest: StoreManifest, metadata: Metadata) -> Iterator[Path]:
-    """Where each file of the torrent lies; where the view has it not, where it would lie."""
-    for path, file in zip(metadata.paths, metadata.payload.files, strict=True):
-        same = [f for f in manifest.files if f.nbytes == file.length]
-        ends = [f for f in same if f"/{f.path}".endswith(f"/{file.path}")]
-        best = min(ends, key=lambda f: len(f.path), default=None)
-        if best is not None:
-            yield root / best.path
-            continue
-        inside = [root / "payload" / path, root / "payload" / file.path, root / path, root / file.path]
-        yield next((place for place in inside if place.is_file()), inside[0])
+def _has(path: Path, nbytes: int) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size == nbytes
+    except OSError:
+        return False

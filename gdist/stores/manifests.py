@@ -210,14 +210,9 @@ def check_manifest(manifest: StoreManifest, where: str) -> None:
         fault = fault or view_fault(tensor, manifest)
         if fault:
             faults.append(fault)
-    faults += [
-        f"file {file.path[:200]!r} is not a plain relative path"
-        for file in manifest.files
-        if not _plain(file.path)
-    ]
-    for small in (*manifest.assets, *manifest.source_files):
-        if not _plain(small.path):
-            faults.append(f"asset {small.path[:200]!r} is not a plain relative path")
+    paths = [file.path for file in (*manifest.assets, *manifest.source_files)]
+    paths += [file.path for file in manifest.files]
+    faults += [f"file {path[:200]!r} is not a plain relative path" for path in paths if not _plain(path)]
     if faults:
         raise CorruptError(
             f"{where} cannot be true: {'; '.join(faults)}",

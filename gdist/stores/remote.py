@@ -95,12 +95,16 @@ def open_array(root: dict[str, object], tensor: StoreTensor) -> Any:
         CorruptError: when its `zarr.json` is missing or disagrees with the manifest.
     """
     kvstore = {**root, "path": f"{root.get('path', '')}{tensor.name}/"}
-    spec = {
+    spec: dict[str, object] = {
         "driver": "zarr3",
         "kvstore": kvstore,
         "fill_missing_data_reads": False,
         "recheck_cached_data": "open",
     }
+    if (
+        tensor.view
+    ):  # an index takes what its payload's files hold for unchanging: only what is read now counts
+        spec["cache_pool"] = {"total_bytes_limit": 0}
     doing = f"opening tensor {tensor.name!r}"
     try:
         array = ts.open(spec, open=True, context=shared_context()).result()

@@ -19,6 +19,7 @@ from typing import BinaryIO
 from gdist.core.journal import Progress, parse_journal
 from gdist.core.layout import ShardLayout, shard_key
 from gdist.core.store_manifest import MANIFEST_NAME, PLANNED_NAME, StoreManifest, StoreTensor
+from gdist.core.view import place_of
 from gdist.errors import ResumeError
 from gdist.stores.local import Index, LocalFiles, unreadable
 from gdist.stores.manifests import Files, parse_part
@@ -118,10 +119,16 @@ def read_plan(files: LocalFiles, name: str) -> StoreManifest | None:
 
 def is_there(root: Path, manifest: StoreManifest, tensor: StoreTensor, index: Index) -> bool:
     """True when a shard that is listed has its file, and that its length."""
+    file = None
+    if tensor.view:
+        number, _ = place_of(tensor.view, tensor.grid, tensor.dtype.itemsize, index)
+        file = manifest.files[number]
     try:
-        size = os.stat(root / tensor.name / shard_key(index)).st_size
+        size = os.stat(root / (file.path if file else f"{tensor.name}/{shard_key(index)}")).st_size
     except OSError:
         return False
+    if file:
+        return size == file.nbytes
     whole = ShardLayout(tensor.grid, tensor.dtype.itemsize).file_nbytes
     return size == whole or manifest.codec != "none"
 

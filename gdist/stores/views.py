@@ -42,7 +42,7 @@ class ViewReader:
     """Reads boxes of tensors from the payload's files below `root`; thread-safe."""
 
     def __init__(self, root: Path, manifests: Manifests, *, verify: bool):
-        self._root, self._manifests, self._verify = root, manifests, verify
+        self.root, self._manifests, self._verify = root, manifests, verify
         self._files = manifests.joined.files
         self._lock = threading.Lock()
         self._maps: dict[int, _File] = {}
@@ -62,7 +62,7 @@ class ViewReader:
 
     def _map(self, number: int) -> _File:
         file = self._files[number]
-        path = self._root / file.path
+        path = self.root / file.path
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -85,7 +85,7 @@ class ViewReader:
         """The file that has a chunk, and where in it."""
         assert tensor.view is not None, tensor.name
         number, offset = place_of(tensor.view, tensor.grid, tensor.dtype.itemsize, index)
-        return self._root / self._files[number].path, offset
+        return self.root / self._files[number].path, offset
 
     def pieces(self, tensor: StoreTensor, index: Index) -> range:
         """The pieces of the torrent that hold a chunk; none where that is not known."""

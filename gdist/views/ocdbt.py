@@ -5,7 +5,7 @@
 
 A reader that has the index open looks at the manifest again for every read that may be of a newer time. It
 goes on with the new keys when the identity is the same and the generation higher; so `next_state` keeps the
-one and raises the other. The nodes of the state before stay, for reads that are on their way.
+one and raises the other. The nodes of some states before stay, for reads that are on their way.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from gdist.errors import translate
 from gdist.views.ocdbt_format import encode_database, parse_state
 
 MANIFEST = "manifest.ocdbt"
+# States whose nodes stay: from the manifest to a leaf a reader makes three requests, maybe over a slow link.
+EARLIER = 8
 
 
 def next_state(root: Path) -> tuple[bytes, int]:
@@ -53,7 +55,7 @@ def write_ocdbt(root: Path, entries: Iterable[Entry], *, uuid: bytes, generation
     nodes, manifest = encode_database(entries, path, uuid=uuid, generation=generation, commit_ns=commit_ns)
     write_atomically(root / path, nodes)
     write_atomically(root / MANIFEST, manifest)
-    oldest = nodes_path(uuid, max(generation - 1, 0))
+    oldest = nodes_path(uuid, max(generation - EARLIER, 0))
     for old in (root / "d").glob(f"{uuid.hex()[:16]}*"):
         if f"d/{old.name}" < oldest:
             with suppress(OSError):  # what stays is only in nobody's way

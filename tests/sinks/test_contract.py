@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,10 @@ from gdist.sinks import Sink
 from gdist.sinks.convert import ConvertingSink
 from gdist.sinks.local import LocalSink
 from gdist.sinks.tensorstore import TensorStoreSink
+from gdist.testing.buckets import s3_bucket
 from gdist.testing.sink_suite import CHECKS, Target
 
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 
 Check = Callable[[Target], None]
 each_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
@@ -69,20 +69,8 @@ def test_memory(request: pytest.FixtureRequest, tmp_path: Path, check: Check, co
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """The address of a bucket on a server of our own."""
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        connection = http.client.HTTPConnection(host, port)
-        connection.request("PUT", "/gdist-test")
-        answer = connection.getresponse()
-        assert answer.status == 200, answer.read()
-        connection.close()
-        yield "s3://gdist-test"
-    server.stop()
+    with s3_bucket() as url:
+        yield url
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gdist.core.view import Entry
 from gdist.errors import GdistError
-from gdist.views.ocdbt import MANIFEST, next_state, write_ocdbt
+from gdist.views.ocdbt import EARLIER, MANIFEST, next_state, write_ocdbt
 from gdist.views.ocdbt_format import ARITY, INLINE_BYTES, encode_database, parse_state
 
 UUID = bytes(range(16))
@@ -129,14 +129,14 @@ def test_an_open_reader_goes_on_with_the_new_keys(tmp_path: Path) -> None:
         entries.append(Entry(f"k{generation}", None, "payload/a", generation, 4))
 
 
-def test_nodes_of_the_state_before_stay_and_older_ones_go(tmp_path: Path) -> None:
-    for generation in range(1, 5):
+def test_nodes_of_the_latest_states_stay_and_older_ones_go(tmp_path: Path) -> None:
+    for generation in range(1, EARLIER + 4):
         write_ocdbt(tmp_path, [Entry("k", b"v")], uuid=UUID, generation=generation)
     stranger = tmp_path / "d" / ("ab" * 16)  # what somebody wrote through TensorStore
     stranger.write_bytes(b"")
-    write_ocdbt(tmp_path, [Entry("k", b"v")], uuid=UUID, generation=5)
+    write_ocdbt(tmp_path, [Entry("k", b"v")], uuid=UUID, generation=EARLIER + 4)
     names = sorted(path.name for path in (tmp_path / "d").iterdir())
-    assert names == [f"{UUID.hex()[:16]}{n:016x}" for n in (4, 5)] + [stranger.name]
+    assert names == [f"{UUID.hex()[:16]}{n:016x}" for n in range(4, EARLIER + 5)] + [stranger.name]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", MANIFEST]
 
 

@@ -26,6 +26,7 @@ from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import table
 from gdist.core.text import count, printable, shape
 from gdist.core.units import format_bytes
+from gdist.core.view import VIEW
 from gdist.errors import RequestError
 
 if TYPE_CHECKING:
@@ -118,7 +119,9 @@ def _totals(found: Inspection) -> Iterator[str]:
     total = format_bytes(sum(tensor.nbytes for tensor in found.tensors))
     yield f"{found.name}: {count(len(found.tensors), 'tensor')}{chosen}, {total}"
     assets = [file for file in found.files if not file.tensors and file.kept]
-    if found.kind == "store":
+    if found.kind == "store" and found.codec == VIEW:
+        yield f"view of the payload's own files, {count(len(assets), 'other file')}"
+    elif found.kind == "store":
         yield f"store on mesh {found.mesh}, codec {found.codec}, {count(len(assets), 'other file')}"
     else:
         kind = {"release": "known release, from its manifest", "torrent": "torrent", "files": "local files"}

@@ -11,6 +11,7 @@ from gdist.cli.options import given, naming_options, option, output_options
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import count
+from gdist.core.units import format_bytes, format_seconds
 
 
 @click.command()
@@ -31,6 +32,12 @@ from gdist.cli.words import count
     is_flag=True,
     help="Read nothing but headers: the index is there in seconds, and has no digests to verify by.",
 )
+@option(
+    "--torrent",
+    type=click.Path(readable=False),
+    metavar="FILE",
+    help="Hold every piece against this .torrent file first; the view then knows what it is of.",
+)
 @option("--workers", type=click.IntRange(1), metavar="N", help="Threads that read.  [default: one a core]")
 @output_options
 def view(payload: str, dest: str | None, output: Output, **values: Any) -> None:  # Any: by name
@@ -43,6 +50,9 @@ def view(payload: str, dest: str | None, output: Output, **values: Any) -> None:
     """
     with stop_on_signals() as stop, output.progress() as observe:
         done = api.view(payload, dest, observe=observe, stop=stop, **given(values))
+    if values["trust"] and not done.already:
+        size, files = format_bytes(done.manifest.nbytes), count(len(done.manifest.files), "file")
+        output.say(f"a view of {size} in {files}, without digests, in {format_seconds(done.seconds)}")
     if done.left_out:
         output.say(f"{count(len(done.left_out), 'tensor')} left out: {'; '.join(done.left_out[:5])}")
     output.result(

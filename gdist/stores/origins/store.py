@@ -136,10 +136,9 @@ class StoreOrigin:
 
     def asset(self, path: str, directory: str = "assets") -> bytes:
         """An asset, or a file under `source/`, from the first place that has it right."""
-        small = directory == DIRECTORY
-        listed = self.manifest.source_files if small else self.manifest.assets
+        listed = self.manifest.source_files if directory == DIRECTORY else self.manifest.assets
         entry = next(file for file in listed if file.path == path)
-        key = f"{DIRECTORY}/{path}" if small else self.manifest.asset_key(entry)
+        key = f"{directory}/{path}" if directory == DIRECTORY else self.manifest.asset_key(entry)
         for files in self._files:
             data = files.read(key)
             if data is not None and entry.digest in ("", blake3(data).hexdigest()):
