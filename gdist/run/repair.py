@@ -5,7 +5,8 @@ faults    chunks,   of the torrent     are not fetched               copies, the
           files                                                      the swarm
 
 A chunk is written where it lies once its new bytes have its digest: until then it is as bad as before, and no
-good byte is touched. A shard that is missing or cut is made anew beside the store, and renamed.
+good byte is touched. A shard that is missing or cut is made anew beside the store, and renamed. So is every
+damaged one of a compressed store, whose chunks have no place of their own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import google_crc32c
 from blake3 import blake3
@@ -32,7 +34,7 @@ from gdist.core.view import VIEW
 from gdist.durable import write_atomically
 from gdist.errors import InterruptedRun, RequestError, translate
 from gdist.events import Observer
-from gdist.kvstore import local_path
+from gdist.kvstore import kvstore_spec, local_path
 from gdist.run.destination import WORK
 from gdist.run.journal_file import Lock
 from gdist.run.manifest import array_files, group_files
@@ -44,6 +46,9 @@ from gdist.sinks.parts import PartFiles
 from gdist.sources.torrent import TorrentOptions
 from gdist.stores import Address, files_of
 from gdist.stores.manifests import read_manifests
+
+if TYPE_CHECKING:
+    from gdist.sinks.tensorstore import TensorStoreSink
 
 Index = tuple[int, ...]
 
@@ -77,7 +82,7 @@ def repair(
     digest. What cannot be mended is in the report.
 
     Raises:
-        RequestError: the store is compressed or not in a directory, or does not know its torrent.
+        RequestError: the store is not in a directory, or does not know its torrent.
         TransferError: nobody brings what is needed; what was mended stays mended.
     """
     root = local_path(store)
@@ -102,11 +107,6 @@ def repair(
     try:
         if manifest.codec == VIEW:
             return ViewRepair(root, manifest, report, asked, swarm, tell, check_stop).run(copies, work)
-        if manifest.codec != "none":
-            raise RequestError(
-                f"{report.store} is compressed ({manifest.codec}): its chunks have no place of their own",
-                hint="delete the damaged shards and fetch again: what is lost is fetched anew",
-            )
         return _Repair(root, manifest, report, asked, swarm, tell, check_stop).run(copies, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -133,6 +133,7 @@ class _Repair:
         self._tensors = {tensor.name: tensor for tensor in manifest.tensors}
         self._fetcher = Fetcher(options, swarm, observe, check_stop)
         self._mended: list[str] = []
+        self._coded = manifest.codec != "none"
 
     def run(self, copies: Sequence[Address], work: Path) -> RepairReport:
         """Mends what it can."""
@@ -179,6 +180,8 @@ class _Repair:
                 damage.documents.append(fault.path)
             elif tensor is None or (index := _index_in(fault.path, tensor)) not in tensor.shards:
                 damage.beyond.append(fault)
+            elif self._coded:
+                damage.chunks[tensor.name, index] = []
             elif fault.chunk is not None:
                 damage.chunks.setdefault((tensor.name, index), []).append(fault.chunk)
             elif _size(self._root / fault.path) == self._layout(tensor.name).file_nbytes:
@@ -221,17 +224,20 @@ class _Repair:
 
     def _mend(self, damage: _Damage, source: Rebuilder, copies: Sequence[Copy], work: Path) -> None:
         plan, places = self._plan(damage, source)
-        placer, parts = Placer(plan), PartFiles(work / "parts", plan)
+        placer, sink = Placer(plan), self._sink(plan, work)
         small = _SmallFiles(damage.small, source)
         wanted = tuple(dict.fromkeys((*placer.wanted(), *small.pieces())))
         bad = []
         try:
 
             def settle(piece: int, data: memoryview) -> None:
-                parts.place(placer.accept(piece), data)
+                sink.place(placer.accept(piece), data)
                 small.take(piece, data)
                 for task in placer.settle(piece):
-                    self._put(places[task], parts, task, damage, work)
+                    if isinstance(sink, PartFiles):
+                        self._put(places[task], sink, task, damage, work)
+                    else:
+                        self._commit(sink, task)
 
             buffer = memoryview(bytearray(source.payload.piece_length))
             for piece in wanted:
@@ -252,7 +258,7 @@ class _Repair:
             ):
                 settle(piece, data)
         finally:
-            parts.close()
+            sink.close()
         for path, content in small.whole():
             if blake3(content).hexdigest() == damage.small[path].digest:
                 write_atomically(self._root / path, bytes(content))
@@ -260,20 +266,38 @@ class _Repair:
         for name, index in damage.lost:
             self._finish_lost(name, index, damage, work)
 
+    def _sink(self, plan: HostPlan, work: Path) -> PartFiles | TensorStoreSink:
+        """Where pieces are put together: chunks in files of their own, or whole shards to be compressed."""
+        if not self._coded:
+            return PartFiles(work / "parts", plan)
+        from gdist.sinks.tensorstore import TensorStoreSink  # loaded where it is needed
+
+        return TensorStoreSink(kvstore_spec(self._root), work, plan, self._manifest.codec)
+
+    def _commit(self, sink: TensorStoreSink, task: ShardTask) -> None:
+        """A shard of a compressed store is whole."""
+        record = sink.commit(task)
+        if self._tensors[record.tensor].shards[record.index] == record.digests:
+            self._mended.append(f"{record.tensor}/{shard_key(record.index)}")
+
     def _plan(
         self, damage: _Damage, source: Rebuilder
     ) -> tuple[HostPlan, dict[ShardTask, tuple[str, Index, Index]]]:
-        """Damaged chunks as shards of their own, and where each belongs: tensor, shard, chunk."""
+        """Damaged chunks as shards of their own, and where each belongs: tensor, shard, chunk.
+
+        Of a compressed store it is the shards themselves.
+        """
         by_tensor: dict[str, list[tuple[Index, Index]]] = {}
         for (name, index), chunks in damage.chunks.items():
             if name in source.map.tensors:
-                by_tensor.setdefault(name, []).extend((index, chunk) for chunk in chunks)
+                whole = [tuple(0 for _ in index)] if self._coded else chunks
+                by_tensor.setdefault(name, []).extend((index, chunk) for chunk in whole)
         plans: list[TensorPlan] = []
         places: dict[ShardTask, tuple[str, Index, Index]] = {}
         for name, listed in by_tensor.items():
             tensor, tasks = self._tensors[name], []
-            grid = replace(tensor.grid, shard=tensor.grid.chunk)
-            per_shard = [s // c for s, c in zip(tensor.grid.shard, tensor.grid.chunk, strict=True)]
+            grid = tensor.grid if self._coded else replace(tensor.grid, shard=tensor.grid.chunk)
+            per_shard = [s // c for s, c in zip(tensor.grid.shard, grid.shard, strict=True)]
             for index, chunk in listed:
                 place = tuple(i * n + c for i, n, c in zip(index, per_shard, chunk, strict=True))
                 task = ShardTask(len(plans), place, grid.box_of(place))

@@ -253,11 +253,29 @@ def test_a_choice_is_mended_too(
     assert report.ok and tree_of(tmp_path / "s") == before
 
 
-def test_a_compressed_store_says_what_to_do(seeded: Seeded, tmp_path: Path) -> None:
-    fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(codec="zstd"))
-    flip(large(tmp_path / "s"), 50)
-    with pytest.raises(RequestError, match="is compressed"):
-        repair(tmp_path / "s", swarm=False)
+@pytest.mark.parametrize("harm", ["flip", "end", "missing", "empty", "directory"])
+def test_a_compressed_store_is_mended_shard_by_shard(
+    harm: str, seeded: Seeded, peers: TorrentOptions, tmp_path: Path
+) -> None:
+    root = tmp_path / "s"
+    fetch(format_magnet(seeded.magnet), root, fetch_options("2x2", codec="zstd"))
+    before = tree_of(root)
+    path = large(root)
+    match harm:
+        case "flip":
+            flip(path, path.stat().st_size // 2)
+        case "end":
+            flip(path, path.stat().st_size - 1)
+        case "missing":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "directory":
+            shutil.rmtree(root / path.relative_to(root).parts[0])
+    report = repair(root, torrent=peers)
+    assert report.ok and report.fetched, report
+    assert verify(root).ok
+    assert tree_of(root).keys() == before.keys()
 
 
 def test_a_kept_payload_mends_its_store(seeded: Seeded, tmp_path: Path) -> None:
