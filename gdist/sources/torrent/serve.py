@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 
-from gdist.errors import RequestError
+from gdist.errors import GdistError, RequestError
 from gdist.sources.torrent.announce import Announcer
 from gdist.sources.torrent.metadata import load_torrent, piece_layers, read_metadata
 from gdist.sources.torrent.options import TorrentOptions, TransferStats
@@ -47,7 +47,6 @@ _log = logging.getLogger(__name__)
 CACHE_BYTES = 128 * 2**20  # rebuilt pieces kept for the next blocks of them; at least one a connection
 MOST_PEERS = 200
 SILENCE_SECONDS = 150.0  # peers speak every two minutes, or have gone
-SEND_SECONDS = 60.0
 _RATE_SECONDS = 5.0  # over which the rate that is shown is taken
 _BACKLOG = 64
 
@@ -250,7 +249,8 @@ class _Pieces:
             self._entries.move_to_end(piece)
         with entry.lock:
             if not entry.done:
-                entry.data = self._read(piece)
+                with contextlib.suppress(GdistError):  # what cannot be read is not served
+                    entry.data = self._read(piece)
                 entry.done = True
         if entry.data is None:
             _log.warning("piece %s cannot be rebuilt: it is not served", piece)
