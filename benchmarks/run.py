@@ -11,6 +11,7 @@ COMMANDS = (
     ("load_jax.py",),
     ("reshard.py",),
     ("view.py",),
+    ("repair.py", "--mb", "2000"),
     ("fetch.py", "--mesh", "1x1"),
     ("fetch.py", "--mesh", "8x8"),
     ("footprint.py",),

@@ -63,8 +63,12 @@ class SourceMap:
                 and part.extent.length == part.box.size * itemsize
                 for part in parts
             )
-            if name not in shapes or not fits:
+            stored = sum(part.extent.length for part in parts)
+            pairs = itertools.combinations([part.box for part in parts if part.box.size], 2)
+            if name not in shapes or not fits or stored != whole.size * itemsize:
                 fault = f"its parts of {name!r} are not of that tensor"
+            elif any(one.intersect(other) for one, other in pairs):
+                fault = f"its parts of {name!r} overlap"
             taken += [part.extent for part in parts if part.extent.length]
         for path, extents in self.rest.items():
             if path not in files or any(extent.stop > files[path].length for extent in extents):

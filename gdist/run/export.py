@@ -180,31 +180,56 @@ class _Output:
 
 def _export_payload(store: Address | Sequence[Address], out: _Output) -> None:
     source = Rebuilder(store)
-    with contextlib.closing(source), ThreadPoolExecutor(HASHERS, "gdist-hash") as pool:
+    with (
+        contextlib.closing(source),
+        ThreadPoolExecutor(HASHERS, "gdist-hash") as pool,
+        ThreadPoolExecutor(1, "gdist-rebuild") as ahead,
+    ):
         source.check_whole("its files cannot be made again")
         payload = source.payload
         out.expect(sum(file.length for file in payload.files))
         count = max(WINDOW_BYTES // payload.piece_length, 1)
-        buffer = memoryview(bytearray(count * payload.piece_length))
+        firsts = range(0, payload.pieces, count)
+        buffers = [memoryview(bytearray(count * payload.piece_length)) for _ in range(2)]
+
+        def rebuild(number: int) -> tuple[Extent, memoryview]:
+            pieces = range(firsts[number], min(firsts[number] + count, payload.pieces))
+            return _window(source, pieces, buffers[number % 2], pool)
+
         writer = _FileWriter(source, out)
-        for first in range(0, payload.pieces, count):
-            pieces = range(first, min(first + count, payload.pieces))
-            start = payload.extent_of(first).start
-            window = Extent(start, payload.extent_of(pieces[-1]).stop - start)
-            view = buffer[: window.length]
-            faults = source.read(window, view)
-            views = [view[(e := payload.extent_of(p).shift(-start)).start : e.stop] for p in pieces]
-            right = list(pool.map(source.matches, pieces, views))
-            wrong = [piece for piece, ok in zip(pieces, right, strict=True) if not ok]
-            if wrong:
-                why = f": {faults[0][1].message}" if faults else ""
-                raise CorruptError(
-                    f"{source.describe(wrong)} rebuilt from {source.where} differ from the torrent{why}",
-                    hint="gdist verify --repair STORE fetches what is damaged",
-                    pieces=tuple(wrong),
-                )
-            writer.take(window, view)
+        waiting = ahead.submit(rebuild, 0) if firsts else None
+        for number in range(len(firsts)):
+            assert waiting is not None, "a window was begun"
+            window, data = waiting.result()
+            if number + 1 < len(firsts):
+                waiting = ahead.submit(rebuild, number + 1)
+            writer.take(window, data)
         writer.finish()
+
+
+def _window(
+    source: Rebuilder, pieces: range, buffer: memoryview, pool: ThreadPoolExecutor
+) -> tuple[Extent, memoryview]:
+    """Some pieces, rebuilt and checked.
+
+    Raises:
+        CorruptError: naming those that differ from the torrent.
+    """
+    extents = [source.payload.extent_of(piece) for piece in pieces]
+    window = Extent(extents[0].start, extents[-1].stop - extents[0].start)
+    view = buffer[: window.length]
+    faults = source.read(window, view)
+    views = [view[extent.start - window.start : extent.stop - window.start] for extent in extents]
+    right = list(pool.map(source.matches, pieces, views))
+    wrong = [piece for piece, ok in zip(pieces, right, strict=True) if not ok]
+    if wrong:
+        why = f": {faults[0][1].message}" if faults else ""
+        raise CorruptError(
+            f"{source.describe(wrong)} rebuilt from {source.where} differ from the torrent{why}",
+            hint="gdist verify --repair STORE fetches what is damaged",
+            pieces=tuple(wrong),
+        )
+    return window, view
 
 
 class _FileWriter:

@@ -19,6 +19,7 @@ from gdist.core.source_map import (
 )
 from gdist.core.store_manifest import StoreAsset, StoreManifest
 from gdist.core.tensor import StoredTensor
+from gdist.core.view import VIEW
 from gdist.errors import GdistError
 from gdist.events import Note, Observer
 from gdist.run.catalogue import Catalogue
@@ -39,7 +40,7 @@ class SourceKeeper:
     def __init__(
         self, catalogue: Catalogue, options: FetchOptions, found: Mapping[str, bytes], observe: Observer
     ):
-        self._first = options.host.index == 0
+        self._first = options.host.index == 0 and options.codec != VIEW  # a view has the files themselves
         payload, apart = catalogue.payload, {*catalogue.assets, *catalogue.ignored}
         files = [n for n in range(len(payload.files)) if n not in apart]
         if not self._first or options.select or options.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from gdist import __version__
 from gdist.core.dtypes import DType
@@ -83,18 +84,23 @@ def _store_tensor(
 
 def root_documents(plan: HostPlan, manifest: StoreManifest) -> dict[str, bytes]:
     """Zarr groups with consolidated metadata, then what makes the directory an Orbax checkpoint."""
-    arrays = {
-        p.tensor.spec.name: array_document(
-            p.grid, p.tensor.spec.dtype, tensor_attributes(p.spec, p.tensor.quantisation), manifest.codec
-        )
-        for p in plan.tensors
+    about = replace(manifest, mesh=plan.mesh)
+    return {**group_files(about), **orbax_documents([tensor.name for tensor in manifest.tensors])}
+
+
+def array_files(manifest: StoreManifest) -> dict[str, dict[str, object]]:
+    """The Zarr document of each tensor, by its name."""
+    return {
+        t.name: array_document(t.grid, t.dtype, tensor_attributes(t.spec, t.quantisation), manifest.codec)
+        for t in manifest.tensors
     }
-    about = {"info_hash": manifest.source.info_hash, "mesh": str(plan.mesh), "tool": manifest.tool}
-    groups = group_documents(arrays, {"gdist": about})
-    documents = {
-        f"{name}/zarr.json" if name else "zarr.json": to_document(doc) for name, doc in groups.items()
-    }
-    return {**documents, **orbax_documents(arrays)}
+
+
+def group_files(manifest: StoreManifest) -> dict[str, bytes]:
+    """`zarr.json` of all groups, by their path."""
+    about = {"info_hash": manifest.source.info_hash, "mesh": str(manifest.mesh), "tool": manifest.tool}
+    groups = group_documents(array_files(manifest), {"gdist": about})
+    return {f"{name}/zarr.json" if name else "zarr.json": to_document(doc) for name, doc in groups.items()}
 
 
 def finish(sink: Sink, address: str, plan: HostPlan, manifest: StoreManifest) -> None:

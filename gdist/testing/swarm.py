@@ -216,6 +216,9 @@ class _TrackerHandler(_Handler):
             text = self._refuse.encode()
             self._answer(200, b"d14:failure reason%d:%se" % (len(text), text), {})
             return
+        if "port" not in fields:  # a scrape: how many there are
+            self._answer(404, b"", {})
+            return
         info_hash = fields["info_hash"][0].encode("latin-1")
         peers = self._announced.setdefault(info_hash, {})
         peers[(self.client_address[0], int(fields["port"][0]))] = None

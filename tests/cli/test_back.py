@@ -70,3 +70,51 @@ def test_export_gives_the_files_back(store: Path, origin: Path, tmp_path: Path) 
     assert done.code == 0 and done.last["event"] == "result", done.out
     assert "model.safetensors.index.json" in done.last["files"]  # type: ignore[operator]
     assert (tmp_path / "hf/README.md").read_text() == "hello\n"
+
+
+def test_verify_repairs(store: Path, origin: Path, tmp_path: Path) -> None:
+    before = tree_of(store)
+    shard = max((p for p in store.rglob("c/**/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    name = str(shard.relative_to(store))
+    bad = gdist("verify", store)
+    assert bad.code == 12 and "gdist verify --repair" in bad.err
+    assert gdist("verify", store, "--offline").code == 2
+    left = gdist("verify", store, "--repair", "--offline")
+    assert left.code == 12 and "could not be mended" in left.err and name in left.err
+    done = gdist("verify", store, "--repair", "--offline", "--from", origin)
+    assert (done.code, done.out) == (0, f"{store}\n"), done.err
+    assert f"mended {name}, chunk" in done.err and f"1 piece from {origin}" in done.err
+    assert tree_of(store) == before
+    again = gdist("verify", store, "--repair", "--json")
+    assert again.code == 0 and again.last["ok"] and not again.last["mended"]
+
+
+def test_seed_serves_a_store(store: Path, origin: Path, tmp_path: Path) -> None:
+    loopback = ("--no-dht", "--listen", "127.0.0.1:0")
+    command = [*GDIST, "seed", str(store), "--advertise", "127.0.0.1", *loopback]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GDIST_")}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=kept)
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        magnet = process.stdout.readline().strip()
+        assert magnet.startswith("magnet:?") and "x.pe=127.0.0.1" in magnet
+        assert "rebuilt as asked for" in process.stderr.readline()
+        done = gdist("fetch", magnet, tmp_path / "again", "--payload", "keep", *loopback)
+        assert done.code == 0, done.err
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+    files = tree_of(tmp_path / "again/payload/tiny")
+    assert files == tree_of(origin)
+
+
+def test_seed_says_what_is_missing(origin: Path, tmp_path: Path) -> None:
+    with seed(origin, piece_length=PIECE) as seeded:
+        fetch(format_magnet(seeded.magnet), tmp_path / "store", fetch_options(select=("router",)))
+    done = gdist("seed", tmp_path / "store", "--no-dht", "--listen", "127.0.0.1:0")
+    assert done.code == 2 and "cannot be seeded" in done.err and "--select" in done.err
+    alone = gdist("seed", origin / "README.md")
+    assert alone.code == 2 and "is a file" in alone.err

@@ -17,6 +17,7 @@ from gdist.core.journal import (
     header_line,
     parse_journal,
     pieces_line,
+    rest_line,
     shard_line,
 )
 from gdist.errors import ResumeError
@@ -34,6 +35,7 @@ FACTS = st.lists(
         st.sets(st.integers(0, 50)),
         NAMES,
         st.tuples(NAMES, st.integers(0, 10**12), st.text("0123456789abcdef", max_size=4)),
+        st.tuples(NAMES, st.binary(max_size=9)),
     ),
     max_size=12,
 )
@@ -49,6 +51,8 @@ def line_of(fact: object) -> str:
             return file_line(fact)
         case (path, nbytes, digest):
             return asset_line(path, nbytes, digest)
+        case (path, rest):
+            return rest_line(path, rest)
     raise AssertionError(fact)
 
 
@@ -64,6 +68,8 @@ def sum_of(facts: list[object]) -> Progress:
                 progress.files.add(fact)
             case (path, nbytes, digest):
                 progress.assets[path] = (nbytes, digest)
+            case (path, rest):
+                progress.rest[path] = rest
     return progress
 
 
@@ -132,6 +138,8 @@ def test_another_version_is_refused(version: object) -> None:
         b'{"pieces": [1]}',
         b'{"pieces": [[0, 1, 2]]}',
         b'{"asset": ["a", 1]}',
+        b'{"rest": ["a"]}',
+        b'{"rest": ["a", "not base64"]}',
     ],
 )
 def test_a_whole_line_that_is_not_ours_is_refused_by_its_number(line: bytes) -> None:

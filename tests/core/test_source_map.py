@@ -41,6 +41,18 @@ def test_a_map_is_the_same_after_a_round_trip() -> None:
     [
         ({"tensors": {"w": (Part(Extent(10, 12), Box((3, 0), (5, 3))),)}}, "parts of 'w'"),
         ({"tensors": {"w": (Part(Extent(10, 11), Box((0, 0), (2, 3))),)}}, "parts of 'w'"),
+        ({"tensors": {"w": (Part(Extent(10, 12), Box((0, 0), (2, 3))),)}}, "parts of 'w'"),
+        (
+            {
+                "tensors": {
+                    "w": (
+                        Part(Extent(10, 12), Box((0, 0), (2, 3))),
+                        Part(Extent(22, 12), Box((1, 0), (3, 3))),
+                    )
+                }
+            },
+            "parts of 'w' overlap",
+        ),
         ({"tensors": {"other": (Part(Extent(10, 12), Box((0, 0), (2, 3))),)}}, "parts of 'other'"),
         ({"tensors": {"s": (Part(Extent(82, 4), Box((), ())),)}, "rest": {}}, "leave the payload"),
         ({"rest": {"m/a": (Extent(0, 11),)}}, "overlap"),

@@ -68,6 +68,15 @@ def test_every_field_survives() -> None:
     assert manifest.nbytes == 32 + 2
 
 
+def test_source_files_survive_join_and_are_absent_otherwise() -> None:
+    kept = (StoreAsset("parts.json", 3, digest(1)), StoreAsset("rest.bin", 9, digest(2)))
+    first, second = (sample(HostGroup(n, 2), n) for n in range(2))
+    first = replace(first, source_files=kept)
+    assert parse_store_manifest(store_manifest_to_json(first), "here") == first
+    assert join_manifests([second, first]).source_files == kept
+    assert "source_files" not in json.loads(store_manifest_to_json(second))
+
+
 def test_what_was_chosen_and_converted_survives_and_is_absent_otherwise() -> None:
     plain = sample()
     made = replace(plain.tensors[1], stored=(BY_NAME["int8"], BY_NAME["float16"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,28 +20,61 @@ from gdist.core.units import format_bytes, format_rate
 from gdist.errors import RequestError, translate
 
 if TYPE_CHECKING:
-    from gdist.sources.torrent import TransferStats
+    from gdist.sources.torrent import PieceServer, Seeder, TorrentOptions, TransferStats
 
 LINE_SECONDS = 10.0
 
 
 @click.command()
-@click.argument("torrent", type=click.Path(readable=False))
-@click.argument("directory", type=click.Path(readable=False))
+@click.argument("source", nargs=-1, required=True, type=click.Path(readable=False))
 @option("--advertise", metavar="HOST", help="Put HOST and the listening port into the magnet.")
-@option("--check/--no-check", default=True, help="Hash the files first.  [default: check]")
+@option("--check/--no-check", default=True, help="Hash all of it first.  [default: check]")
 @swarm_options
 @output_options
-def seed(
-    torrent: str, directory: str, output: Output, advertise: str | None, check: bool, **values: Any
-) -> None:
-    """Serve DIRECTORY, the files of the .torrent file TORRENT, until Ctrl-C.
+def seed(source: tuple[str, ...], output: Output, advertise: str | None, check: bool, **values: Any) -> None:
+    """Serve a store, or the files of a torrent, until Ctrl-C.
 
-    DIRECTORY is what make-torrent was given, the directory above it, or a store that was fetched with
-    --payload keep. The magnet is printed once peers can connect.
+    SOURCE is a store (several, where hosts wrote it apart), or a .torrent file and its files' directory.
+
+    A view, and a store that was fetched with --payload keep, are served from the torrent's own files. Of any
+    other store that holds every byte of its torrent the pieces are rebuilt as they are asked for, without a
+    second copy, and checked by their hashes before they are sent; where bytes are missing it is said which.
+
+    The directory of a .torrent's files is what make-torrent was given, or the directory above it. The magnet
+    is printed once peers can connect.
     """
-    from gdist.core.magnet import format_magnet
-    from gdist.sources.torrent import Seeder, magnet_of
+    options = api.torrent_options(**given(values))
+    with stop_on_signals() as stop:
+        if len(source) == 2 and not Path(source[0]).is_dir() and not _is_store(source[0]):
+            server, content, what = _files(*source, options, check)
+            with server:
+                _serve(server, content, what, output, advertise, stop)
+            return
+        if len(source) == 1 and Path(source[0]).is_file():
+            raise RequestError(f"{source[0]!r} is a file", hint="give the directory of its files too")
+        from gdist.run.seeding import check_pieces, open_held, serve
+
+        with open_held(source) as held:
+            if check:
+                with output.bar("checking", held.pieces * held.piece_length) as show:
+                    check_pieces(held, progress=lambda done: show(done * held.piece_length), stop=stop)
+            with serve(held, options) as served:
+                how = (
+                    f"{held.where}, from {held.base}" if held.base else f"{held.where}, rebuilt as asked for,"
+                )
+                _serve(served, held.torrent, how, output, advertise, stop)
+
+
+def _is_store(address: str) -> bool:
+    """True for what a second place of a store may be of: no file that is read as a .torrent."""
+    from gdist.kvstore import local_path
+
+    return local_path(address) is None
+
+
+def _files(torrent: str, directory: str, options: TorrentOptions, check: bool) -> tuple[Seeder, bytes, str]:
+    """What serves the files of a .torrent file, not entered yet."""
+    from gdist.sources.torrent import Seeder
 
     try:
         content = Path(torrent).read_bytes()
@@ -49,18 +83,30 @@ def seed(
             f"cannot read {torrent!r}: {error.strerror}", hint="give a .torrent file"
         ) from error
     base = _find(content, Path(directory))
-    options = api.torrent_options(**given(values))
-    with stop_on_signals() as stop, Seeder(content, base, options, check=check) as seeder:
-        peers = [(advertise, seeder.port)] if advertise else []
-        magnet = format_magnet(magnet_of(content, peers))
-        output.result(magnet, {"magnet": magnet, "port": seeder.port})
-        output.say(f"serving {base} at port {seeder.port}; Ctrl-C ends it")
-        shown = time.monotonic()
-        while not stop.wait(0.5):
-            if time.monotonic() - shown >= LINE_SECONDS:
-                shown = time.monotonic()
-                _tell(seeder.stats(), output)
-        _tell(seeder.stats(), output)
+    return Seeder(content, base, options, check=check), content, str(base)
+
+
+def _serve(
+    server: Seeder | PieceServer,
+    content: bytes,
+    what: str,
+    output: Output,
+    advertise: str | None,
+    stop: threading.Event,
+) -> None:
+    """Tells how to come to what is served, and from time to time how much was, until `stop`."""
+    from gdist.core.magnet import format_magnet
+    from gdist.sources.torrent import magnet_of
+
+    magnet = format_magnet(magnet_of(content, [(advertise, server.port)] if advertise else []))
+    output.result(magnet, {"magnet": magnet, "port": server.port})
+    output.say(f"serving {what} at port {server.port}; Ctrl-C ends it")
+    shown = time.monotonic()
+    while not stop.wait(0.5):
+        if time.monotonic() - shown >= LINE_SECONDS:
+            shown = time.monotonic()
+            _tell(server.stats(), output)
+    _tell(server.stats(), output)
 
 
 def _tell(stats: TransferStats, output: Output) -> None:

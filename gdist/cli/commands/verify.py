@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from math import prod
+from typing import Any
 
 import click
 
+from gdist import api
 from gdist.cli.jsonlines import JsonLines, plain
-from gdist.cli.options import option, output_options
+from gdist.cli.options import given, option, output_options, swarm_options
 from gdist.cli.output import Output
+from gdist.cli.signals import stop_on_signals
 from gdist.cli.streams import say
 from gdist.cli.words import count
 from gdist.core.units import format_bytes, format_rate, format_seconds
-from gdist.errors import CorruptError
+from gdist.errors import CorruptError, RequestError
 from gdist.events import Event
 
 NAMED = 20  # faults in the error's own sentence; all are listed before it
@@ -22,16 +25,43 @@ NAMED = 20  # faults in the error's own sentence; all are listed before it
 @click.command()
 @click.argument("store", type=click.Path(readable=False))
 @option("--workers", type=click.IntRange(1), metavar="N", help="Threads that read.  [default: one a core]")
+@option("--repair", is_flag=True, help="Fetch the pieces of what is damaged, and mend it in place.")
+@option(
+    "--from",
+    "copies",
+    multiple=True,
+    metavar="PLACE",
+    help="With --repair: a store of the same torrent, or a directory with its files; may be repeated.",
+)
+@option("--offline", is_flag=True, help="With --repair: from --from alone, not from the swarm.")
+@swarm_options
 @output_options
-def verify(store: str, output: Output, workers: int | None) -> None:
+def verify(
+    store: str,
+    output: Output,
+    workers: int | None,
+    repair: bool,
+    copies: tuple[str, ...],
+    offline: bool,
+    **values: Any,
+) -> None:
     """Verify STORE, a directory or URL, offline: every shard against its digests.
 
     Names every shard that is missing, cut or wrong, and ends with exit code 12 then.
+
+    With --repair what is damaged is mapped to the pieces of the torrent that it was made of. Of these, only
+    such as the store cannot rebuild itself are fetched: from places given by --from first, then from the
+    swarm and its web seeds. Each is checked by its hash. What was fetched, and from where, is said.
     """
     from gdist.run.verify import ShardVerified, check_access
     from gdist.run.verify import verify as run
 
     check_access(store)
+    if repair:
+        _repair(store, output, workers, copies, offline, values)
+        return
+    if copies or offline:
+        raise RequestError("--from and --offline go with --repair", hint="add --repair")
     start, done = time.monotonic(), 0
     with output.bar("verifying", _shard_bytes(store)) as show:
 
@@ -45,19 +75,19 @@ def verify(store: str, output: Output, workers: int | None) -> None:
 
         report = run(store, workers=workers, observe=observe)
     seconds = time.monotonic() - start
-    values = plain(report)
-    assert isinstance(values, dict)
-    values |= {"ok": report.ok, "seconds": seconds}
+    told = plain(report)
+    assert isinstance(told, dict)
+    told |= {"ok": report.ok, "seconds": seconds}
     if not report.ok:
         if output.json:
-            JsonLines().write("report", values)
+            JsonLines().write("report", told)
         else:
             say("".join(f"{fault}\n" for fault in report.faults))
         paths = list(dict.fromkeys(fault.path for fault in report.faults))
         more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
         raise CorruptError(
             f"{count(len(report.faults), 'fault')} in {report.store}: {', '.join(paths[:NAMED])}{more}",
-            hint="delete the store, or what is wrong in it, and fetch again",
+            hint="gdist verify --repair fetches the pieces of what is damaged",
         )
     absent = (
         f"; parts of hosts {', '.join(map(str, report.absent_hosts))} are not here"
@@ -69,7 +99,66 @@ def verify(store: str, output: Output, workers: int | None) -> None:
         f"{count(report.shards, 'shard')}, {count(report.assets, 'other file')}, "
         f"{format_bytes(report.nbytes)} are right, in {format_seconds(seconds)} ({rate}){absent}"
     )
-    output.result(report.store, values)
+    output.result(report.store, told)
+
+
+def _repair(
+    store: str,
+    output: Output,
+    workers: int | None,
+    copies: tuple[str, ...],
+    offline: bool,
+    values: dict[str, Any],  # Any: options by name
+) -> None:
+    from gdist.run.repair import repair as run
+    from gdist.run.repair_sources import PieceTaken
+    from gdist.run.verify import ShardVerified
+
+    start, done = time.monotonic(), 0
+    with stop_on_signals() as stop, output.bar("verifying", _shard_bytes(store)) as show:
+
+        def observe(event: Event) -> None:
+            nonlocal done
+            if isinstance(event, ShardVerified):
+                done += event.nbytes
+                show(done)
+            if output.json and isinstance(event, ShardVerified | PieceTaken):
+                JsonLines()(event)
+
+        report = run(
+            store,
+            copies=copies,
+            swarm=not offline,
+            torrent=api.torrent_options(**given(values)),
+            workers=workers,
+            observe=observe,
+            stop=stop,
+        )
+    told = plain(report)
+    assert isinstance(told, dict)
+    told |= {"ok": report.ok, "seconds": time.monotonic() - start}
+    for place in report.mended:
+        output.say(f"mended {place}")
+    if report.fetched:
+        origins = ", ".join(f"{count(len(pieces), 'piece')} from {name}" for name, pieces in report.fetched)
+        output.say(f"fetched {format_bytes(report.nbytes)}: {origins}")
+    elif report.ok and report.mended:
+        output.say("nothing had to be fetched")
+    if not report.ok:
+        if output.json:
+            JsonLines().write("report", told)
+        else:
+            say("".join(f"{fault}\n" for fault in report.left))
+        paths = list(dict.fromkeys(fault.path for fault in report.left))
+        more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+        raise CorruptError(
+            f"{count(len(report.left), 'fault')} in {report.store} could not be mended: "
+            f"{', '.join(paths[:NAMED])}{more}",
+            hint="give --from a store or the files of the same torrent, or leave --offline out",
+        )
+    if not report.mended:
+        output.say("nothing is damaged")
+    output.result(report.store, told)
 
 
 def _shard_bytes(store: str) -> int:

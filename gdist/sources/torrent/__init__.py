@@ -10,6 +10,7 @@
     source      TorrentSource, which puts these together
     create      making torrents
     seed        serving them
+    serve       serving what is rebuilt as it is asked for: peer_wire speaks, announce tells where
 
 Libtorrent has its own threads; what the caller's thread must do is said at `TorrentSource`.
 """
@@ -17,9 +18,11 @@ Libtorrent has its own threads; what the caller's thread must do is said at `Tor
 from gdist.sources.torrent.create import Version, choose_piece_length, magnet_of, make_torrent
 from gdist.sources.torrent.options import TorrentOptions, TransferStats
 from gdist.sources.torrent.seed import Seeder
+from gdist.sources.torrent.serve import PieceServer
 from gdist.sources.torrent.source import TorrentSource
 
 __all__ = [
+    "PieceServer",
     "Seeder",
     "TorrentOptions",
     "TorrentSource",

@@ -115,6 +115,11 @@ def piece_node(payload: Payload, piece: int, data: memoryview) -> bytes:
     return _root(leaves + [_ZERO_HASH] * (width - len(leaves)))
 
 
+def zero_roots(height: int) -> bytes:
+    """The root of a tree of that height over blocks that are not there."""
+    return _root([_ZERO_HASH] * (1 << height))
+
+
 def _nodes(hashes: bytes, mask: bytes, first: int, count: int) -> list[bytes]:
     """Nodes `[first, first + count)` of a sparse tree; empty where the mask has no bit."""
     if first + count > 8 * len(mask):

@@ -1,0 +1,438 @@
+"""Mending a store in place: what is damaged is mapped to pieces of its torrent, and just those are fetched.
+
+verify ─▶ damage ─▶ its pieces ─▶ those that the store itself rebuilds right ─▶ the others ─▶ put in place
+faults    chunks,   of the torrent     are not fetched               copies, then      checked by digest
+          files                                                      the swarm
+
+A chunk is written where it lies once its new bytes have its digest: until then it is as bad as before, and no
+good byte is touched. A shard that is missing or cut is made anew beside the store, and renamed. So is every
+damaged one of a compressed store, whose chunks have no place of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import google_crc32c
+from blake3 import blake3
+
+from gdist.core.layout import ShardLayout, shard_key, to_document
+from gdist.core.mesh import HostGroup
+from gdist.core.placer import Placer
+from gdist.core.plan import HostPlan, ShardTask, TensorPlan
+from gdist.core.source_map import DIRECTORY
+from gdist.core.store_manifest import StoreAsset, StoreManifest, StoreTensor
+from gdist.core.tensor import StoredTensor, TensorSpec
+from gdist.core.view import VIEW
+from gdist.durable import write_atomically
+from gdist.errors import InterruptedRun, RequestError, translate
+from gdist.events import Observer
+from gdist.kvstore import kvstore_spec, local_path
+from gdist.run.destination import WORK
+from gdist.run.journal_file import Lock
+from gdist.run.manifest import array_files, group_files
+from gdist.run.rebuild import Rebuilder
+from gdist.run.repair_sources import Copy, Fetcher, FilesCopy, RepairReport, open_copy
+from gdist.run.repair_view import ViewRepair
+from gdist.run.verify import Fault, VerifyReport, verify
+from gdist.sinks.parts import PartFiles
+from gdist.sources.torrent import TorrentOptions
+from gdist.stores import Address, files_of
+from gdist.stores.manifests import read_manifests
+
+if TYPE_CHECKING:
+    from gdist.sinks.tensorstore import TensorStoreSink
+
+Index = tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Damage:
+    """What is to be mended: chunks and ends of shard files, small files by path, and documents."""
+
+    chunks: dict[tuple[str, Index], list[Index]] = field(default_factory=dict)  # by shard
+    lost: set[tuple[str, Index]] = field(default_factory=set)  # shards: missing, or of another length
+    tails: list[tuple[str, Index]] = field(default_factory=list)
+    small: dict[str, StoreAsset] = field(default_factory=dict)
+    documents: list[str] = field(default_factory=list)
+    beyond: list[Fault] = field(default_factory=list)  # nothing here can mend it
+
+
+def repair(
+    store: Address,
+    *,
+    copies: Sequence[Address] = (),
+    swarm: bool = True,
+    torrent: TorrentOptions | None = None,
+    workers: int | None = None,
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
+) -> RepairReport:
+    """Verifies a store in a directory, and mends what is damaged by fetching the pieces it was made of.
+
+    Pieces are taken from `copies` (stores of the same torrent, or directories with its files) and, with
+    `swarm`, from the torrent's peers and web seeds. Every piece is checked by its hash, every chunk by its
+    digest. What cannot be mended is in the report.
+
+    Raises:
+        RequestError: the store is not in a directory, or does not know its torrent.
+        TransferError: nobody brings what is needed; what was mended stays mended.
+    """
+    root = local_path(store)
+    report = verify(store, workers=workers, observe=observe)
+    if report.ok:
+        return RepairReport(report.store, report)
+    if root is None:
+        raise RequestError(
+            f"{report.store} is not in a directory: it is not repaired in place",
+            hint="delete what is damaged and fetch again",
+        )
+    manifest = read_manifests(files_of(store)).joined
+    tell: Observer = observe or (lambda event: None)
+
+    def check_stop() -> None:
+        if stop is not None and stop.is_set():
+            raise InterruptedRun("the repair was asked to stop", hint="the same command goes on")
+
+    asked = torrent or TorrentOptions()
+    work = root / WORK / "repair"
+    lock = Lock(root / WORK / "lock", report.store)
+    try:
+        if manifest.codec == VIEW:
+            return ViewRepair(root, manifest, report, asked, swarm, tell, check_stop).run(copies, work)
+        return _Repair(root, manifest, report, asked, swarm, tell, check_stop).run(copies, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (root / WORK / "lock").unlink()
+            (root / WORK).rmdir()  # a fetch's own work stays
+        lock.release()
+
+
+class _Repair:
+    """One repair of a store of shards."""
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: StoreManifest,
+        report: VerifyReport,
+        options: TorrentOptions,
+        swarm: bool,
+        observe: Observer,
+        check_stop: Callable[[], None],
+    ):
+        self._root, self._manifest, self._report = root, manifest, report
+        self._tensors = {tensor.name: tensor for tensor in manifest.tensors}
+        self._fetcher = Fetcher(options, swarm, observe, check_stop)
+        self._mended: list[str] = []
+        self._coded = manifest.codec != "none"
+
+    def run(self, copies: Sequence[Address], work: Path) -> RepairReport:
+        """Mends what it can."""
+        damage = self._sort()
+        self._write_documents(damage)
+        self._copy_small(damage, copies)
+        needs_pieces = damage.chunks or damage.lost or damage.small
+        if needs_pieces:
+            source = Rebuilder(self._root)
+            try:
+                kept = FilesCopy(self._root, source.metadata)  # of --payload keep
+                places = [open_copy(copy, source.metadata) for copy in copies]
+                self._mend(damage, source, [kept, *places] if kept.found else places, work)
+            finally:
+                source.close()
+        for name, index in damage.tails:
+            self._write_tail(self._root / name / shard_key(index), self._layout(name))
+            self._mended.append(f"{name}/{shard_key(index)}")
+        left = [fault for fault in self._report.faults if not self._is_mended(fault)]
+        return RepairReport(
+            self._report.store,
+            self._report,
+            tuple(dict.fromkeys(self._mended)),
+            self._fetcher.table(),
+            self._fetcher.nbytes,
+            tuple(left),
+        )
+
+    def _is_mended(self, fault: Fault) -> bool:
+        place = f"{fault.path}, chunk {fault.chunk}" if fault.chunk is not None else fault.path
+        return place in self._mended or fault.path in self._mended
+
+    # --- what is damaged ------------------------------------------------------------------------------
+
+    def _sort(self) -> _Damage:
+        damage = _Damage()
+        small = {self._manifest.asset_key(asset): asset for asset in self._manifest.assets}
+        small |= {f"{DIRECTORY}/{file.path}": file for file in self._manifest.source_files}
+        for fault in self._report.faults:
+            tensor = self._tensors.get(fault.tensor)
+            if fault.path in small:
+                damage.small[fault.path] = small[fault.path]
+            elif fault.path.endswith("zarr.json"):
+                damage.documents.append(fault.path)
+            elif tensor is None or (index := _index_in(fault.path, tensor)) not in tensor.shards:
+                damage.beyond.append(fault)
+            elif self._coded:
+                damage.chunks[tensor.name, index] = []
+            elif fault.chunk is not None:
+                damage.chunks.setdefault((tensor.name, index), []).append(fault.chunk)
+            elif _size(self._root / fault.path) == self._layout(tensor.name).file_nbytes:
+                damage.tails.append((tensor.name, index))
+            else:
+                damage.lost.add((tensor.name, index))
+                damage.chunks[tensor.name, index] = [c for c, _ in self._layout(tensor.name).chunks()]
+        return damage
+
+    def _layout(self, name: str) -> ShardLayout:
+        tensor = self._tensors[name]
+        return ShardLayout(tensor.grid, tensor.dtype.itemsize)
+
+    def _write_documents(self, damage: _Damage) -> None:
+        """Zarr documents follow from the manifest."""
+        if not damage.documents:
+            return
+        documents = group_files(self._manifest)
+        documents |= {
+            f"{name}/zarr.json": to_document(document)
+            for name, document in array_files(self._manifest).items()
+        }
+        for path in dict.fromkeys(damage.documents):
+            if path in documents:
+                write_atomically(self._root / path, documents[path])
+                self._mended.append(path)
+
+    def _copy_small(self, damage: _Damage, copies: Iterable[Address]) -> None:
+        """Small files that another store has as they must be."""
+        for copy in copies:
+            files = files_of(copy)
+            for path, entry in list(damage.small.items()):
+                data = files.read(path)
+                if data is not None and blake3(data).hexdigest() == entry.digest:
+                    write_atomically(self._root / path, data)
+                    self._mended.append(path)
+                    del damage.small[path]
+
+    # --- pieces ---------------------------------------------------------------------------------------
+
+    def _mend(self, damage: _Damage, source: Rebuilder, copies: Sequence[Copy], work: Path) -> None:
+        plan, places = self._plan(damage, source)
+        placer, sink = Placer(plan), self._sink(plan, work)
+        small = _SmallFiles(damage.small, source)
+        wanted = tuple(dict.fromkeys((*placer.wanted(), *small.pieces())))
+        bad = []
+        try:
+
+            def settle(piece: int, data: memoryview) -> None:
+                sink.place(placer.accept(piece), data)
+                small.take(piece, data)
+                for task in placer.settle(piece):
+                    if isinstance(sink, PartFiles):
+                        self._put(places[task], sink, task, damage, work)
+                    else:
+                        self._commit(sink, task)
+
+            buffer = memoryview(bytearray(source.payload.piece_length))
+            for piece in wanted:
+                right = source.piece(piece, buffer)
+                if right is None:
+                    bad.append(piece)
+                else:
+                    settle(piece, right)
+            payload = source.payload
+            for piece, data in self._fetcher.bring(
+                bad,
+                copies,
+                payload.extent_of,
+                source.matches,
+                source.torrent,
+                self._manifest.source.magnet,
+                work / "swarm",
+            ):
+                settle(piece, data)
+        finally:
+            sink.close()
+        for path, content in small.whole():
+            if blake3(content).hexdigest() == damage.small[path].digest:
+                write_atomically(self._root / path, bytes(content))
+                self._mended.append(path)
+        for name, index in damage.lost:
+            self._finish_lost(name, index, damage, work)
+
+    def _sink(self, plan: HostPlan, work: Path) -> PartFiles | TensorStoreSink:
+        """Where pieces are put together: chunks in files of their own, or whole shards to be compressed."""
+        if not self._coded:
+            return PartFiles(work / "parts", plan)
+        from gdist.sinks.tensorstore import TensorStoreSink  # loaded where it is needed
+
+        return TensorStoreSink(kvstore_spec(self._root), work, plan, self._manifest.codec)
+
+    def _commit(self, sink: TensorStoreSink, task: ShardTask) -> None:
+        """A shard of a compressed store is whole."""
+        record = sink.commit(task)
+        if self._tensors[record.tensor].shards[record.index] == record.digests:
+            self._mended.append(f"{record.tensor}/{shard_key(record.index)}")
+
+    def _plan(
+        self, damage: _Damage, source: Rebuilder
+    ) -> tuple[HostPlan, dict[ShardTask, tuple[str, Index, Index]]]:
+        """Damaged chunks as shards of their own, and where each belongs: tensor, shard, chunk.
+
+        Of a compressed store it is the shards themselves.
+        """
+        by_tensor: dict[str, list[tuple[Index, Index]]] = {}
+        for (name, index), chunks in damage.chunks.items():
+            if name in source.map.tensors:
+                whole = [tuple(0 for _ in index)] if self._coded else chunks
+                by_tensor.setdefault(name, []).extend((index, chunk) for chunk in whole)
+        plans: list[TensorPlan] = []
+        places: dict[ShardTask, tuple[str, Index, Index]] = {}
+        for name, listed in by_tensor.items():
+            tensor, tasks = self._tensors[name], []
+            grid = tensor.grid if self._coded else replace(tensor.grid, shard=tensor.grid.chunk)
+            per_shard = [s // c for s, c in zip(tensor.grid.shard, grid.shard, strict=True)]
+            for index, chunk in listed:
+                place = tuple(i * n + c for i, n, c in zip(index, per_shard, chunk, strict=True))
+                task = ShardTask(len(plans), place, grid.box_of(place))
+                places[task] = (name, index, chunk)
+                tasks.append(task)
+            spec = TensorSpec(name, tensor.shape, tensor.dtype)
+            stored = StoredTensor(spec, source.map.tensors[name], tensor.quantisation)
+            plans.append(TensorPlan(stored, tensor.spec, grid, tuple(tasks)))
+        plan = HostPlan(source.payload, self._manifest.mesh, HostGroup(), tuple(plans))
+        return plan, places
+
+    def _put(
+        self,
+        place: tuple[str, Index, Index],
+        parts: PartFiles,
+        task: ShardTask,
+        damage: _Damage,
+        work: Path,
+    ) -> None:
+        """A chunk is whole: to where it belongs, if it has its digest."""
+        name, index, chunk = place
+        tensor, layout = self._tensors[name], self._layout(name)
+        with parts.descriptor(task) as descriptor:
+            data = os.pread(descriptor, layout.chunk_nbytes, 0)
+        parts.path(task).unlink(missing_ok=True)
+        parts.forget(task)
+        if blake3(data).hexdigest() != _digest_of(tensor, index, chunk):
+            return  # the manifest is wrong about it, or the map: the fault stays
+        path = self._root / name / shard_key(index)
+        target = _beside(work, name, index) if (name, index) in damage.lost else path
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                if os.fstat(descriptor).st_size != layout.file_nbytes:
+                    os.posix_fallocate(descriptor, 0, layout.file_nbytes)
+                os.pwrite(descriptor, data, layout.extent_of(chunk).start)
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise translate(error, f"writing {target}") from error
+        self._mended.append(f"{name}/{shard_key(index)}, chunk {chunk}")
+
+    def _finish_lost(self, name: str, index: Index, damage: _Damage, work: Path) -> None:
+        key = f"{name}/{shard_key(index)}"
+        chunks = damage.chunks[name, index]
+        if any(f"{key}, chunk {chunk}" not in self._mended for chunk in chunks):
+            return
+        made, path = _beside(work, name, index), self._root / key
+        self._write_tail(made, self._layout(name))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(made, path)
+        except OSError as error:
+            raise translate(error, f"making {path}") from error
+        self._mended.append(key)
+
+    def _write_tail(self, path: Path, layout: ShardLayout) -> None:
+        """The sharding index and its checksum, which follow from the layout."""
+        index = layout.index_bytes()
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                tail = index + google_crc32c.value(index).to_bytes(4, "little")
+                os.pwrite(descriptor, tail, layout.data_nbytes)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise translate(error, f"writing {path}") from error
+
+
+class _SmallFiles:
+    """Small files of the store, put together from pieces."""
+
+    def __init__(self, listed: dict[str, StoreAsset], source: Rebuilder):
+        self._source = source
+        self._runs = {path: [run for run in source.runs if run.path == path] for path in listed}
+        self._data = {
+            path: bytearray(listed[path].nbytes)
+            for path, runs in self._runs.items()
+            if sum(run.extent.length for run in runs) == listed[path].nbytes
+        }
+        self._left = {path: self._pieces_of(path) for path in self._data}
+
+    def _pieces_of(self, path: str) -> set[int]:
+        payload = self._source.payload
+        return {piece for run in self._runs[path] for piece in payload.pieces_of(run.extent)}
+
+    def pieces(self) -> list[int]:
+        """All pieces that hold a byte of them."""
+        return sorted({piece for pieces in self._left.values() for piece in pieces})
+
+    def take(self, piece: int, data: memoryview) -> None:
+        """Takes a piece's bytes that belong here."""
+        extent = self._source.payload.extent_of(piece)
+        for path, left in self._left.items():
+            if piece not in left:
+                continue
+            left.discard(piece)
+            for run in self._runs[path]:
+                common = run.extent.intersect(extent)
+                if common:
+                    start = run.offset + common.start - run.extent.start
+                    inside = data[common.start - extent.start : common.stop - extent.start]
+                    self._data[path][start : start + common.length] = inside
+
+    def whole(self) -> Iterator[tuple[str, bytearray]]:
+        """Those of which every piece has come."""
+        return ((path, data) for path, data in self._data.items() if not self._left[path])
+
+
+def _index_in(path: str, tensor: StoreTensor) -> Index:
+    """The shard's index in the path of its file."""
+    inside = path.removeprefix(f"{tensor.name}/c").strip("/")
+    with contextlib.suppress(ValueError):
+        return tuple(map(int, inside.split("/"))) if inside else ()
+    return (-1,)
+
+
+def _digest_of(tensor: StoreTensor, index: Index, chunk: Index) -> str:
+    ordinal = 0
+    for i, s, c in zip(chunk, tensor.grid.shard, tensor.grid.chunk, strict=True):
+        ordinal = ordinal * (s // c) + i
+    return tensor.shards[index][ordinal]
+
+
+def _beside(work: Path, name: str, index: Index) -> Path:
+    key = blake3(f"{name}\n{index}".encode()).hexdigest()[:24]
+    return work / "shards" / key
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

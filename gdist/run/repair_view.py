@@ -1,0 +1,143 @@
+"""Mending a view: the pieces of damaged chunks are hashed in place, and the wrong ones fetched again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gdist.core.extent import Extent
+from gdist.core.source_map import DIRECTORY
+from gdist.core.store_manifest import StoreManifest
+from gdist.errors import translate
+from gdist.events import Observer
+from gdist.run.repair_sources import Fetcher, RepairReport, open_copy
+from gdist.run.verify import Fault, VerifyReport, verify
+from gdist.run.view_index import write_documents
+from gdist.run.view_pieces import ViewTorrent
+from gdist.sources.torrent import TorrentOptions
+from gdist.stores import Address, files_of
+from gdist.stores.manifests import read_manifests
+from gdist.stores.views import ViewReader
+
+
+class ViewRepair:
+    """One repair of a view, whose index follows from the manifest and whose bytes are the torrent's."""
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: StoreManifest,
+        report: VerifyReport,
+        options: TorrentOptions,
+        swarm: bool,
+        observe: Observer,
+        check_stop: Callable[[], None],
+    ):
+        self._root, self._manifest, self._report = root, manifest, report
+        self._fetcher = Fetcher(options, swarm, observe, check_stop)
+
+    def run(self, copies: Sequence[Address], work: Path) -> RepairReport:
+        """Mends what it can; what was wrong is verified again."""
+        faults = self._report.faults
+        if any(self._is_index(fault) for fault in faults):
+            write_documents(self._root, self._manifest)
+        if any(not self._is_index(fault) for fault in faults):
+            self._mend(faults, copies, work)
+        again = verify(self._root)
+        there = set(map(str, again.faults))
+        mended = [str(fault).partition(":")[0] for fault in faults if str(fault) not in there]
+        return RepairReport(
+            self._report.store,
+            self._report,
+            tuple(dict.fromkeys(mended)),
+            self._fetcher.table(),
+            self._fetcher.nbytes,
+            again.faults,
+        )
+
+    def _is_index(self, fault: Fault) -> bool:
+        """True for what is no byte of the payload."""
+        small = {self._manifest.asset_key(asset) for asset in self._manifest.assets}
+        return fault.chunk is None and fault.path not in small and not fault.path.startswith(f"{DIRECTORY}/")
+
+    def _mend(self, faults: Sequence[Fault], copies: Sequence[Address], work: Path) -> None:
+        source = ViewTorrent(self._root, self._manifest)
+        buffer = memoryview(bytearray(source.payload.piece_length))
+        bad = [piece for piece in self._pieces(faults, source) if source.piece(piece, buffer) is None]
+        found = self._fetcher.bring(
+            bad,
+            [open_copy(copy, source.metadata) for copy in copies],
+            source.payload.extent_of,
+            source.matches,
+            source.torrent,
+            self._manifest.source.magnet,
+            work / "swarm",
+        )
+        touched: set[Path] = set()
+        for piece, data in found:
+            touched |= _write(source, piece, data)
+        for path in touched:
+            _sync(path)
+
+    def _pieces(self, faults: Sequence[Fault], source: ViewTorrent) -> list[int]:
+        """Pieces that hold a byte of what is damaged."""
+        reader = ViewReader(self._root, read_manifests(files_of(self._root)), verify=True)
+        tensors = {tensor.name: tensor for tensor in self._manifest.tensors}
+        small = {self._manifest.asset_key(asset) for asset in self._manifest.assets}
+        pieces: set[int] = set()
+        for fault in faults:
+            if fault.chunk is not None:
+                tensor = tensors[fault.tensor]
+                path, offset = reader.place(tensor, fault.chunk)
+                key = os.path.relpath(path, self._root)
+                whole = source.extent_of_file(key)
+                if whole is None:
+                    continue
+                nbytes = tensor.dtype.itemsize
+                for length in tensor.grid.chunk:
+                    nbytes *= length
+                intact = path.is_file() and path.stat().st_size == whole.length
+                extent = Extent(whole.start + offset, nbytes) if intact else whole
+            elif fault.path in small:
+                found = source.extent_of_file(fault.path)
+                if found is None:
+                    continue
+                extent = found
+            else:
+                continue
+            pieces.update(source.payload.pieces_of(extent))
+        reader.close()
+        return sorted(pieces)
+
+
+def _write(source: ViewTorrent, piece: int, data: memoryview) -> set[Path]:
+    """Puts a piece's bytes where they belong: nothing else of the files changes."""
+    extent, written = source.payload.extent_of(piece), set()
+    for segment in source.payload.segments(extent):
+        file, path = source.payload.files[segment.file], source.paths[segment.file]
+        start = file.offset + segment.extent.start - extent.start
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                if os.fstat(descriptor).st_size != file.length:
+                    os.ftruncate(descriptor, file.length)
+                os.pwrite(descriptor, data[start : start + segment.extent.length], segment.extent.start)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise translate(error, f"writing {path}") from error
+        written.add(path)
+    return written
+
+
+def _sync(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise translate(error, f"writing {path}") from error

@@ -1,0 +1,95 @@
+"""The torrent of a view: its .torrent beside the payload, and which of its files is which of the view's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gdist.core.extent import Extent
+from gdist.core.payload import Payload
+from gdist.core.source_map import DIRECTORY, TORRENT_NAME
+from gdist.core.store_manifest import StoreManifest
+from gdist.errors import GdistError, RequestError
+from gdist.sources.torrent.files import PayloadFiles
+from gdist.sources.torrent.hashing import PieceHashes
+from gdist.sources.torrent.metadata import Metadata, load_torrent, piece_layers, read_metadata
+
+
+class ViewTorrent:
+    """The payload of a view in a directory, as its torrent has it; safe from any thread.
+
+    Raises:
+        RequestError: when there is no .torrent of this payload.
+    """
+
+    def __init__(self, root: Path, manifest: StoreManifest):
+        self.where, self.manifest = str(root), manifest
+        self.torrent, self.metadata = _find(root, manifest)
+        self._hashes = PieceHashes(self.metadata)
+        self._hashes.add_layers(piece_layers(self.torrent))
+        self.paths = tuple(_paths(root, manifest, self.metadata))
+        self._files = PayloadFiles(self.payload, self.paths)
+
+    @property
+    def payload(self) -> Payload:
+        """The torrent's files and pieces."""
+        return self.metadata.payload
+
+    def extent_of_file(self, key: str) -> Extent | None:
+        """Where a file of the view, by its path below the root, lies in the payload."""
+        root = Path(self.where)
+        for path, file in zip(self.paths, self.payload.files, strict=True):
+            if path == root / key:
+                return file.extent
+        return None
+
+    def read(self, extent: Extent, out: memoryview) -> bool:
+        """Fills `out` with an extent, unchecked; False where a file is missing or too short."""
+        return self._files.read(extent, out)
+
+    def matches(self, piece: int, data: memoryview) -> bool:
+        """True when these are the piece's bytes."""
+        return self._hashes.knows(piece) and self._hashes.matches(piece, data)
+
+    def piece(self, piece: int, out: memoryview | None = None) -> memoryview | None:
+        """A piece, when it is here and its hash is right; in the first bytes of `out`."""
+        extent = self.payload.extent_of(piece)
+        view = memoryview(bytearray(extent.length)) if out is None else out[: extent.length]
+        return view if self.read(extent, view) and self.matches(piece, view) else None
+
+
+def _find(root: Path, manifest: StoreManifest) -> tuple[bytes, Metadata]:
+    known = {manifest.source.info_hash_v1, manifest.source.info_hash_v2} - {""}
+    for path in _candidates(root):
+        try:
+            torrent = path.read_bytes()
+            metadata = read_metadata(load_torrent(torrent))
+        except (OSError, GdistError):
+            continue
+        hashes = {metadata.info_hash.v1_hex, metadata.info_hash.v2_hex} - {""}
+        sizes = sorted(file.length for file in metadata.payload.files)
+        if known & hashes or (not known and sizes == sorted(file.nbytes for file in manifest.files)):
+            return torrent, metadata
+    raise RequestError(
+        f"{root} has no .torrent file of its payload",
+        hint=f"put it into {root}, under any name that ends with .torrent",
+    )
+
+
+def _candidates(root: Path) -> Iterator[Path]:
+    yield root / DIRECTORY / TORRENT_NAME
+    for directory in (root, root / "payload"):
+        yield from sorted(directory.glob("*.torrent"))
+
+
+def _paths(root: Path, manifest: StoreManifest, metadata: Metadata) -> Iterator[Path]:
+    """Where each file of the torrent lies; where the view has it not, where it would lie."""
+    for path, file in zip(metadata.paths, metadata.payload.files, strict=True):
+        same = [f for f in manifest.files if f.nbytes == file.length]
+        ends = [f for f in same if f"/{f.path}".endswith(f"/{file.path}")]
+        best = min(ends, key=lambda f: len(f.path), default=None)
+        if best is not None:
+            yield root / best.path
+            continue
+        inside = [root / "payload" / path, root / "payload" / file.path, root / path, root / file.path]
+        yield next((place for place in inside if place.is_file()), inside[0])
