@@ -144,7 +144,7 @@ class _Repair:
         if needs_pieces:
             source = Rebuilder(self._root)
             try:
-                kept = FilesCopy(self._root, source.metadata)  # of --payload keep
+                kept = FilesCopy(self._root / "payload", source.metadata)  # of --payload keep
                 places = [open_copy(copy, source.metadata) for copy in copies]
                 self._mend(damage, source, [kept, *places] if kept.found else places, work)
             finally:

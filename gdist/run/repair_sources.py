@@ -73,7 +73,9 @@ class FilesCopy:
 
     def __init__(self, directory: Path, metadata: Metadata):
         self.name = str(directory)
-        bases = [directory / "payload", directory, directory.absolute().parent]
+        bases = [directory / "payload", directory]
+        if directory.absolute().name == metadata.name:
+            bases.append(directory.absolute().parent)
         tried = [tuple(base / path for path in metadata.paths) for base in bases]
         inside = tuple(directory / file.path for file in metadata.payload.files)
         paths = max((inside, *tried), key=lambda paths: sum(path.is_file() for path in paths))

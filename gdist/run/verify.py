@@ -177,7 +177,9 @@ def _check_view(reader: ViewReader, task: _Task) -> tuple[int, list[Fault]]:
     tensor, index = task.tensor, task.index
     path, offset = reader.place(tensor, index)
     pieces = reader.pieces(tensor, index)
-    where = f"at byte {offset}{f', piece {pieces[0]} to {pieces[-1]},' if pieces else ''}"
+    where = f"at byte {offset}"
+    if pieces:
+        where += f", pieces {pieces[0]} to {pieces[-1]}," if len(pieces) > 1 else f", piece {pieces[0]},"
     fault = reader.fault(tensor, index)
     nbytes = prod(tensor.grid.chunk) * tensor.dtype.itemsize
     if isinstance(fault, CorruptError):

@@ -284,7 +284,7 @@ def test_a_kept_payload_mends_its_store(seeded: Seeded, tmp_path: Path) -> None:
     shard = max((tmp_path / "s").rglob("c/**/0"), key=lambda p: p.stat().st_size if p.is_file() else 0)
     flip(shard, 5000)
     report = repair(tmp_path / "s", swarm=False)
-    assert report.ok and pieces_of(report) == {str(tmp_path / "s"): 1}
+    assert report.ok and pieces_of(report) == {str(tmp_path / "s" / "payload"): 1}
     assert tree_of(tmp_path / "s") == before
 
 
