@@ -99,7 +99,8 @@ def test_links_are_cut_slowed_and_mended(rig: Rig) -> None:
         rig.cut(where)
         assert take(rig, 1, "world", 1000, patience=2) == float("inf")
         rig.mend(where)
-        assert take(rig, 1, "world", 1000) < 10
+        # A neighbour that did not answer is asked for again a moment later.
+        assert any(take(rig, 1, "world", 1000) < 10 for _ in range(3))
     rig.slow(1)
     try:
         assert 0.5 < take(rig, 1, "h0", NBYTES // 10) / (NBYTES / 10 / (LAN * netns.SLOW)) < 1.5

@@ -301,7 +301,8 @@ class ClusterSource:
         if not self._waiting:
             return ()
         waiting = tuple(self._waiting.items())
-        ready = [piece for piece, since in waiting if self._others.holder(piece, since) is not None]
+        # This host may have brought a piece in itself, while it still waited for one that is gone to give it.
+        ready = [p for p, since in waiting if p in self.held or self._others.holder(p, since) is not None]
         for piece in ready:
             del self._waiting[piece]
         self._given.update(ready)
