@@ -166,6 +166,8 @@ class ClusterSource:
             self._write_held()
         own = tuple(p for p in arrived if p in self._wanted and p not in self._given)
         self._given.update(own)
+        for piece in own:
+            self._waiting.pop(piece, None)  # nobody else need give it any more
         return (*own, *(ready or self._readable()))
 
     def wake(self) -> None:
@@ -302,7 +304,12 @@ class ClusterSource:
             return ()
         waiting = tuple(self._waiting.items())
         # This host may have brought a piece in itself, while it still waited for one that is gone to give it.
-        ready = [p for p, since in waiting if p in self.held or self._others.holder(p, since) is not None]
+        ready = [
+            piece
+            for piece, since in waiting
+            if piece not in self._given
+            and (piece in self.held or self._others.holder(piece, since) is not None)
+        ]
         for piece in ready:
             del self._waiting[piece]
         self._given.update(ready)
