@@ -40,20 +40,17 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = True, aside: Path 
 
 def sync_directory(path: Path) -> None:
     """Returns once the names in a directory are on the disk."""
-    try:
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise translate(error, f"syncing {path}") from error
+    _sync(path, os.O_DIRECTORY)
 
 
 def sync_file(path: Path) -> None:
     """Returns once a file's content is on the disk."""
+    _sync(path, 0)
+
+
+def _sync(path: Path, kind: int) -> None:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | kind)
         try:
             os.fsync(descriptor)
         finally:

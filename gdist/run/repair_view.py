@@ -9,6 +9,7 @@ from pathlib import Path
 from gdist.core.extent import Extent
 from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import StoreManifest
+from gdist.durable import sync_file
 from gdist.errors import translate
 from gdist.events import Observer
 from gdist.run.repair_sources import Fetcher, RepairReport, open_copy
@@ -78,7 +79,7 @@ class ViewRepair:
         for piece, data in found:
             touched |= _write(source, piece, data)
         for path in touched:
-            _sync(path)
+            sync_file(path)
 
     def _pieces(self, faults: Sequence[Fault], source: ViewTorrent) -> list[int]:
         """Pieces that hold a byte of what is damaged."""
@@ -130,14 +131,3 @@ def _write(source: ViewTorrent, piece: int, data: memoryview) -> set[Path]:
             raise translate(error, f"writing {path}") from error
         written.add(path)
     return written
-
-
-def _sync(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise translate(error, f"writing {path}") from error

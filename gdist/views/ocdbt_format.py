@@ -26,6 +26,7 @@ from typing import TypeVar
 
 import google_crc32c
 
+from gdist.core.varint import varint
 from gdist.core.view import Entry
 
 MANIFEST_MAGIC, NODE_MAGIC = 0x0CDB3A2A, 0x0CDB20DE
@@ -94,7 +95,7 @@ def _leaf(
     body = [
         b"\0",
         table,
-        _varint(len(rows)),
+        varint(len(rows)),
         *_keys([key for key, _ in rows]),
         _varints(length for length, *_ in values),
         bytes(inline is None for _, inline, *_ in values),
@@ -112,7 +113,7 @@ def _interior(data_path: str, nodes: Sequence[Node], height: int) -> tuple[bytes
     body = [
         bytes([height]),
         table,
-        _varint(len(nodes)),
+        varint(len(nodes)),
         prefixes,
         suffixes,
         bytes(len(nodes)),  # no part of a key is left out below: keys in every node are whole
@@ -141,24 +142,24 @@ def _append(data: bytearray, key: bytes, body: bytes, keys: int, tree_nbytes: in
 def _manifest(root: Node, height: int, data_path: str, uuid: bytes, generation: int, commit_ns: int) -> bytes:
     configuration = [
         uuid,
-        _varint(0),  # everything is in this one file
-        _varint(INLINE_BYTES),
-        _varint(_NODE_BYTES),
+        varint(0),  # everything is in this one file
+        varint(INLINE_BYTES),
+        varint(_NODE_BYTES),
         bytes([_VERSIONS_LOG2]),
-        _varint(0),  # nothing is compressed
+        varint(0),  # nothing is compressed
     ]
     table, _ = _file_table([data_path])
     version = [
-        _varint(1),
-        _varint(generation),
+        varint(1),
+        varint(generation),
         bytes([height]),
-        _varint(0),
-        _varint(root.offset),
-        _varint(root.nbytes),
+        varint(0),
+        varint(root.offset),
+        varint(root.nbytes),
         *_counts([root]),
         struct.pack("<Q", commit_ns),
     ]
-    older = _varint(0)
+    older = varint(0)
     return _envelope(MANIFEST_MAGIC, b"".join([*configuration, table, *version, older]))
 
 
@@ -204,7 +205,7 @@ def _file_table(paths: Iterable[str]) -> tuple[bytes, dict[str, int]]:
     ordered = sorted(set(paths), key=str.encode)
     prefixes, lengths, suffixes = _keys([path.encode() for path in ordered])
     bases = bytes(len(ordered))  # no base path: every path is relative to the database's root
-    table = _varint(len(ordered)) + prefixes + lengths + bases + suffixes
+    table = varint(len(ordered)) + prefixes + lengths + bases + suffixes
     return table, {path: number for number, path in enumerate(ordered)}
 
 
@@ -222,17 +223,8 @@ def _envelope(magic: int, body: bytes) -> bytes:
     return content + struct.pack("<I", google_crc32c.value(content))
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
 def _varints(numbers: Iterable[int]) -> bytes:
-    return b"".join(map(_varint, numbers))
+    return b"".join(map(varint, numbers))
 
 
 def _read_varints(data: bytes, at: int, count: int) -> tuple[list[int], int]:

@@ -15,6 +15,8 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from gdist.core.varint import varint
+
 Row = tuple[str | None, int, int]  # path, offset, size; a row without a path says that there is no such range
 
 _MAGIC = b"PAR1"
@@ -82,7 +84,7 @@ def _column_chunk(name: str, kind: int, count: int, nulls: int, start: int, nbyt
 
 def _levels(present: Iterable[bool]) -> bytes:
     """Definition levels, 1 where a value is present: runs, each its length shifted left and its level."""
-    runs = (_varint(sum(1 for _ in run) << 1) + bytes([level]) for level, run in itertools.groupby(present))
+    runs = (varint(sum(1 for _ in run) << 1) + bytes([level]) for level, run in itertools.groupby(present))
     content = b"".join(runs)
     return struct.pack("<I", len(content)) + content
 
@@ -119,17 +121,8 @@ def _binary(number: int, data: bytes) -> _Field:
 
 
 def _counted(data: bytes) -> bytes:
-    return _varint(len(data)) + data
+    return varint(len(data)) + data
 
 
 def _zigzag(number: int) -> bytes:
-    return _varint(number << 1)  # none of ours is negative
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return varint(number << 1)  # none of ours is negative

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +19,9 @@ from gdist.cli.words import count
 from gdist.core.units import format_bytes, format_rate, format_seconds
 from gdist.errors import CorruptError, RequestError
 from gdist.events import Event
+
+if TYPE_CHECKING:
+    from gdist.run.verify import Fault
 
 NAMED = 20  # faults in the error's own sentence; all are listed before it
 
@@ -79,16 +83,8 @@ def verify(
     assert isinstance(told, dict)
     told |= {"ok": report.ok, "seconds": seconds}
     if not report.ok:
-        if output.json:
-            JsonLines().write("report", told)
-        else:
-            say("".join(f"{fault}\n" for fault in report.faults))
-        paths = list(dict.fromkeys(fault.path for fault in report.faults))
-        more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-        raise CorruptError(
-            f"{count(len(report.faults), 'fault')} in {report.store}: {', '.join(paths[:NAMED])}{more}",
-            hint="gdist verify --repair fetches the pieces of what is damaged",
-        )
+        hint = "gdist verify --repair fetches the pieces of what is damaged"
+        raise _told(report.faults, f"in {report.store}", hint, told, output)
     absent = (
         f"; parts of hosts {', '.join(map(str, report.absent_hosts))} are not here"
         if report.absent_hosts
@@ -145,20 +141,24 @@ def _repair(
     elif report.ok and report.mended:
         output.say("nothing had to be fetched")
     if not report.ok:
-        if output.json:
-            JsonLines().write("report", told)
-        else:
-            say("".join(f"{fault}\n" for fault in report.left))
-        paths = list(dict.fromkeys(fault.path for fault in report.left))
-        more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-        raise CorruptError(
-            f"{count(len(report.left), 'fault')} in {report.store} could not be mended: "
-            f"{', '.join(paths[:NAMED])}{more}",
-            hint="give --from a store or the files of the same torrent, or leave --offline out",
-        )
+        hint = "give --from a store or the files of the same torrent, or leave --offline out"
+        raise _told(report.left, f"in {report.store} could not be mended", hint, told, output)
     if not report.mended:
         output.say("nothing is damaged")
     output.result(report.store, told)
+
+
+def _told(
+    faults: Sequence[Fault], what: str, hint: str, report: dict[str, object], output: Output
+) -> CorruptError:
+    """The error for faults, all of which are told first."""
+    if output.json:
+        JsonLines().write("report", report)
+    else:
+        say("".join(f"{fault}\n" for fault in faults))
+    paths = list(dict.fromkeys(fault.path for fault in faults))
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return CorruptError(f"{count(len(faults), 'fault')} {what}: {', '.join(paths[:NAMED])}{more}", hint=hint)
 
 
 def _shard_bytes(store: str) -> int:
