@@ -38,6 +38,14 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = True, aside: Path 
     sync_directory(path.parent)
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file; -1 where it cannot be found."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
 def sync_directory(path: Path) -> None:
     """Returns once the names in a directory are on the disk."""
     _sync(path, os.O_DIRECTORY)

@@ -127,6 +127,11 @@ class StoreManifest:
             total += size
         return total
 
+    @property
+    def digested(self) -> bool:
+        """True where every chunk that is here has a digest: it has none in a view that nobody read."""
+        return all("" not in digests for tensor in self.tensors for digests in tensor.shards.values())
+
     def asset_key(self, asset: StoreAsset) -> str:
         """Where an asset is below the store's root: in a view it is one of the payload's own files."""
         if not self.files:

@@ -18,6 +18,7 @@ from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.plan import HostPlan
 from gdist.core.rules import Rules
 from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, manifest_name, parse_store_manifest
+from gdist.durable import size_of
 from gdist.errors import CorruptError, RequestError, ResumeError, translate
 from gdist.kvstore import local_path
 from gdist.run.keeping import kept_rest
@@ -137,13 +138,13 @@ def lost_shards(dest: Destination, manifest: StoreManifest) -> list[str]:
     """
     lost = []
     for file in manifest.files if dest.root else ():
-        if _size(Path(dest.root or "", file.path)) != file.nbytes:
+        if size_of(Path(dest.root or "", file.path)) != file.nbytes:
             lost.append(file.path)
     for tensor in manifest.tensors if dest.root and not manifest.files else ():
         expected = ShardLayout(tensor.grid, tensor.dtype.itemsize).file_nbytes if tensor.shards else 0
         for index in tensor.shards:
             key = f"{tensor.name}/{shard_key(index)}"
-            found = _size(Path(dest.root or "", key))
+            found = size_of(Path(dest.root or "", key))
             if found != expected and (found < 0 or manifest.codec == "none"):
                 lost.append(key)
     if lost and dest.payload.is_dir():
@@ -152,14 +153,6 @@ def lost_shards(dest: Destination, manifest: StoreManifest) -> list[str]:
             hint="gdist verify --repair fetches what is damaged, or delete the destination and fetch again",
         )
     return lost
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; -1 where it cannot be found."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def reopen(dest: Destination, manifest: StoreManifest, job: str) -> None:

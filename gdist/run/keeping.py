@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from blake3 import blake3
 
@@ -68,15 +68,27 @@ class SourceKeeper:
         """Writes what is kept into the store; `tensors` are those that it holds as they are stored."""
         if not self._first:
             return ()
-        parts = {tensor.spec.name: tensor.parts for tensor in tensors if not tensor.factors}
-        documents = {
-            TORRENT_NAME: torrent,
-            MAP_NAME: source_map_to_json(SourceMap(parts, self._gaps)),
-            REST_NAME: b"".join(self._found[path] for path in self._gaps),
-        }
-        for path, data in documents.items():
-            sink.write_document(f"{DIRECTORY}/{path}", data)
-        return tuple(StoreAsset(p, len(d), blake3(d).hexdigest()) for p, d in sorted(documents.items()))
+        rest = b"".join(self._found[path] for path in self._gaps)
+        return write_source(sink.write_document, torrent, tensors, self._gaps, rest)
+
+
+def write_source(
+    write: Callable[[str, bytes], None],
+    torrent: bytes,
+    tensors: Iterable[StoredTensor],
+    gaps: Mapping[str, tuple[Extent, ...]],
+    rest: bytes,
+) -> tuple[StoreAsset, ...]:
+    """Gives `write` the files below `source/`; `rest` are the bytes of the `gaps`, in their order."""
+    parts = {tensor.spec.name: tensor.parts for tensor in tensors if not tensor.factors}
+    documents = {
+        TORRENT_NAME: torrent,
+        MAP_NAME: source_map_to_json(SourceMap(parts, gaps)),
+        REST_NAME: rest,
+    }
+    for path, data in documents.items():
+        write(f"{DIRECTORY}/{path}", data)
+    return tuple(StoreAsset(p, len(d), blake3(d).hexdigest()) for p, d in sorted(documents.items()))
 
 
 def read_kept(files: Files, manifest: StoreManifest, path: str) -> bytes | None:

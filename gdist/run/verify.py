@@ -117,7 +117,7 @@ def verify(
     files = files_of(store)
     manifests = read_manifests(files)
     manifest = manifests.joined
-    if any("" in digests for tensor in manifest.tensors for digests in tensor.shards.values()):
+    if not manifest.digested:
         raise RequestError(
             f"{files.where} has no digests to be checked by: it was made without reading the payload",
             hint="run gdist view without --trust: it reads every byte",

@@ -19,6 +19,7 @@ from gdist.core.journal import ShardRecord
 from gdist.core.placer import Placement
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.core.store_manifest import StoreManifest, StoreTensor
+from gdist.core.view_entries import view_entries
 from gdist.durable import write_atomically
 from gdist.errors import CorruptError, translate
 from gdist.run.view_index import write_documents, write_index
@@ -95,7 +96,7 @@ class ViewSink:
         tensor = self._tensors[plan.tensor.spec.name]
         self._whole.append(replace(tensor, shards={task.index: ("",) for task in plan.shards}))
         if time.monotonic() - self._grown > GROW_SECONDS:
-            write_index(self._root, replace(self._planned, tensors=tuple(self._whole)))
+            write_index(self._root, view_entries(replace(self._planned, tensors=tuple(self._whole))))
             self._grown = time.monotonic()
 
     def sync(self) -> None:

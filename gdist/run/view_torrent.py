@@ -12,17 +12,14 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from blake3 import blake3
-
 from gdist.core.magnet import format_magnet
 from gdist.core.payload import Payload
-from gdist.core.source_map import DIRECTORY, MAP_NAME, REST_NAME, TORRENT_NAME, SourceMap, source_map_to_json
 from gdist.core.store_manifest import StoreAsset, StoreSource
 from gdist.core.tensor import StoredTensor
 from gdist.durable import write_atomically
 from gdist.errors import CorruptError, InterruptedRun, RequestError, UnsupportedError, translate
 from gdist.run.collect import gaps_of
-from gdist.run.keeping import MAX_REST_BYTES
+from gdist.run.keeping import MAX_REST_BYTES, write_source
 from gdist.sources.torrent import magnet_of
 from gdist.sources.torrent.files import PayloadFiles
 from gdist.sources.torrent.hashing import PieceHashes
@@ -138,15 +135,11 @@ class ViewedTorrent:
             except OSError as error:
                 raise translate(error, f"reading {path}") from error
         names = {self.payload.files[number].path: extents for number, extents in gaps.items()}
-        parts = {tensor.spec.name: tensor.parts for tensor in tensors}
-        documents = {
-            TORRENT_NAME: self.content,
-            MAP_NAME: source_map_to_json(SourceMap(parts, names)),
-            REST_NAME: bytes(rest),
-        }
-        for name, data in documents.items():
-            write_atomically(root / DIRECTORY / name, data)
-        return tuple(StoreAsset(n, len(d), blake3(d).hexdigest()) for n, d in sorted(documents.items()))
+
+        def write(path: str, data: bytes) -> None:
+            write_atomically(root / path, data)
+
+        return write_source(write, self.content, tensors, names, bytes(rest))
 
 
 def _has(path: Path, nbytes: int) -> bool:

@@ -16,7 +16,7 @@ from gdist.core.layout import array_document, shard_key, to_document
 from gdist.core.placer import Placement
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.core.store_manifest import StoreManifest, manifest_name, store_manifest_to_json, tensor_attributes
-from gdist.durable import sync_directory, sync_file
+from gdist.durable import size_of, sync_directory, sync_file
 from gdist.durable import write_atomically as write_atomically
 from gdist.errors import translate
 from gdist.sinks.parts import PartFiles
@@ -43,7 +43,7 @@ class LocalSink:
         done = set()
         for record in records:
             task = tasks.get((self._names.get(record.tensor, -1), record.index))
-            if task and _size(self._final(task)) == self._parts.layout(task).file_nbytes:
+            if task and size_of(self._final(task)) == self._parts.layout(task).file_nbytes:
                 done.add(task)
         return done, self._parts.present(set(tasks.values()) - done)
 
@@ -103,10 +103,3 @@ class LocalSink:
     def close(self) -> None:
         """Closes the parts; they stay for the next run."""
         self._parts.close()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

@@ -45,7 +45,7 @@ class StoreOrigin:
             source=manifest.source,
             steps=(*manifest.resharded, step),
             state=identity,
-            checked=all("" not in digests for t in manifest.tensors for digests in t.shards.values()),
+            checked=manifest.digested,
             assets=tuple(asset.path for asset in manifest.assets),
             source_files=tuple(file.path for file in manifest.source_files),
             ignored=manifest.ignored,
