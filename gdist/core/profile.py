@@ -1,8 +1,8 @@
 """From the arrays found in files to named, logical tensors.
 
-A profile knows what a numbered file holds (`gdist.core.profiles`). Without one, a safetensors key is the
-name itself, and any other array is named after its file. Both halves of a quantised pair share a name and
-become `NAME.weight` and `NAME.scales`.
+A profile knows what a numbered file holds (`gdist.core.profiles`). Without one, the key of an array is its
+name where the format has names, and any other array is named after its file. Both halves of a quantised
+pair share a name and become `NAME.weight` and `NAME.scales`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gdist.core.box import Box
 from gdist.core.order import loading_order
 from gdist.core.profiles import PROFILES, Profile, Role
 from gdist.core.rules import Rules
@@ -29,7 +28,6 @@ from gdist.errors import CorruptError, RequestError, UnsupportedError
 
 INDEX_SUFFIX = ".safetensors.index.json"  # says which file of a checkpoint holds which tensor
 LISTED = 20  # how many of a list of faults a message names
-_KEYS_ARE_NAMES = "safetensors"  # the format whose keys are the tensors' names already
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +35,18 @@ class FileArrays:
     """The arrays found in one file of a payload.
 
     `path` is relative to the payload's root, `offset` is where the file starts in the payload, in bytes.
-    `format` is the `NAME` of the format that found them; when empty, the path's suffix tells safetensors,
-    whose keys are names, from the rest.
+    `keys_are_names` is true where the key of an array is its name, wherever the file lies.
     """
 
     path: str
     offset: int
     arrays: tuple[FoundArray, ...]
-    format: str = ""
+    keys_are_names: bool = False
 
     @property
     def file_name(self) -> str:
         """The last part of the path."""
         return self.path.rpartition("/")[2]
-
-    @property
-    def keys_are_names(self) -> bool:
-        """True when a key of an array is its name, wherever the file lies."""
-        return (self.format or self.file_name.rpartition(".")[2]) == _KEYS_ARE_NAMES
 
 
 # A name, the file, and of its arrays the one of that name or the halves of a pair.
@@ -270,8 +262,8 @@ def _groups(weight: tuple[int, ...], scales: tuple[int, ...]) -> int | None:
 
 def _stored(name: str, array: FoundArray, offset: int, quantisation: Quantisation | None) -> StoredTensor:
     spec = TensorSpec(name, array.shape, array.dtype)
-    part = Part(array.extent.shift(offset), Box.whole(array.shape), array.order)
-    return StoredTensor(spec, (part,), quantisation)
+    parts = tuple(Part(part.extent.shift(offset), part.box, part.order) for part in array.parts)
+    return StoredTensor(spec, parts, quantisation)
 
 
 def listed(items: Iterable[str]) -> str:

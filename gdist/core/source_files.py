@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from gdist.core.dtypes import BY_NAME
+from gdist.core.box import Box
+from gdist.core.dtypes import BY_NAME, DType
 from gdist.core.extent import Extent
-from gdist.core.tensor import FoundArray, Order
+from gdist.core.tensor import FoundArray, Order, Part
 
 _FILE_FIELDS = frozenset({"path", "nbytes", "arrays"})
 _ARRAY_REQUIRED = frozenset({"name", "shape", "dtype", "offset"})
-_ARRAY_FIELDS = _ARRAY_REQUIRED | {"key", "order", "role", "groups"}
+_ARRAY_FIELDS = _ARRAY_REQUIRED | {"key", "order", "role", "groups", "runs", "encoding"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +58,9 @@ def parse_file(value: object) -> SourceFile:
     if len({(item.array.key, item.array.role) for item in arrays}) != len(arrays):
         raise ValueError("two arrays of one key and role")
     _check_groups(value["arrays"], arrays)
-    position = 0
-    for extent in sorted(item.array.extent for item in arrays):
-        if extent.start < position or extent.stop > nbytes:
-            raise ValueError(
-                f"array at {extent.start} to {extent.stop} overlaps, or leaves the {nbytes} bytes"
-            )
-        position = extent.stop
+    for extent in (item.array.extent for item in arrays):  # tied tensors may share one
+        if extent.stop > nbytes:
+            raise ValueError(f"array at {extent.start} to {extent.stop} leaves the {nbytes} bytes")
     return SourceFile(path, nbytes, arrays)
 
 
@@ -78,9 +75,38 @@ def _array(value: object) -> SourceArray:
         raise ValueError(f"array {name!r} has element type {value['dtype']!r}, order {order!r}")
     if not isinstance(shape, list) or not all(map(_count, shape)) or not _count(offset):
         raise ValueError(f"array {name!r} has shape {shape!r} at {offset!r}")
+    encoding = value.get("encoding", "")
+    if not isinstance(encoding, str):
+        raise ValueError(f"array {name!r} has encoding {encoding!r}")
     dtype = BY_NAME[value["dtype"]]
+    runs = _runs(name, value.get("runs", []), tuple(shape), dtype)
     extent = Extent(offset, prod(shape) * dtype.itemsize)
-    return SourceArray(name, FoundArray(key, extent, tuple(shape), dtype, Order(order), role))
+    if runs:
+        extent = Extent(offset, max(run.extent.stop for run in runs) - offset)
+        if min(run.extent.start for run in runs) != offset:
+            raise ValueError(f"array {name!r} does not start at {offset} with its runs")
+    return SourceArray(name, FoundArray(key, extent, tuple(shape), dtype, Order(order), role, runs, encoding))
+
+
+def _runs(name: str, value: object, shape: tuple[int, ...], dtype: DType) -> tuple[Part, ...]:
+    """The runs of an array that is not one: [[offset, start, stop, order], ...], boxes that tile it."""
+    if not isinstance(value, list):
+        raise ValueError(f"array {name!r} has runs {value!r}")
+    runs = []
+    for row in value:
+        match row:
+            case [int(offset), list(start), list(stop), "C" | "F" as order] if (
+                _count(offset) and len(start) == len(stop) == len(shape) and all(map(_count, start + stop))
+            ):
+                box = Box(tuple(start), tuple(stop))
+                if any(b > size for b, size in zip(stop, shape, strict=True)):
+                    raise ValueError(f"array {name!r} has the run {row!r} outside it")
+                runs.append(Part(Extent(offset, box.size * dtype.itemsize), box, Order(order)))
+            case _:
+                raise ValueError(f"array {name!r} has the run {row!r}")
+    if runs and sum(run.box.size for run in runs) != prod(shape):
+        raise ValueError(f"array {name!r} has runs that are not all of it")
+    return tuple(runs)
 
 
 def _check_groups(values: list[dict[str, object]], arrays: tuple[SourceArray, ...]) -> None:
@@ -103,6 +129,9 @@ def file_to_json(file: SourceFile) -> dict[str, object]:
         row |= {"order": array.order.value} if array.order is not Order.C else {}
         row |= {"role": array.role} if array.role else {}
         row |= {"groups": array.shape[-2]} if array.role == "scales" and len(array.shape) > 1 else {}
+        row |= {"encoding": array.encoding} if array.encoding else {}
+        if array.runs:
+            row["runs"] = [[r.extent.start, r.box.start, r.box.stop, r.order.value] for r in array.runs]
         arrays.append(row)
     return {"path": file.path, "nbytes": file.nbytes, "arrays": arrays}
 

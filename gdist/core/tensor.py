@@ -21,12 +21,29 @@ class Order(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A stored run of bytes that holds one box of a tensor.
+
+    `extent` counts from the start of the payload (of the file, where a format found it). Fortran order is
+    C order with the dimensions reversed.
+    """
+
+    extent: Extent
+    box: Box
+    order: Order = Order.C
+
+
+@dataclass(frozen=True, slots=True)
 class FoundArray:
     """What a format saw in one file.
 
     `key` names the array inside the file ("" when the file holds just one); `extent` counts from the
     start of the file and its length is exactly that of `shape` in `dtype`. `role` is "weight" or
     "scales" for the two arrays of a quantised pair, whose `key` is then the same, else "".
+
+    An array that is not one run of its elements has `runs` that tile it, their extents from the start of the
+    file too; `extent` is then from the first of their bytes to the last. Several arrays may share bytes.
+    `encoding` says what the elements stand for where that is not their type ("gguf.q4_0": blocks of bytes).
     """
 
     key: str
@@ -35,12 +52,18 @@ class FoundArray:
     dtype: DType
     order: Order = Order.C
     role: str = ""
+    runs: tuple[Part, ...] = ()
+    encoding: str = ""
 
     def __post_init__(self) -> None:
         expected = prod(self.shape) * self.dtype.itemsize
-        assert self.extent.length == expected, (
-            f"{self.key!r}: {self.extent.length} bytes, shape needs {expected}"
-        )
+        stored = sum(run.extent.length for run in self.runs) if self.runs else self.extent.length
+        assert stored == expected, f"{self.key!r}: {stored} bytes, shape needs {expected}"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Its runs; where it is one, that."""
+        return self.runs or (Part(self.extent, Box.whole(self.shape), self.order),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +82,6 @@ class TensorSpec:
     def nbytes_of(self, box: Box) -> int:
         """Bytes of one box of it."""
         return box.size * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A stored run of bytes that holds one box of a tensor.
-
-    `extent` counts from the start of the payload. Fortran order is C order with the dimensions reversed.
-    """
-
-    extent: Extent
-    box: Box
-    order: Order = Order.C
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ coming, or, for hundreds of files at once, over all of them side by side, waitin
     wanted = scan.send(data)            # bytes of it, exactly `wanted.length` long
     ...  StopIteration.value            # tuple[FoundArray, ...]
 
-A new format is one new module here with `NAME`, `sniff` and `scan`, listed in `FORMATS`.
+A new format is one new module here with `NAME`, `KEYS_ARE_NAMES`, `sniff` and `scan`, listed in `FORMATS`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Format(Protocol):
     """What a format module offers."""
 
     NAME: str
+    KEYS_ARE_NAMES: bool  # whether the key of an array is its name, wherever the file lies
 
     def sniff(self, head: bytes, size: int) -> bool:
         """True when a file of `size` bytes that starts with `head` (of `SNIFF_BYTES`) is of this format."""

@@ -16,6 +16,7 @@ from gdist.formats.pickle_lexer import Lexer
 from gdist.formats.pickle_machine import Machine
 
 NAME = "pickle"
+KEYS_ARE_NAMES = False  # they are paths within an object that has no name but the file's
 
 _PROTOCOLS = (3, 4, 5)
 

@@ -19,6 +19,7 @@ from gdist.errors import CorruptError, UnsupportedError
 from gdist.formats import Scan
 
 NAME = "safetensors"
+KEYS_ARE_NAMES = True
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 MAX_DIMENSIONS = 32

@@ -19,7 +19,7 @@ from gdist.core.source_manifest import SourceManifest
 from gdist.core.tensor import StoredTensor
 from gdist.errors import UnsupportedError
 from gdist.run.header_cache import load_headers, save_headers
-from gdist.run.headers import HeaderScan, HeaderSource
+from gdist.run.headers import HeaderScan, HeaderSource, arrays_of
 
 MAX_ASSET_BYTES = 64 * 2**20  # all assets together are held in memory while they arrive
 
@@ -99,11 +99,7 @@ def read_catalogue(
     scan = HeaderScan(source, tick)
     known_headers = load_headers(cache, payload, files) if cache else None
     reports = known_headers or scan.run(files)
-    found = [
-        FileArrays(payload.files[i].path, payload.files[i].offset, report.arrays, report.format or "")
-        for i, report in reports.items()
-        if report.arrays
-    ]
+    found = [held for i, report in reports.items() for held in arrays_of(payload.files[i], report)]
     assets = tuple(i for i, report in reports.items() if report.format is None)
     check_assets(payload, assets, {i: reports[i].foreign for i in assets})
     if not found:

@@ -17,7 +17,7 @@ from gdist.errors import GdistError
 from gdist.run.headers import FileReport
 from gdist.sinks.local import write_atomically
 
-VERSION = 1
+VERSION = 2
 
 
 def save_headers(path: Path, payload: Payload, reports: Mapping[int, FileReport]) -> None:
@@ -27,7 +27,13 @@ def save_headers(path: Path, payload: Payload, reports: Mapping[int, FileReport]
         file = payload.files[number]
         arrays = tuple(SourceArray(array.key, array) for array in report.arrays)
         rows.append(
-            [number, report.format, report.foreign, file_to_json(SourceFile(file.path, file.length, arrays))]
+            [
+                number,
+                report.format,
+                report.foreign,
+                report.keys_are_names,
+                file_to_json(SourceFile(file.path, file.length, arrays)),
+            ]
         )
     write_atomically(path, json.dumps({"gdist_headers": VERSION, "files": rows}).encode())
 
@@ -39,11 +45,11 @@ def load_headers(path: Path, payload: Payload, files: Collection[int]) -> dict[i
         if content["gdist_headers"] != VERSION:
             return None
         reports = {}
-        for number, kind, foreign, row in content["files"]:
+        for number, kind, foreign, named, row in content["files"]:
             file = parse_file(row)
             if (file.path, file.nbytes) != (payload.files[number].path, payload.files[number].length):
                 return None
-            reports[number] = FileReport(kind, tuple(item.array for item in file.arrays), foreign)
+            reports[number] = FileReport(kind, tuple(item.array for item in file.arrays), foreign, named)
         return {number: reports[number] for number in files}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AssertionError, GdistError):
         return None

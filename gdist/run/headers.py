@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gdist.core.extent import Extent
-from gdist.core.payload import Payload
+from gdist.core.payload import Payload, PayloadFile
 from gdist.core.placer import Placement
+from gdist.core.profile import FileArrays
 from gdist.core.tensor import FoundArray
 from gdist.errors import CorruptError, PieceLost, UnsupportedError
 from gdist.formats import SNIFF_BYTES, Scan
@@ -58,6 +59,7 @@ class FileReport:
     format: str | None = None
     arrays: tuple[FoundArray, ...] = ()
     foreign: str | None = None
+    keys_are_names: bool = False
 
 
 def identify(size: int, report: FileReport) -> Scan:
@@ -68,8 +70,16 @@ def identify(size: int, report: FileReport) -> Scan:
         report.foreign = recognise_foreign(head, size)
         return ()
     report.format = kind.NAME
+    report.keys_are_names = kind.KEYS_ARE_NAMES
     report.arrays = yield from kind.scan(size)
     return report.arrays
+
+
+def arrays_of(file: PayloadFile, report: FileReport) -> list[FileArrays]:
+    """What was found in a file of the payload, to be named."""
+    if not report.arrays:
+        return []
+    return [FileArrays(file.path, file.offset, report.arrays, report.keys_are_names)]
 
 
 @dataclass(slots=True)

@@ -85,8 +85,8 @@ class Rebuilder:
         )
         shapes = {t.name: (t.shape, t.dtype.itemsize) for t in manifest.tensors}
         self.map.check(self.payload, shapes, f"{DIRECTORY}/{MAP_NAME} of {self.where}")
-        self.runs: tuple[Run, ...] = tuple(sorted(self._find_runs(), key=lambda run: run.extent))
-        self._starts = [run.extent.start for run in self.runs]
+        self.runs: tuple[Run, ...] = tuple(_uncovered(self._find_runs()))
+        self._stops = [run.extent.stop for run in self.runs]
         self._small: dict[str, bytes] = {}
         self.store = open_as(self.places, self.manifests, verify=False)
 
@@ -185,7 +185,7 @@ class Rebuilder:
 
     def runs_of(self, extent: Extent) -> Iterator[Run]:
         """The runs that meet an extent of the payload, in order."""
-        for number in range(max(locate(self._starts, extent.start), 0), len(self.runs)):
+        for number in range(locate(self._stops, extent.start) + 1, len(self.runs)):
             run = self.runs[number]
             if run.extent.start >= extent.stop:
                 return
@@ -207,7 +207,7 @@ class Rebuilder:
             except GdistError as error:
                 view[:] = bytes(len(view))
                 faults.append((common, error))
-            position = common.stop
+            position = max(position, common.stop)
         _blank(out, extent, position, extent.stop)
         for segment in self.payload.segments(extent):
             file = self.payload.files[segment.file]
@@ -287,6 +287,15 @@ class Rebuilder:
     def close(self) -> None:
         """Gives back what is held."""
         self.store.close()
+
+
+def _uncovered(runs: Iterable[Run]) -> Iterator[Run]:
+    """Sorted runs without those that lie within others, as of tied tensors: starts and stops both rise."""
+    stop = -1
+    for run in sorted(runs, key=lambda run: (run.extent.start, -run.extent.length)):
+        if run.extent.stop > stop:
+            stop = run.extent.stop
+            yield run
 
 
 def _blank(out: memoryview, extent: Extent, start: int, stop: int) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gdist import releases
 from gdist.core.extent import Extent
 from gdist.core.payload import Payload, PayloadFile
-from gdist.core.profile import INDEX_SUFFIX, FileArrays, check_index, name_tensors
+from gdist.core.profile import INDEX_SUFFIX, check_index, name_tensors
 from gdist.core.rules import Rules
 from gdist.core.select import check_patterns, chosen_names
 from gdist.core.source_manifest import ASSUMED_PIECE_LENGTH, SourceManifest
@@ -183,17 +183,19 @@ def survey_files(
         CorruptError, FilesystemError: when a file contradicts itself or cannot be read.
     """
     asked = options or SurveyOptions()
+    from gdist.run.headers import arrays_of
+
     found, ignored = [], []
     foreign: dict[int, str | None] = {}
     payload = payload or _laid_out(path, skip)
     files = payload.files
     for number, file in enumerate(files):
-        name, position = file.path, file.offset
+        name = file.path
         where = path if path.is_file() else path / name
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in asked.ignore):
             ignored.append(number)
-        elif (report := _scan(where)).arrays:
-            found.append(FileArrays(name, position, report.arrays, report.format or ""))
+        elif held := arrays_of(file, report := _scan(where)):
+            found += held
         else:
             foreign[number] = report.foreign
     if not found:

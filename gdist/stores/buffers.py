@@ -10,14 +10,18 @@ import ctypes
 import mmap
 import os
 import weakref
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from math import prod
+from types import EllipsisType
 from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 and its kin with NumPy, by name
 import numpy as np
 from numpy.typing import NDArray
 
+from gdist.core.box import Box
 from gdist.core.dtypes import DType
 from gdist.core.layout import CACHE_LINE
 from gdist.core.store_manifest import StoreTensor
@@ -38,6 +42,52 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     raw = np.empty(nbytes + CACHE_LINE, np.uint8)
     skip = -raw.ctypes.data % CACHE_LINE
     return raw[skip : skip + nbytes].view(dtype).reshape(shape)
+
+
+_MANY = 32 << 20  # bytes from which a read is worth several threads
+_BLOCK = 8 << 20  # bytes that one thread copies at a time
+
+
+def threads_for(nbytes: int) -> int:
+    """How many threads are worth starting to hash or copy so many bytes: one, or one a core."""
+    return (os.cpu_count() or 1) if nbytes >= _MANY else 1
+
+
+def copy_arrays(pairs: Iterable[tuple[Array, Array]], nbytes: int) -> None:
+    """Copies each (source, destination) pair, of the same shape and type; `nbytes` is their sum."""
+    # NumPy lets other threads run while it copies integers, not while it copies the types of ml_dtypes.
+    plain = ((_as_integers(source), _as_integers(out)) for source, out in pairs)
+    workers = threads_for(nbytes)
+    if workers == 1:
+        for source, out in plain:
+            np.copyto(out, source)
+        return
+    blocks = (block for source, out in plain for block in _blocks(source, out))
+    with ThreadPoolExecutor(workers, thread_name_prefix="gdist-copy") as pool:
+        for _ in pool.map(lambda block: np.copyto(block[1], block[0]), blocks):
+            pass
+
+
+def _as_integers(array: Array) -> Array:
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.itemsize in (1, 2, 4, 8) else array
+
+
+def _blocks(source: Array, out: Array) -> Iterator[tuple[Array, Array]]:
+    """A pair cut along its first dimension that is longer than one."""
+    axis = next((n for n, size in enumerate(out.shape) if size > 1), None)
+    if axis is None:
+        yield source, out
+        return
+    rows = max(1, _BLOCK * out.shape[axis] // max(1, out.nbytes))
+    for first in range(0, out.shape[axis], rows):
+        at = (slice(None),) * axis + (slice(first, first + rows),)
+        yield source[at], out[at]
+
+
+def region(array: Array, box: Box) -> Array:
+    """A box of an array as an array over the same memory, also where it is a scalar."""
+    at: tuple[slice | EllipsisType, ...] = (*box.slices(), ...)
+    return array[at]
 
 
 def stored_order(tensor: StoreTensor, chunk: Array) -> Array:

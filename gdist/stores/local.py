@@ -21,7 +21,7 @@ from gdist.core.box import Box, tiles_of
 from gdist.core.layout import ShardLayout, shard_key
 from gdist.core.store_manifest import MANIFEST_NAME, StoreTensor
 from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError
-from gdist.stores.buffers import Array, Bytes, map_file, numpy_dtype
+from gdist.stores.buffers import Array, Bytes, copy_arrays, map_file, numpy_dtype, region, threads_for
 from gdist.stores.faults import ChunkFault, raise_faults
 from gdist.stores.manifests import Manifests
 
@@ -218,12 +218,14 @@ class LocalReader:
 
     def read(self, tensor: StoreTensor, box: Box, out: Array) -> None:
         """Copies a box, checked first, into `out`, slab by slab."""
-        self.check([(tensor, box)])
+        self.check([(tensor, box)], threads_for(out.nbytes))
         block = tuple(map(min, tensor.grid.shard, tensor.grid.slab))
+        pairs = []
         for _, part in tiles_of(box, block):
             source = self.view(tensor, part)
             assert source is not None, f"box {part} of {tensor.name!r} is in no slab"
-            out[part.relative_to(box.start).slices()] = source
+            pairs.append((source, region(out, part.relative_to(box.start))))
+        copy_arrays(pairs, out.nbytes)
 
     def close(self) -> None:
         """Forgets the maps; arrays over them keep theirs."""

@@ -21,7 +21,7 @@ from gdist.core.box import Box, tiles_of
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.view import View, place_of
 from gdist.errors import CorruptError, GdistError
-from gdist.stores.buffers import Array, Bytes, map_file, numpy_dtype
+from gdist.stores.buffers import Array, Bytes, copy_arrays, map_file, numpy_dtype, region, threads_for
 from gdist.stores.faults import ChunkFault, raise_faults
 from gdist.stores.local import Index, has_hole, unreadable
 from gdist.stores.manifests import Manifests
@@ -184,9 +184,11 @@ class ViewReader:
 
     def read(self, tensor: StoreTensor, box: Box, out: Array) -> None:
         """Copies a box, checked first, into `out`, part by part."""
-        self.check([(tensor, box)])
-        for part, source in self.parts(tensor, box):
-            out[part.relative_to(box.start).slices()] = source
+        self.check([(tensor, box)], threads_for(out.nbytes))
+        parts = self.parts(tensor, box)
+        copy_arrays(
+            ((source, region(out, part.relative_to(box.start))) for part, source in parts), out.nbytes
+        )
 
     def parts(self, tensor: StoreTensor, box: Box) -> Iterator[tuple[Box, Array]]:
         """A box as arrays over the maps, unchecked: the part of it that lies in each stored part."""

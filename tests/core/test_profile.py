@@ -27,7 +27,7 @@ def files_in(root: Path) -> list[FileArrays]:
         kind = detect(data[:SNIFF_BYTES], len(data))
         if kind:
             arrays = drive(kind.scan(len(data)), lambda e, data=data: data[e.start : e.stop])  # type: ignore[misc]
-            files.append(FileArrays(path.relative_to(root).as_posix(), position, arrays, kind.NAME))
+            files.append(FileArrays(path.relative_to(root).as_posix(), position, arrays, kind.KEYS_ARE_NAMES))
         position += len(data)
     return files
 
@@ -99,8 +99,7 @@ def test_scales_know_their_groups(tmp_path: Path) -> None:
 def grok_files(layers: int = 1) -> list[FileArrays]:
     ndims = [2, 1, *([3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 2] * layers)]
     return [
-        FileArrays(f"ckpt/tensor{i:05d}_000", i * 1000, (array(*[2] * ndim),), "pickle")
-        for i, ndim in enumerate(ndims)
+        FileArrays(f"ckpt/tensor{i:05d}_000", i * 1000, (array(*[2] * ndim),)) for i, ndim in enumerate(ndims)
     ]
 
 
@@ -149,14 +148,13 @@ def test_pickles_are_named_after_their_files() -> None:
                 "a/weights.pkl",
                 0,
                 (array(2, key="layer.0.w"), array(3, key="layer.0.b", start=500)),
-                "pickle",
             ),
-            FileArrays("a/norm", 1000, (array(4),), "pickle"),
-            FileArrays("a/q", 2000, pair((8, 4), (2, 4)), "pickle"),
-            FileArrays("a/r", 3000, pair((8, 4), (2, 4), key="k"), "pickle"),
-            FileArrays("b/same", 4000, (array(4),), "pickle"),
-            FileArrays("d/same", 5000, (array(5),), "pickle"),
-            FileArrays("d/nothing", 6000, (), "pickle"),
+            FileArrays("a/norm", 1000, (array(4),)),
+            FileArrays("a/q", 2000, pair((8, 4), (2, 4))),
+            FileArrays("a/r", 3000, pair((8, 4), (2, 4), key="k")),
+            FileArrays("b/same", 4000, (array(4),)),
+            FileArrays("d/same", 5000, (array(5),)),
+            FileArrays("d/nothing", 6000, ()),
         ]
     )
     assert naming.profile is None and naming.rules is None
@@ -186,16 +184,16 @@ def test_safetensors_names_are_kept(tmp_path: Path) -> None:
         assert payload[extent.start : extent.stop] == expected[tensor.spec.name].tobytes()
 
 
-def test_without_a_format_the_suffix_tells() -> None:
+def test_keys_are_names_only_where_the_format_has_names() -> None:
     files = [
-        FileArrays("x/a.safetensors", 0, (array(1, key="w"),)),
+        FileArrays("x/a.safetensors", 0, (array(1, key="w"),), True),
         FileArrays("x/a.bin", 0, (array(1, key="w"),)),
     ]
     assert names(name_tensors(files)) == ["a.bin.w", "w"]
 
 
 def test_a_name_in_two_files_is_corrupt_and_said_where() -> None:
-    files = [FileArrays(f"{n}.safetensors", 0, (array(1, key="w"),), "safetensors") for n in "ab"]
+    files = [FileArrays(f"{n}.safetensors", 0, (array(1, key="w"),), True) for n in "ab"]
     with pytest.raises(CorruptError, match=r"'w' \(again in 'b.safetensors'\)"):
         name_tensors(files)
 
@@ -216,7 +214,7 @@ def test_a_name_in_two_files_is_corrupt_and_said_where() -> None:
 )
 def test_halves_that_do_not_belong_together_are_corrupt(halves: tuple[FoundArray, ...]) -> None:
     with pytest.raises(CorruptError, match="f/x"):
-        name_tensors([FileArrays("f/x", 0, halves, "pickle")])
+        name_tensors([FileArrays("f/x", 0, halves)])
 
 
 def test_names_that_are_not_allowed_are_all_listed() -> None:
@@ -242,8 +240,8 @@ def test_an_index_that_agrees_passes(tmp_path: Path) -> None:
 
 
 TWO = (
-    FileArrays("m/a.safetensors", 0, (array(1, key="x"), array(1, key="y")), "safetensors"),
-    FileArrays("m/b.safetensors", 0, (array(1, key="z"),), "safetensors"),
+    FileArrays("m/a.safetensors", 0, (array(1, key="x"), array(1, key="y")), True),
+    FileArrays("m/b.safetensors", 0, (array(1, key="z"),), True),
 )
 A, B = "a.safetensors", "b.safetensors"
 

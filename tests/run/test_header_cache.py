@@ -40,8 +40,8 @@ def test_what_was_found_comes_back(tmp_path: Path) -> None:
         lambda text: "",
         lambda text: text.replace('"nbytes": 100', '"nbytes": 101'),
         lambda text: text.replace('"path": "d/b"', '"path": "d/c"'),
-        lambda text: text.replace('"gdist_headers": 1', '"gdist_headers": 2'),
-        lambda text: json.dumps({"gdist_headers": 1, "files": [[9, None, None, {}]]}),
+        lambda text: text.replace('"gdist_headers": 2', '"gdist_headers": 3'),
+        lambda text: json.dumps({"gdist_headers": 2, "files": [[9, None, None, False, {}]]}),
     ],
 )
 def test_anything_else_is_nothing(damage, tmp_path: Path) -> None:
