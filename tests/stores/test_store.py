@@ -19,6 +19,7 @@ import gdist
 from gdist.core.box import Box
 from gdist.core.mesh import HostGroup
 from gdist.errors import CorruptError, RequestError
+from gdist.stores.buffers import copy_arrays, region
 from gdist.stores.store import parse_index
 from gdist.testing.stores import write_store
 
@@ -311,3 +312,17 @@ def test_what_is_no_store_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
         gdist.open(tmp_path)
     assert caught.value.hint == "the fetch did not finish; run the same fetch again"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "uint8", "complex128"])
+def test_large_reads_on_several_threads_equal_the_source(dtype: str) -> None:
+    rng = np.random.default_rng(7)
+    nbytes = rng.integers(0, 256, (3, 40, 1 << 19), np.uint8)  # 63 MB: beyond what one thread copies
+    source = nbytes.view(dtype)
+    out = np.zeros(source.shape, dtype)
+    halves = [(source[:, :17], out[:, :17]), (source[:, 17:], out[:, 17:])]
+    copy_arrays(halves, source.nbytes)
+    assert out.tobytes() == source.tobytes()
+    scalar = np.zeros((), dtype)
+    copy_arrays([(source[2, 3, 5, ...], region(scalar, Box((), ())))], scalar.nbytes)
+    assert scalar.tobytes() == source[2, 3, 5].tobytes()
