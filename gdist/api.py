@@ -89,6 +89,8 @@ def fetch(
     select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
+    manifest: str | os.PathLike[str] | None = None,
+    verify_key: str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
@@ -101,7 +103,9 @@ def fetch(
     says what goes with it. `rules` are a name, a YAML or JSON file or its content; `host` is `3/8`. `payload`
     "keep" leaves the torrent's files in `dest/payload`. `memory` bounds what is held while converting.
     `dtype` ("bfloat16", "float16", "float32") dequantises pairs and casts floating tensors on the way;
-    `select` takes only the tensors in whose name one of the regular expressions is found. `layout` "view"
+    `select` takes only the tensors in whose name one of the regular expressions is found. `manifest`, a file
+    or URL, says what the torrent holds; with a `verify_key`, a PEM file or 64 hex digits, nothing is asked of
+    anybody unless that key has signed the manifest, given as `manifest` or as the source. `layout` "view"
     writes no shards: the torrent's own files, in `dest/payload`, are the store; "both" adds such a view, in
     `dest/view`, to the shards. See `Swarm` for the rest.
 
@@ -133,6 +137,8 @@ def fetch(
         select=select,
         profile=profile,
         ignore=ignore,
+        manifest=manifest,
+        verify_key=verify_key,
         work_dir=work_dir,
         **swarm,
     )
@@ -173,6 +179,8 @@ def _fetch_options(
     select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
+    manifest: str | os.PathLike[str] | None = None,
+    verify_key: str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     **swarm: Unpack[Swarm],
 ) -> FetchOptions:
@@ -195,6 +203,8 @@ def _fetch_options(
         select=_patterns(select),
         profile=profile,
         ignore=tuple(ignore),
+        manifest=_text(manifest),
+        verify_key=_text(verify_key),
         work=Path(work_dir) if work_dir is not None else None,
         torrent=torrent_options(**swarm),
     )
@@ -441,6 +451,8 @@ def inspect(
     select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
+    manifest: str | os.PathLike[str] | None = None,
+    verify_key: str | os.PathLike[str] | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     **swarm: Unpack[Swarm],
@@ -466,7 +478,9 @@ def inspect(
 
     table = read_rules(rules)
     cut = read_mesh(mesh, axes=axes, devices=devices, rules=table)
-    options = InspectOptions(cut, table, hosts, tensor, _survey(profile, ignore, select, swarm))
+    options = InspectOptions(
+        cut, table, hosts, tensor, _survey(profile, ignore, select, manifest, verify_key, swarm)
+    )
     return run(source, options, observe=observe, stop=stop)
 
 
@@ -483,6 +497,8 @@ def check_rules(
     select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
+    manifest: str | os.PathLike[str] | None = None,
+    verify_key: str | os.PathLike[str] | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     **swarm: Unpack[Swarm],
@@ -499,7 +515,7 @@ def check_rules(
     group, table = read_host(host) or HostGroup(), read_rules(rules)
     devices = all_devices(devices, devices_per_host, group.count)
     cut = read_mesh(mesh, axes=axes, devices=devices, device_order=device_order, rules=table)
-    options = CheckOptions(cut, table, group, _survey(profile, ignore, select, swarm))
+    options = CheckOptions(cut, table, group, _survey(profile, ignore, select, manifest, verify_key, swarm))
     return check(source, options, observe=observe, stop=stop)
 
 
@@ -525,6 +541,8 @@ def plan(
     details: bool = False,
     profile: str | None = None,
     ignore: Iterable[str] = (),
+    manifest: str | os.PathLike[str] | None = None,
+    verify_key: str | os.PathLike[str] | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     **swarm: Unpack[Swarm],
@@ -561,7 +579,7 @@ def plan(
         interconnect=_positive_rate(interconnect, "interconnect"),
         dtype=dtype,
         details=details,
-        survey=_survey(profile, ignore, select, swarm),
+        survey=_survey(profile, ignore, select, manifest, verify_key, swarm),
     )
     return run(source, options, observe=observe, stop=stop)
 
@@ -595,6 +613,8 @@ def simulate(
     select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
+    manifest: str | os.PathLike[str] | None = None,
+    verify_key: str | os.PathLike[str] | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     **swarm: Unpack[Swarm],
@@ -642,7 +662,7 @@ def simulate(
         fail=parse_fail(fail),
         dtype=dtype,
         piece_length=_piece_length(piece_length),
-        survey=_survey(profile, ignore, select, swarm),
+        survey=_survey(profile, ignore, select, manifest, verify_key, swarm),
     )
     return run(source, options, observe=observe, stop=stop)
 
@@ -826,14 +846,23 @@ def _patterns(select: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _survey(
-    profile: str | None, ignore: Iterable[str], select: str | Iterable[str], swarm: Swarm
+    profile: str | None,
+    ignore: Iterable[str],
+    select: str | Iterable[str],
+    manifest: str | os.PathLike[str] | None,
+    verify_key: str | os.PathLike[str] | None,
+    swarm: Swarm,
 ) -> SurveyOptions:
     from gdist.run.survey import SurveyOptions
 
     _check_profile(profile)
     # options that are all unset must not bring libtorrent in: a known release needs none of it
     asked = torrent_options(**swarm) if swarm else None
-    return SurveyOptions(profile, tuple(ignore), _patterns(select), asked)
+    return SurveyOptions(profile, tuple(ignore), _patterns(select), _text(manifest), _text(verify_key), asked)
+
+
+def _text(value: str | os.PathLike[str] | None) -> str | None:
+    return None if value is None else os.fspath(value)
 
 
 def _check_profile(name: str | None) -> None:

@@ -20,7 +20,7 @@ from gdist.core.even import plan_even
 from gdist.core.journal import Progress as Journalled
 from gdist.core.journal import file_line, parse_journal
 from gdist.core.layout import CODECS
-from gdist.core.magnet import InfoHash, parse_magnet
+from gdist.core.magnet import InfoHash
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask, plan_host, plan_view
 from gdist.core.select import check_patterns
@@ -119,7 +119,7 @@ def fetch(
     if asked.dtype is not None:
         parse_dtype(asked.dtype)
     check_patterns(asked.select)
-    resolved = resolve(source)
+    resolved = resolve(source, asked.manifest, asked.verify_key)
     text = os.fspath(dest) if dest is not None else default_dest(resolved)
     where = find_destination(text, asked.host, asked.work, keep=asked.payload == "keep")
     timing = Timing()
@@ -231,7 +231,7 @@ class _Fetch:
     def _torrent_options(self) -> TorrentOptions:
         """Asked for, and what the magnet and the release's manifest know beside a cached .torrent."""
         asked, magnet, manifest = self._options.torrent, self._resolved.magnet, self._resolved.manifest
-        known = parse_magnet(manifest.magnet)[0].trackers if manifest else ()
+        known = manifest.all_trackers if manifest else ()
         return replace(
             asked,
             trackers=(*asked.trackers, *magnet.trackers, *known),
