@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from gdist.clusters import Membership
     from gdist.core.rules import Rules
     from gdist.core.status import ClusterStatus
+    from gdist.run.check_manifest import ManifestReport
     from gdist.run.fetch import FetchResult
     from gdist.run.inspect import Inspection
     from gdist.run.job import FetchJob
     from gdist.run.options import FetchOptions
     from gdist.run.plan import PlanReport
+    from gdist.run.publish import Published
     from gdist.run.recorder import Recorder
     from gdist.run.reshard import ReshardResult
     from gdist.run.rules import RulesReport
@@ -788,6 +790,116 @@ def make_torrent(
         progress=progress,
     )
     return torrent, format_magnet(magnet_of(torrent))
+
+
+def publish(
+    payload: object,
+    directory: str | os.PathLike[str] | None = None,
+    *,
+    name: str | None = None,
+    title: str = "",
+    licence: str = "",
+    torrent_version: Version = "v1",
+    piece_length: int | str | None = None,
+    trackers: Iterable[str] = (),
+    web_seeds: Iterable[str] = (),
+    private: bool = False,
+    profile: str | None = None,
+    ignore: Iterable[str] = (),
+    rules: RulesLike = None,
+    align_tensors: bool = False,
+    sign: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    file_bytes: int | str = "5GB",
+    progress: Callable[[int, int], None] | None = None,
+    stop: threading.Event | None = None,
+) -> Published:
+    """Makes a torrent, a source manifest with a digest of every tensor, and the magnet, for others to fetch.
+
+    `payload` is a file or a directory; or a tree of arrays (of JAX, or dicts and lists of NumPy arrays),
+    which is written as safetensors into `directory/NAME` first, one tensor in memory at a time, names being
+    paths joined by `.`. What is made goes to `directory` (default: beside the payload). `sign` is the PEM
+    file of an Ed25519 key; `align_tensors` publishes a copy whose tensors start at multiples of 64 bytes.
+    `rules` are partition rules for whoever fetches; `file_bytes` bounds a file written of a tree. `progress`
+    is called with bytes read and all that will be.
+
+    Raises:
+        RequestError: nothing to publish, a key of another kind, or files of other content in the way.
+        UnsupportedError, CorruptError, FilesystemError: of files that cannot be described.
+    """
+    from gdist.run.publish import PublishOptions
+    from gdist.run.publish import publish as run
+
+    _check_profile(profile)
+    where = None if directory is None else Path(directory)
+    if not isinstance(payload, str | os.PathLike):
+        payload = _write_tree(payload, where, name, parse_bytes(file_bytes, "file bytes"), stop)
+    options = PublishOptions(
+        name=name or "",
+        title=title,
+        licence=licence,
+        version=torrent_version,
+        piece_length=_piece_length(piece_length),
+        trackers=tuple(trackers),
+        web_seeds=tuple(web_seeds),
+        private=private,
+        profile=profile,
+        ignore=tuple(ignore),
+        rules=read_rules(rules),
+        align=align_tensors,
+        sign=None if sign is None else Path(sign),
+        force=force,
+    )
+    show = progress or (lambda done, total: None)
+    return run(Path(payload), where, options, progress=show, stop=stop)
+
+
+def _write_tree(
+    tree: object, where: Path | None, name: str | None, file_bytes: int, stop: threading.Event | None
+) -> Path:
+    """A tree as files below `where`, in the directory of that name."""
+    if where is None:
+        raise RequestError("where to write the tree is not known", hint="give a directory")
+    from gdist.run.publish import release_name
+    from gdist.run.tree_files import leaves_of, plain_leaves, write_tree
+
+    raw = plain_leaves(tree)
+    if raw is None:
+        try:
+            from gdist.loader.leaves import tree_leaves
+        except ImportError as error:
+            raise RequestError(
+                "a tree of other than NumPy arrays needs JAX", hint="pip install 'gdist[jax]'"
+            ) from error
+        raw = tree_leaves(tree)
+    target = where / release_name(name or where.absolute().name)
+    write_tree(leaves_of(raw), target, file_bytes=file_bytes, stop=stop)
+    return target
+
+
+def check_manifest(
+    manifest: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    verify_key: str | os.PathLike[str] | None = None,
+    digests: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    stop: threading.Event | None = None,
+) -> ManifestReport:
+    """Holds a source manifest against a payload on disk or a store: files, arrays, and digests.
+
+    `manifest` is a file, a URL or a known release's name. Without `digests` no tensor is read. What differs
+    is in the report (`report.faults`), not raised. `progress` is called with bytes read and all to be read.
+
+    Raises:
+        RequestError: the manifest is none, has no signature though there is a `verify_key`, or there is
+            nothing at `target`.
+        CorruptError: the manifest is not what that key signed.
+    """
+    from gdist.run.check_manifest import check_manifest as run
+
+    show = progress or (lambda done, total: None)
+    return run(manifest, target, verify_key=_text(verify_key), digests=digests, progress=show, stop=stop)
 
 
 def torrent_options(

@@ -163,6 +163,17 @@ class SourceManifest:
         Raises:
             RequestError: naming the listed files that the torrent lacks, has twice or in another length.
         """
+        places, faults = self.find(payload)
+        if faults:
+            raise RequestError(
+                f"the torrent does not have the files of {self.name!r}: {', '.join(faults)}",
+                hint="the manifest is another release's; go without it to read the files",
+                faults=tuple(faults),
+            )
+        return places
+
+    def find(self, payload: Payload) -> tuple[dict[str, PayloadFile], list[str]]:
+        """The same, and in words what does not fit of the others."""
         by_path = {file.path: file for file in payload.files}
         by_name: defaultdict[str, list[PayloadFile]] = defaultdict(list)
         for place in payload.files:
@@ -176,13 +187,7 @@ class SourceManifest:
                 faults.append(f"{same[0].path!r} has {same[0].length} bytes, not {file.nbytes}")
             else:
                 places[file.path] = same[0]
-        if faults:
-            raise RequestError(
-                f"the torrent does not have the files of {self.name!r}: {', '.join(faults)}",
-                hint="the manifest is another release's; go without it to read the files",
-                faults=tuple(faults),
-            )
-        return places
+        return places, faults
 
 
 def parse_source_manifest(text: str | bytes) -> SourceManifest:

@@ -68,6 +68,7 @@ from gdist.run.opening import Opener, Opening, PieceSource, open_alone
 from gdist.run.options import PAYLOAD_CHOICES, FetchOptions, check_view
 from gdist.run.preflight import check_free, check_space, shard_limit
 from gdist.run.resolve import Resolved, resolve
+from gdist.run.tensor_digests import check_digests
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
 from gdist.sinks.convert import ConvertingSink
@@ -312,6 +313,9 @@ class _Fetch:
                 write_atomically(target, source.torrent_file, aside=self._dest.work)
             with self._timing.measure("manifest"):
                 kept = keeper.write(sink, source.torrent_file, self._tensors(catalogue))
+                known = self._resolved.manifest
+                if known and not options.dtype and options.codec == "none":
+                    check_digests(known, plan, records)
                 manifest = self._manifest(source, catalogue, plan, records, assets)
                 manifest = replace(manifest, source_files=kept)
                 finish(sink, self._dest.text, plan, manifest)

@@ -71,8 +71,8 @@ def resolve(source: str, manifest: str | None = None, verify_key: str | None = N
     if manifest is None and verify_key is None:
         return _resolve(text)
     if manifest is None:
-        return _from_manifest(_signed(text, verify_key))
-    described = _signed(manifest.strip(), verify_key)
+        return _from_manifest(signed_manifest(text, verify_key))
+    described = signed_manifest(manifest.strip(), verify_key)
     if text == manifest.strip():
         return _from_manifest(described)
     return _described(_resolve(text), described, bound=verify_key is not None)
@@ -116,23 +116,21 @@ def _identity(manifest: SourceManifest, asked: InfoHash | None) -> InfoHash:
     return InfoHash(v1 or (asked.v1 if asked else None), v2 or (asked.v2 if asked else None))
 
 
-def read_manifest(where: str) -> tuple[SourceManifest, bytes]:
-    """A source manifest from a file or URL, and its bytes.
+def signed_manifest(where: str, verify_key: str | None) -> SourceManifest:
+    """The manifest in a file, at a URL, or of a known release; with a key, one that it signed.
 
     Raises:
-        RequestError: there is none, or it is none.
+        RequestError: there is none, it is none, or has no signature.
+        CorruptError: the signature is not of it.
         TransferError: the URL cannot be read.
     """
-    if _URL.match(where):
-        _check_scheme(where)
-    data = _read(where)
-    return parse_source_manifest(data), data
-
-
-def _signed(where: str, verify_key: str | None) -> SourceManifest:
     known = releases.known_release(where)
     if verify_key is None:
-        return known or read_manifest(where)[0]
+        if known:
+            return known
+        if _URL.match(where):
+            _check_scheme(where)
+        return parse_source_manifest(_read(where))
     from gdist.run.signing import SUFFIX, check_signature, read_public_key  # cryptography comes with it
 
     key = read_public_key(verify_key)

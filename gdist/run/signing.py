@@ -97,11 +97,9 @@ def read_public_key(given: str) -> Ed25519PublicKey:
     return key
 
 
-def sign(key: Ed25519PrivateKey, manifest: bytes) -> tuple[bytes, str, bytes]:
-    """The signature of a manifest's bytes, and the public key: as hex digits, and as PEM."""
-    public = key.public_key()
-    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return key.sign(manifest), _hex(public), pem
+def sign(key: Ed25519PrivateKey, manifest: bytes) -> tuple[bytes, str]:
+    """The signature of a manifest's bytes, and the public key as hex digits."""
+    return key.sign(manifest), _hex(key.public_key())
 
 
 def check_signature(key: Ed25519PublicKey, manifest: bytes, signature: bytes, where: str) -> None:

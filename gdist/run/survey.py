@@ -176,7 +176,7 @@ def is_checkpoint(path: Path) -> bool:
     """True for a directory, or a file in a format that gdist reads."""
     if path.is_dir():
         return True
-    return path.is_file() and _scan(path).format is not None
+    return path.is_file() and scan_file(path).format is not None
 
 
 def survey_files(
@@ -200,14 +200,14 @@ def survey_files(
 
     found, ignored = [], []
     foreign: dict[int, str | None] = {}
-    payload = payload or _laid_out(path, skip)
+    payload = payload or local_payload(path, skip)
     files = payload.files
     for number, file in enumerate(files):
         name = file.path
         where = path if path.is_file() else path / name
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in asked.ignore):
             ignored.append(number)
-        elif held := arrays_of(file, report := _scan(where)):
+        elif held := arrays_of(file, report := scan_file(where)):
             found += held
         else:
             foreign[number] = report.foreign
@@ -236,7 +236,7 @@ def survey_files(
     return _chosen(everything, asked)
 
 
-def _laid_out(path: Path, skip: Callable[[str], bool]) -> Payload:
+def local_payload(path: Path, skip: Callable[[str], bool] = lambda name: False) -> Payload:
     """The files below a directory, or one file, in the order of their names."""
     files, position = [], 0
     for name, where in _files_below(path):
@@ -260,7 +260,7 @@ def _files_below(path: Path) -> Sequence[tuple[str, Path]]:
     return sorted((where.relative_to(path).as_posix(), where) for where in found if where.is_file())
 
 
-def _scan(path: Path) -> FileReport:
+def scan_file(path: Path) -> FileReport:
     """What one local file is and holds.
 
     Raises:
