@@ -143,9 +143,9 @@ def signed_manifest(where: str, verify_key: str | None) -> SourceManifest:
     if _URL.match(where):
         _check_scheme(where)
     data = _read(where)
-    if data[:1] != b"{":
+    if data[:1] == b"d":
         raise RequestError(
-            f"{where!r} is no manifest, which a key could have signed",
+            f"{where!r} is a torrent and no manifest, which a key could have signed",
             hint="give the release's manifest with --manifest",
         )
     try:
