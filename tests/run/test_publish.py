@@ -26,15 +26,20 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from safetensors import safe_open
 
+from gdist.core.box import Box
 from gdist.core.magnet import format_magnet
 from gdist.core.source_manifest import SourceManifest, parse_source_manifest
+from gdist.core.tensor import StoredTensor, TensorSpec
 from gdist.errors import CorruptError, InterruptedRun, RequestError, UnsupportedError
 from gdist.events import Stage, StageStarted
 from gdist.run.check_manifest import check_manifest
+from gdist.run.describe import Digester, describe
+from gdist.run.export import export
 from gdist.run.fetch import fetch
 from gdist.run.publish import Published, PublishOptions, publish
+from gdist.run.seeding import check_pieces, open_held
 from gdist.run.signing import new_key, read_private_key, read_public_key
-from gdist.run.survey import survey
+from gdist.run.survey import survey, survey_files
 from gdist.sources.torrent import Version
 from gdist.sources.torrent.metadata import load_torrent, read_metadata
 from gdist.testing.checkpoints import write_grok1, write_safetensors
@@ -102,6 +107,8 @@ def test_what_is_published_comes_back(kind: str, version: Version, tmp_path: Pat
         fetch(done.manifest, tmp_path / "s", to(seeded, mesh="2x2", verify_key=public), observe=recorder)
     assert_holds(tmp_path / "s", expected)
     assert tree_of(Path(done.payload)) == before
+    export(tmp_path / "s", tmp_path / "back")
+    assert tree_of(tmp_path / "back" / kind) == before, "padding is in no file"
     manifest = parse_source_manifest(Path(done.manifest).read_bytes())
     assert manifest.whole and done.described and (manifest.licence, manifest.title) == ("MIT", "A model")
     assert bool(manifest.info_hash_v1) == (version != "v2")
@@ -122,6 +129,45 @@ def test_every_file_starts_a_piece(version: Version, tmp_path: Path) -> None:
     payload = read_metadata(load_torrent(Path(done.torrent).read_bytes())).payload
     assert {file.path for file in payload.files} == set(tree_of(where))
     assert all(file.offset % payload.piece_length == 0 for file in payload.files if file.length)
+
+
+def test_a_view_and_a_kept_payload_are_of_the_padded_torrent(tmp_path: Path) -> None:
+    where, expected = content("Llama", tmp_path)
+    done = publish(where, tmp_path / "out")
+    with served(done) as seeded:
+        fetch(done.manifest, tmp_path / "v", to(seeded, codec="view", payload="keep"))
+    assert_holds(tmp_path / "v", expected)
+    kept = tree_of(tmp_path / "v/payload")
+    assert {f"Llama/{path}": data for path, data in tree_of(where).items()}.items() <= kept.items()
+    assert not any(".pad" in path for path in kept)
+    assert check_manifest(done.manifest, tmp_path / "v").ok
+    assert check_manifest(done.manifest, tmp_path / "v/payload/Llama").ok
+    with open_held([tmp_path / "v"]) as held:
+        check_pieces(held)
+
+
+def test_of_joined_tensors_the_manifest_knows_the_files(tmp_path: Path) -> None:
+    where, arrays = content("odd", tmp_path)
+    (where / "e").write_bytes(pickle.dumps(arrays["b"], protocol=4))
+    found = survey_files(where)
+    first, second = (t for t in found.tensors if t.spec.name in ("b", "e"))
+    spec = TensorSpec("joined", (128, 127), first.spec.dtype)
+    parts = (
+        replace(first.parts[0], box=Box((0, 0), (64, 127))),
+        replace(second.parts[0], box=Box((64, 0), (128, 127))),
+    )
+    others = tuple(t for t in found.tensors if t not in (first, second))
+    joined = replace(found, tensors=(*others, StoredTensor(spec, parts)))
+    paths = {file.path: where / file.path for file in found.payload.files}
+    about = describe(paths, joined, Digester())
+    assert not about.whole and {file.path for file in about.files} == {"a", "b", "d", "e"}
+    assert all(not file.known and dict(file.digests)["blake3"] for file in about.files)
+    path = tmp_path / "m.json"
+    path.write_text(SourceManifest("joined", "", about.files).to_json())
+    report = check_manifest(path, where)
+    assert report.ok and (report.digests, len(report.open)) == (4, 4)
+    (where / "e").write_bytes(pickle.dumps(arrays["b"][::-1].copy(), protocol=4))
+    assert len(check_manifest(path, where).faults) == 1
 
 
 def test_equal_content_gives_equal_files(tmp_path: Path) -> None:
