@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from gdist.clusters import Membership
     from gdist.core.rules import Rules
     from gdist.core.status import ClusterStatus
+    from gdist.run.check_manifest import ManifestReport
     from gdist.run.fetch import FetchResult
     from gdist.run.inspect import Inspection
     from gdist.run.job import FetchJob
     from gdist.run.options import FetchOptions
     from gdist.run.plan import PlanReport
+    from gdist.run.publish import Published
     from gdist.run.recorder import Recorder
     from gdist.run.reshard import ReshardResult
     from gdist.run.rules import RulesReport
@@ -89,6 +91,8 @@ def fetch(
     select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
+    manifest: str | os.PathLike[str] | None = None,
+    verify_key: str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
@@ -101,7 +105,9 @@ def fetch(
     says what goes with it. `rules` are a name, a YAML or JSON file or its content; `host` is `3/8`. `payload`
     "keep" leaves the torrent's files in `dest/payload`. `memory` bounds what is held while converting.
     `dtype` ("bfloat16", "float16", "float32") dequantises pairs and casts floating tensors on the way;
-    `select` takes only the tensors in whose name one of the regular expressions is found. `layout` "view"
+    `select` takes only the tensors in whose name one of the regular expressions is found. `manifest`, a file
+    or URL, says what the torrent holds; with a `verify_key`, a PEM file or 64 hex digits, nothing is asked of
+    anybody unless that key has signed the manifest, given as `manifest` or as the source. `layout` "view"
     writes no shards: the torrent's own files, in `dest/payload`, are the store; "both" adds such a view, in
     `dest/view`, to the shards. See `Swarm` for the rest.
 
@@ -133,6 +139,8 @@ def fetch(
         select=select,
         profile=profile,
         ignore=ignore,
+        manifest=manifest,
+        verify_key=verify_key,
         work_dir=work_dir,
         **swarm,
     )
@@ -173,6 +181,8 @@ def _fetch_options(
     select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
+    manifest: str | os.PathLike[str] | None = None,
+    verify_key: str | os.PathLike[str] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     **swarm: Unpack[Swarm],
 ) -> FetchOptions:
@@ -195,6 +205,8 @@ def _fetch_options(
         select=_patterns(select),
         profile=profile,
         ignore=tuple(ignore),
+        manifest=_text(manifest),
+        verify_key=_text(verify_key),
         work=Path(work_dir) if work_dir is not None else None,
         torrent=torrent_options(**swarm),
     )
@@ -441,6 +453,8 @@ def inspect(
     select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
+    manifest: str | os.PathLike[str] | None = None,
+    verify_key: str | os.PathLike[str] | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     **swarm: Unpack[Swarm],
@@ -466,7 +480,9 @@ def inspect(
 
     table = read_rules(rules)
     cut = read_mesh(mesh, axes=axes, devices=devices, rules=table)
-    options = InspectOptions(cut, table, hosts, tensor, _survey(profile, ignore, select, swarm))
+    options = InspectOptions(
+        cut, table, hosts, tensor, _survey(profile, ignore, select, manifest, verify_key, swarm)
+    )
     return run(source, options, observe=observe, stop=stop)
 
 
@@ -483,6 +499,8 @@ def check_rules(
     select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
+    manifest: str | os.PathLike[str] | None = None,
+    verify_key: str | os.PathLike[str] | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     **swarm: Unpack[Swarm],
@@ -499,7 +517,7 @@ def check_rules(
     group, table = read_host(host) or HostGroup(), read_rules(rules)
     devices = all_devices(devices, devices_per_host, group.count)
     cut = read_mesh(mesh, axes=axes, devices=devices, device_order=device_order, rules=table)
-    options = CheckOptions(cut, table, group, _survey(profile, ignore, select, swarm))
+    options = CheckOptions(cut, table, group, _survey(profile, ignore, select, manifest, verify_key, swarm))
     return check(source, options, observe=observe, stop=stop)
 
 
@@ -525,6 +543,8 @@ def plan(
     details: bool = False,
     profile: str | None = None,
     ignore: Iterable[str] = (),
+    manifest: str | os.PathLike[str] | None = None,
+    verify_key: str | os.PathLike[str] | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     **swarm: Unpack[Swarm],
@@ -561,7 +581,7 @@ def plan(
         interconnect=_positive_rate(interconnect, "interconnect"),
         dtype=dtype,
         details=details,
-        survey=_survey(profile, ignore, select, swarm),
+        survey=_survey(profile, ignore, select, manifest, verify_key, swarm),
     )
     return run(source, options, observe=observe, stop=stop)
 
@@ -595,6 +615,8 @@ def simulate(
     select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
+    manifest: str | os.PathLike[str] | None = None,
+    verify_key: str | os.PathLike[str] | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     **swarm: Unpack[Swarm],
@@ -642,7 +664,7 @@ def simulate(
         fail=parse_fail(fail),
         dtype=dtype,
         piece_length=_piece_length(piece_length),
-        survey=_survey(profile, ignore, select, swarm),
+        survey=_survey(profile, ignore, select, manifest, verify_key, swarm),
     )
     return run(source, options, observe=observe, stop=stop)
 
@@ -770,6 +792,116 @@ def make_torrent(
     return torrent, format_magnet(magnet_of(torrent))
 
 
+def publish(
+    payload: object,
+    directory: str | os.PathLike[str] | None = None,
+    *,
+    name: str | None = None,
+    title: str = "",
+    licence: str = "",
+    torrent_version: Version = "v1",
+    piece_length: int | str | None = None,
+    trackers: Iterable[str] = (),
+    web_seeds: Iterable[str] = (),
+    private: bool = False,
+    profile: str | None = None,
+    ignore: Iterable[str] = (),
+    rules: RulesLike = None,
+    align_tensors: bool = False,
+    sign: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    file_bytes: int | str = "5GB",
+    progress: Callable[[int, int], None] | None = None,
+    stop: threading.Event | None = None,
+) -> Published:
+    """Makes a torrent, a source manifest with a digest of every tensor, and the magnet, for others to fetch.
+
+    `payload` is a file or a directory; or a tree of arrays (of JAX, or dicts and lists of NumPy arrays),
+    which is written as safetensors into `directory/NAME` first, one tensor in memory at a time, names being
+    paths joined by `.`. What is made goes to `directory` (default: beside the payload). `sign` is the PEM
+    file of an Ed25519 key; `align_tensors` publishes a copy whose tensors start at multiples of 64 bytes.
+    `rules` are partition rules for whoever fetches; `file_bytes` bounds a file written of a tree. `progress`
+    is called with bytes read and all that will be.
+
+    Raises:
+        RequestError: nothing to publish, a key of another kind, or files of other content in the way.
+        UnsupportedError, CorruptError, FilesystemError: of files that cannot be described.
+    """
+    from gdist.run.publish import PublishOptions
+    from gdist.run.publish import publish as run
+
+    _check_profile(profile)
+    where = None if directory is None else Path(directory)
+    if not isinstance(payload, str | os.PathLike):
+        payload = _write_tree(payload, where, name, parse_bytes(file_bytes, "file bytes"), stop)
+    options = PublishOptions(
+        name=name or "",
+        title=title,
+        licence=licence,
+        version=torrent_version,
+        piece_length=_piece_length(piece_length),
+        trackers=tuple(trackers),
+        web_seeds=tuple(web_seeds),
+        private=private,
+        profile=profile,
+        ignore=tuple(ignore),
+        rules=read_rules(rules),
+        align=align_tensors,
+        sign=None if sign is None else Path(sign),
+        force=force,
+    )
+    show = progress or (lambda done, total: None)
+    return run(Path(payload), where, options, progress=show, stop=stop)
+
+
+def _write_tree(
+    tree: object, where: Path | None, name: str | None, file_bytes: int, stop: threading.Event | None
+) -> Path:
+    """A tree as files below `where`, in the directory of that name."""
+    if where is None:
+        raise RequestError("where to write the tree is not known", hint="give a directory")
+    from gdist.run.publish import release_name
+    from gdist.run.tree_files import leaves_of, plain_leaves, write_tree
+
+    raw = plain_leaves(tree)
+    if raw is None:
+        try:
+            from gdist.loader.leaves import tree_leaves
+        except ImportError as error:
+            raise RequestError(
+                "a tree of other than NumPy arrays needs JAX", hint="pip install 'gdist[jax]'"
+            ) from error
+        raw = tree_leaves(tree)
+    target = where / release_name(name or where.absolute().name)
+    write_tree(leaves_of(raw), target, file_bytes=file_bytes, stop=stop)
+    return target
+
+
+def check_manifest(
+    manifest: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    verify_key: str | os.PathLike[str] | None = None,
+    digests: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    stop: threading.Event | None = None,
+) -> ManifestReport:
+    """Holds a source manifest against a payload on disk or a store: files, arrays, and digests.
+
+    `manifest` is a file, a URL or a known release's name. Without `digests` no tensor is read. What differs
+    is in the report (`report.faults`), not raised. `progress` is called with bytes read and all to be read.
+
+    Raises:
+        RequestError: the manifest is none, has no signature though there is a `verify_key`, or there is
+            nothing at `target`.
+        CorruptError: the manifest is not what that key signed.
+    """
+    from gdist.run.check_manifest import check_manifest as run
+
+    show = progress or (lambda done, total: None)
+    return run(manifest, target, verify_key=_text(verify_key), digests=digests, progress=show, stop=stop)
+
+
 def torrent_options(
     *,
     trackers: Iterable[str] = (),
@@ -826,14 +958,23 @@ def _patterns(select: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _survey(
-    profile: str | None, ignore: Iterable[str], select: str | Iterable[str], swarm: Swarm
+    profile: str | None,
+    ignore: Iterable[str],
+    select: str | Iterable[str],
+    manifest: str | os.PathLike[str] | None,
+    verify_key: str | os.PathLike[str] | None,
+    swarm: Swarm,
 ) -> SurveyOptions:
     from gdist.run.survey import SurveyOptions
 
     _check_profile(profile)
     # options that are all unset must not bring libtorrent in: a known release needs none of it
     asked = torrent_options(**swarm) if swarm else None
-    return SurveyOptions(profile, tuple(ignore), _patterns(select), asked)
+    return SurveyOptions(profile, tuple(ignore), _patterns(select), _text(manifest), _text(verify_key), asked)
+
+
+def _text(value: str | os.PathLike[str] | None) -> str | None:
+    return None if value is None else os.fspath(value)
 
 
 def _check_profile(name: str | None) -> None:

@@ -56,7 +56,7 @@ HOMES = {
     "jinja2": ("gdist.pictures", "gdist.run.bootstrap.rendering"),
     "markupsafe": ("gdist.pictures",),
     "prometheus_client": ("gdist.run.metrics",),
-    "cryptography": ("gdist.exchange.certificate",),
+    "cryptography": ("gdist.exchange.certificate", "gdist.run.signing"),
     "tensorstore": ("gdist.kvstore", "gdist.sinks.tensorstore", "gdist.stores"),
 }
 

@@ -23,7 +23,9 @@ from gdist.cli.commands.export import export
 from gdist.cli.commands.fetch import fetch
 from gdist.cli.commands.inspect import inspect
 from gdist.cli.commands.make_torrent import make_torrent
+from gdist.cli.commands.manifest import manifest
 from gdist.cli.commands.plan import plan
+from gdist.cli.commands.publish import publish
 from gdist.cli.commands.releases import releases
 from gdist.cli.commands.reshard import reshard
 from gdist.cli.commands.rules import rules
@@ -52,6 +54,8 @@ COMMANDS = (
     simulate,
     seed,
     make_torrent,
+    publish,
+    manifest,
     rules,
     releases,
     completion,

@@ -161,6 +161,10 @@ def mesh_options(*, host: bool = True, hosts: bool = False) -> Callable[[F], F]:
 
 def reading_options(function: F) -> F:
     """How files become tensors, and which of them."""
+    text = "The public key, 64 hex digits or a PEM file, that must have signed the manifest."
+    function = option("--verify-key", metavar="KEY", help=text)(function)
+    text = "A source manifest that says what SOURCE holds.  [default: the known release's]"
+    function = option("--manifest", metavar="FILE|URL", help=text)(function)
     text = "Only tensors in whose name this is found; may be repeated."
     return naming_options(option("--select", multiple=True, metavar="REGEX", help=text)(function))
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import prod
 
@@ -14,26 +15,45 @@ from gdist.core.dtypes import BY_NAME, DType
 from gdist.core.extent import Extent
 from gdist.core.tensor import FoundArray, Order, Part
 
-_FILE_FIELDS = frozenset({"path", "nbytes", "arrays"})
+DIGESTS = {"md5": 32, "sha256": 64, "blake3": 64}  # of whole files; hex digits of each
+
+_FILE_REQUIRED = frozenset({"path", "nbytes", "arrays"})
+_FILE_FIELDS = _FILE_REQUIRED | {"digests"}
 _ARRAY_REQUIRED = frozenset({"name", "shape", "dtype", "offset"})
-_ARRAY_FIELDS = _ARRAY_REQUIRED | {"key", "order", "role", "groups", "runs", "encoding"}
+_ARRAY_FIELDS = _ARRAY_REQUIRED | {"key", "order", "role", "groups", "runs", "encoding", "digest"}
 
 
 @dataclass(frozen=True, slots=True)
 class SourceArray:
-    """An array of a file: the tensor's `name` (a pair's common name for its halves) and where it lies."""
+    """An array of a file: the tensor's `name` (a pair's common name for its halves) and where it lies.
+
+    `digest` is BLAKE3 of its bytes as they lie in the file (run after run, where it has several), in hex, or
+    nothing where it is not known.
+    """
 
     name: str
     array: FoundArray
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file of a release; `path` is relative to the torrent's root, `nbytes` is its length."""
+    """One file of a release; `path` is relative to the torrent's root, `nbytes` is its length.
+
+    `nbytes` is None, and `known` False, where length and arrays have to be found out. `digests` are of the
+    whole file, by the names in `DIGESTS`.
+    """
 
     path: str
-    nbytes: int
+    nbytes: int | None
     arrays: tuple[SourceArray, ...]
+    known: bool = True
+    digests: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """True where nothing of it has to be found out."""
+        return self.known and self.nbytes is not None
 
     @property
     def file_name(self) -> str:
@@ -47,21 +67,42 @@ def parse_file(value: object) -> SourceFile:
     Raises:
         ValueError: saying what is wrong with it.
     """
-    if not isinstance(value, dict) or value.keys() != _FILE_FIELDS or not isinstance(value["arrays"], list):
-        raise ValueError(f"not an object with {', '.join(sorted(_FILE_FIELDS))}")
-    path, nbytes = value["path"], value["nbytes"]
+    if not isinstance(value, dict) or not _FILE_REQUIRED <= value.keys() <= _FILE_FIELDS:
+        raise ValueError(f"not an object with {', '.join(sorted(_FILE_REQUIRED))}")
+    path, nbytes, listed = value["path"], value["nbytes"], value["arrays"]
+    if listed is not None and not isinstance(listed, list):
+        raise ValueError("arrays is neither a list nor null")
     if not isinstance(path, str) or any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path:
         raise ValueError(f"path {path!r} is not relative and plain")
-    if not _count(nbytes):
-        raise ValueError(f"nbytes {nbytes!r} is not a number of bytes")
-    arrays = tuple(_array(item) for item in value["arrays"])
+    if nbytes is not None and not _count(nbytes):
+        raise ValueError(f"nbytes {nbytes!r} is not a number of bytes or null")
+    digests = _digests(value.get("digests", {}))
+    if listed is None:
+        return SourceFile(path, nbytes, (), known=False, digests=digests)
+    if nbytes is None and listed:
+        raise ValueError("arrays are listed of a file whose nbytes is null")
+    arrays = tuple(_array(item) for item in listed)
     if len({(item.array.key, item.array.role) for item in arrays}) != len(arrays):
         raise ValueError("two arrays of one key and role")
-    _check_groups(value["arrays"], arrays)
+    _check_groups(listed, arrays)
     for extent in (item.array.extent for item in arrays):  # tied tensors may share one
         if extent.stop > nbytes:
             raise ValueError(f"array at {extent.start} to {extent.stop} leaves the {nbytes} bytes")
-    return SourceFile(path, nbytes, arrays)
+    return SourceFile(path, nbytes, arrays, digests=digests)
+
+
+def _digests(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict) or not value.keys() <= DIGESTS.keys():
+        raise ValueError(f"digests are not by {', '.join(DIGESTS)}")
+    for kind, digest in value.items():
+        if not is_digest(digest, DIGESTS[kind]):
+            raise ValueError(f"{kind} {digest!r} is not {DIGESTS[kind]} lower-case hex digits")
+    return tuple(sorted(value.items()))
+
+
+def is_digest(value: object, digits: int) -> bool:
+    """True for a text of so many lower-case hex digits."""
+    return isinstance(value, str) and bool(re.fullmatch(rf"[0-9a-f]{{{digits}}}", value))
 
 
 def _array(value: object) -> SourceArray:
@@ -78,6 +119,9 @@ def _array(value: object) -> SourceArray:
     encoding = value.get("encoding", "")
     if not isinstance(encoding, str):
         raise ValueError(f"array {name!r} has encoding {encoding!r}")
+    digest = value.get("digest", "")
+    if digest != "" and not is_digest(digest, DIGESTS["blake3"]):
+        raise ValueError(f"array {name!r} has digest {digest!r}, not 64 lower-case hex digits")
     dtype = BY_NAME[value["dtype"]]
     runs = _runs(name, value.get("runs", []), tuple(shape), dtype)
     extent = Extent(offset, prod(shape) * dtype.itemsize)
@@ -85,7 +129,8 @@ def _array(value: object) -> SourceArray:
         extent = Extent(offset, max(run.extent.stop for run in runs) - offset)
         if min(run.extent.start for run in runs) != offset:
             raise ValueError(f"array {name!r} does not start at {offset} with its runs")
-    return SourceArray(name, FoundArray(key, extent, tuple(shape), dtype, Order(order), role, runs, encoding))
+    found = FoundArray(key, extent, tuple(shape), dtype, Order(order), role, runs, encoding)
+    return SourceArray(name, found, digest)
 
 
 def _runs(name: str, value: object, shape: tuple[int, ...], dtype: DType) -> tuple[Part, ...]:
@@ -132,8 +177,11 @@ def file_to_json(file: SourceFile) -> dict[str, object]:
         row |= {"encoding": array.encoding} if array.encoding else {}
         if array.runs:
             row["runs"] = [[r.extent.start, r.box.start, r.box.stop, r.order.value] for r in array.runs]
+        row |= {"digest": item.digest} if item.digest else {}
         arrays.append(row)
-    return {"path": file.path, "nbytes": file.nbytes, "arrays": arrays}
+    entry: dict[str, object] = {"path": file.path, "nbytes": file.nbytes}
+    entry |= {"digests": dict(file.digests)} if file.digests else {}
+    return {**entry, "arrays": arrays if file.known else None}
 
 
 def describe(array: FoundArray | None) -> str:

@@ -1,7 +1,8 @@
 """What a torrent holds: its tensors in loading order, its small other files, and what is still to be checked.
 
-Two ways lead here. With a source manifest everything is known before the first byte, and the headers are
-compared with it as they arrive. Without one the headers are fetched and scanned first.
+Two ways lead here. With a whole source manifest everything is known before the first byte, and the headers
+are compared with it as they arrive. Without one, or where it leaves something open, they are fetched and
+scanned first.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def read_catalogue(
         if any(fnmatch.fnmatchcase(f.path, pattern) for pattern in ignore)
     )
     files = [i for i in range(len(payload.files)) if i not in set(ignored)]
-    if manifest:
+    if manifest and manifest.whole:
         naming = manifest.to_tensors(payload)
         known = _files_of(payload, naming.tensors)
         assets = tuple(i for i in files if i not in known)
@@ -96,6 +97,8 @@ def read_catalogue(
             manifest,
             ignored=ignored,
         )
+    if manifest:
+        manifest.places(payload)
     scan = HeaderScan(source, tick)
     known_headers = load_headers(cache, payload, files) if cache else None
     reports = known_headers or scan.run(files)
@@ -109,13 +112,16 @@ def read_catalogue(
         )
     if not known_headers:
         _check_indexes(scan, payload, assets, found)
-    naming = name_tensors(found, profile)
+    for i, report in reports.items() if manifest else ():
+        assert manifest is not None
+        manifest.check_file(payload.files[i].path, report.arrays)
+    naming = name_tensors(found, profile or (manifest.profile if manifest else None))
     if cache and not known_headers:
         save_headers(cache, payload, reports)
     return Catalogue(
         payload,
         naming.tensors,
-        naming.rules,
+        (manifest.rules if manifest else None) or naming.rules,
         naming.profile,
         assets,
         arrived=frozenset(scan.arrived),

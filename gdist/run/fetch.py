@@ -20,7 +20,7 @@ from gdist.core.even import plan_even
 from gdist.core.journal import Progress as Journalled
 from gdist.core.journal import file_line, parse_journal
 from gdist.core.layout import CODECS
-from gdist.core.magnet import InfoHash, parse_magnet
+from gdist.core.magnet import InfoHash
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask, plan_host, plan_view
 from gdist.core.select import check_patterns
@@ -68,6 +68,7 @@ from gdist.run.opening import Opener, Opening, PieceSource, open_alone
 from gdist.run.options import PAYLOAD_CHOICES, FetchOptions, check_view
 from gdist.run.preflight import check_free, check_space, shard_limit
 from gdist.run.resolve import Resolved, resolve
+from gdist.run.tensor_digests import check_digests
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
 from gdist.sinks.convert import ConvertingSink
@@ -119,7 +120,7 @@ def fetch(
     if asked.dtype is not None:
         parse_dtype(asked.dtype)
     check_patterns(asked.select)
-    resolved = resolve(source)
+    resolved = resolve(source, asked.manifest, asked.verify_key)
     text = os.fspath(dest) if dest is not None else default_dest(resolved)
     where = find_destination(text, asked.host, asked.work, keep=asked.payload == "keep")
     timing = Timing()
@@ -231,7 +232,7 @@ class _Fetch:
     def _torrent_options(self) -> TorrentOptions:
         """Asked for, and what the magnet and the release's manifest know beside a cached .torrent."""
         asked, magnet, manifest = self._options.torrent, self._resolved.magnet, self._resolved.manifest
-        known = parse_magnet(manifest.magnet)[0].trackers if manifest else ()
+        known = manifest.all_trackers if manifest else ()
         return replace(
             asked,
             trackers=(*asked.trackers, *magnet.trackers, *known),
@@ -312,6 +313,9 @@ class _Fetch:
                 write_atomically(target, source.torrent_file, aside=self._dest.work)
             with self._timing.measure("manifest"):
                 kept = keeper.write(sink, source.torrent_file, self._tensors(catalogue))
+                known = self._resolved.manifest
+                if known and not options.dtype and options.codec == "none":
+                    check_digests(known, plan, records)
                 manifest = self._manifest(source, catalogue, plan, records, assets)
                 manifest = replace(manifest, source_files=kept)
                 finish(sink, self._dest.text, plan, manifest)

@@ -131,11 +131,21 @@ def look(
             from gdist.stores import files_of
             from gdist.stores.manifests import read_manifests
 
+            _check_described(options, text)
             return read_manifests(files_of(text))
         path = local_path(text)
         if path is not None and is_checkpoint(path):
+            _check_described(options, text)
             return survey_files(path, options)
     return survey(text, options, observe=observe, stop=stop)
+
+
+def _check_described(options: SurveyOptions, text: str) -> None:
+    if options.described:
+        raise RequestError(
+            f"{text} is no torrent that a manifest could speak of",
+            hint="gdist manifest check holds a manifest against files and stores",
+        )
 
 
 def _is_store(text: str) -> bool:

@@ -18,7 +18,7 @@ from gdist.core.magnet import InfoHash, Magnet
 from gdist.core.payload import Payload
 from gdist.core.placer import Placement
 from gdist.core.plan import HostPlan
-from gdist.errors import RequestError
+from gdist.errors import CorruptError, RequestError
 from gdist.events import Observer, Stage
 from gdist.run.catalogue import Catalogue, read_catalogue
 from gdist.run.destination import Destination
@@ -161,6 +161,12 @@ def open_alone(opening: Opening) -> Iterator[tuple[PieceSource, Catalogue]]:
     source = TorrentSource(opening.spec, opening.torrent, opening.observe, tick=opening.tick)
     try:
         opening.open_torrent(source, opening.kept)
+        if not opening.resolved.info_hash.names(source.info_hash):
+            asked, found = opening.resolved.info_hash, source.info_hash
+            raise CorruptError(
+                f"the torrent that came is {found.v1_hex} {found.v2_hex}, not {asked.v1_hex} {asked.v2_hex}",
+                hint="the magnet or the manifest names another torrent",
+            )
         yield source, opening.catalogue(source)
     finally:
         source.close()

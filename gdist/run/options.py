@@ -31,12 +31,13 @@ class FetchOptions:
     `mesh` and `rules` cut the store (rules None: the profile's, else automatic); `host` is this host among
     those that share the work. `payload` "discard" gives each piece's disk back once it is placed, "keep"
     leaves the torrent's files in `DEST/payload`. `memory` bounds, in bytes, what is held while converting.
-    `ignore` are glob patterns of files to leave out; `profile` names tensors. `work` is where unfinished
-    shards of a bucket wait (default: the cache directory). `codec` is "none", "zstd", or "view": no shards,
-    but an index over the payload, which is kept. `dtype` converts what
-    is quantised or floating ("bfloat16", "float16", "float32"; None: as it is stored); `select` are regular
-    expressions: only tensors in whose name one is found. With a `target` each host takes in an even share of
-    every tensor on its way to that store, whatever it will keep; `mesh` is that of even shares, then.
+    `ignore` are glob patterns of files to leave out; `profile` names tensors. `manifest` says what the
+    torrent holds, and must be signed where there is a `verify_key`; see `gdist.run.resolve`. `work` is where
+    unfinished shards of a bucket wait (default: the cache directory). `codec` is "none", "zstd", or "view":
+    no shards, but an index over the payload, which is kept. `dtype` converts what is quantised or floating
+    ("bfloat16", "float16", "float32"; None: as it is stored); `select` are regular expressions: only tensors
+    in whose name one is found. With a `target` each host takes in an even share of every tensor on its way
+    to that store, whatever it will keep; `mesh` is that of even shares, then.
     """
 
     mesh: Mesh = field(default_factory=Mesh)
@@ -49,6 +50,8 @@ class FetchOptions:
     select: tuple[str, ...] = ()
     profile: str | None = None
     ignore: tuple[str, ...] = ()
+    manifest: str | None = None
+    verify_key: str | None = None
     work: Path | None = None
     torrent: TorrentOptions = field(default_factory=TorrentOptions)
     target: Target | None = None

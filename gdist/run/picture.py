@@ -176,7 +176,7 @@ def _layout_of(manifest: StoreManifest) -> Survey | None:
     """
     known = releases.find_by_info_hash(str(manifest.source.info_hash))
     length: object = manifest.source.piece_length  # as the manifest has it, which may be anything
-    if known is None or not isinstance(length, int) or length < LEAST_PIECE:
+    if known is None or not known.whole or not isinstance(length, int) or length < LEAST_PIECE:
         return None
     return survey(known.name, piece_length=length)
 

@@ -1,10 +1,14 @@
-"""From what a user typed to a torrent: a release's name, a magnet, an info-hash, a .torrent file or URL."""
+"""From what a user typed to a torrent: a release's name, a magnet, an info-hash, a .torrent file or URL.
+
+A manifest of one's own may say what a torrent holds, and a key whose manifest that must be. All of it is
+checked here, before anything is asked of anybody.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import fsspec
 
@@ -23,11 +27,15 @@ _SUFFIX = re.compile(r"\.[A-Za-z]\w*$")  # of a file's name; a release's may end
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A source: `spec` is a magnet or the content of a .torrent file; `notes` tell what was repaired."""
+    """A source: `spec` is a magnet or the content of a .torrent file; `notes` tell what was repaired.
+
+    `told` is true where the manifest was given as the source itself, or beside it.
+    """
 
     spec: Magnet | bytes
     manifest: SourceManifest | None = None
     notes: tuple[str, ...] = ()
+    told: bool = False
 
     @property
     def info_hash(self) -> InfoHash:
@@ -47,17 +55,114 @@ class Resolved:
         return self.magnet.name or self.info_hash.hex
 
 
-def resolve(source: str) -> Resolved:
-    """What `source` names.
+def resolve(source: str, manifest: str | None = None, verify_key: str | None = None) -> Resolved:
+    """What `source` names; `manifest` (a file, URL or known release) says what it holds.
+
+    With `verify_key` (`gdist.run.signing.read_public_key`) the manifest, given as either of the two, must be
+    signed by it.
 
     Raises:
-        RequestError: when it is none of the five; says what it was taken for.
+        RequestError: when it is none of the five, says what it was taken for; or when the torrent is not the
+            manifest's, or there is no signature.
+        CorruptError: when the signature is not of this manifest.
         TransferError: when a URL cannot be read.
     """
     text = source.strip()
+    if manifest is None and verify_key is None:
+        return _resolve(text)
+    if manifest is None:
+        return _from_manifest(signed_manifest(text, verify_key))
+    described = signed_manifest(manifest.strip(), verify_key)
+    if text == manifest.strip():
+        return _from_manifest(described)
+    return _described(_resolve(text), described, bound=verify_key is not None)
+
+
+def _described(found: Resolved, manifest: SourceManifest, *, bound: bool) -> Resolved:
+    """A torrent with what a manifest says of it; `bound` asks for all of its identity.
+
+    Raises:
+        RequestError: the manifest is of another torrent, or does not say of which and has to.
+    """
+    asked, v1, v2 = found.info_hash, manifest.info_hash_v1, manifest.info_hash_v2
+    faults = [
+        f"{ours} and not {theirs}"
+        for ours, theirs in ((asked.v1_hex, v1), (asked.v2_hex, v2))
+        if ours and theirs and ours != theirs
+    ]
+    if isinstance(found.spec, bytes):  # it has no other hash than these
+        faults += [f"without {t}" for o, t in ((asked.v1_hex, v1), (asked.v2_hex, v2)) if t and not o]
+    if faults:
+        raise RequestError(
+            f"the torrent is {', '.join(faults)}, which the manifest of {manifest.name!r} is of",
+            hint="give the manifest of this torrent, or the torrent of this manifest",
+        )
+    if not v1 and not v2:
+        if bound:
+            raise RequestError(
+                f"the manifest of {manifest.name!r} has no info-hash: its signature is not of any torrent",
+                hint="ask its publisher for one that has",
+            )
+        return replace(found, manifest=manifest, told=True)
+    if isinstance(found.spec, bytes):
+        return replace(found, manifest=manifest, told=True)
+    spec = replace(found.spec, info_hash=_identity(manifest, asked))
+    return replace(found, spec=spec, manifest=manifest, told=True)
+
+
+def _identity(manifest: SourceManifest, asked: InfoHash | None) -> InfoHash:
+    """All hashes that the manifest and the magnet have: the torrent that comes must have each."""
+    v1, v2 = bytes.fromhex(manifest.info_hash_v1), bytes.fromhex(manifest.info_hash_v2)
+    return InfoHash(v1 or (asked.v1 if asked else None), v2 or (asked.v2 if asked else None))
+
+
+def signed_manifest(where: str, verify_key: str | None) -> SourceManifest:
+    """The manifest in a file, at a URL, or of a known release; with a key, one that it signed.
+
+    Raises:
+        RequestError: there is none, it is none, or has no signature.
+        CorruptError: the signature is not of it.
+        TransferError: the URL cannot be read.
+    """
+    known = releases.known_release(where)
+    if verify_key is None:
+        if known:
+            return known
+        if _URL.match(where):
+            _check_scheme(where)
+        return parse_source_manifest(_read(where))
+    from gdist.run.signing import SUFFIX, check_signature, read_public_key  # cryptography comes with it
+
+    key = read_public_key(verify_key)
+    other = where.lower().startswith("magnet:") or _is_hash(where)
+    if known or other or not (_URL.match(where) or os.path.isfile(where)):
+        raise RequestError(
+            f"{where[:120]!r} is no manifest in a file or at a URL, which a key could have signed",
+            hint="give the release's manifest with --manifest",
+        )
+    if _URL.match(where):
+        _check_scheme(where)
+    data = _read(where)
+    if data[:1] == b"d":
+        raise RequestError(
+            f"{where!r} is a torrent and no manifest, which a key could have signed",
+            hint="give the release's manifest with --manifest",
+        )
+    try:
+        signature = _read(f"{where}{SUFFIX}")
+    except RequestError as error:
+        raise RequestError(
+            f"{where!r} has no signature beside it: {error.message}",
+            hint="get the .sig file of the release too, or fetch without --verify-key",
+        ) from error
+    check_signature(key, data, signature, where)
+    return parse_source_manifest(data)
+
+
+def _resolve(text: str) -> Resolved:
     manifest = releases.known_release(text)
     if manifest:
-        return Resolved(*_from_manifest(manifest))
+        return _from_manifest(manifest)
     if os.path.exists(text) and not os.path.isdir(text):
         return _from_bytes(_read(text), text)
     if _URL.match(text) and not text.startswith("magnet:"):
@@ -100,9 +205,18 @@ def _is_hash(text: str) -> bool:
     return bool(re.fullmatch(r"[0-9a-fA-F]{40}|[0-9a-fA-F]{64}|[A-Za-z2-7]{32}", text))
 
 
-def _from_manifest(manifest: SourceManifest) -> tuple[Magnet, SourceManifest, tuple[str, ...]]:
-    magnet, notes = parse_magnet(manifest.magnet)
-    return magnet, manifest, tuple(notes)
+def _from_manifest(manifest: SourceManifest) -> Resolved:
+    if not (manifest.magnet or manifest.info_hash_v1 or manifest.info_hash_v2):
+        profile = f", with --profile {manifest.profile}" if manifest.profile else ""
+        raise RequestError(
+            f"no torrent of {manifest.name!r} is known",
+            hint=f"give a magnet or a .torrent file of it{profile}",
+            release=manifest.name,
+        )
+    magnet, notes = parse_magnet(manifest.magnet) if manifest.magnet else (None, ())
+    identity = _identity(manifest, magnet.info_hash if magnet else None)
+    found = replace(magnet or Magnet(identity), info_hash=identity, trackers=manifest.all_trackers)
+    return Resolved(found, manifest, notes, told=True)
 
 
 def _with_manifest(spec: Magnet | bytes, info_hash: InfoHash, notes: tuple[str, ...] = ()) -> Resolved:
@@ -113,7 +227,7 @@ def _with_manifest(spec: Magnet | bytes, info_hash: InfoHash, notes: tuple[str, 
 def _from_bytes(data: bytes, where: str) -> Resolved:
     if data[:1] == b"{":  # a source manifest of one's own
         manifest = parse_source_manifest(data)
-        return Resolved(*_from_manifest(manifest))
+        return _from_manifest(manifest)
     if data[:1] != b"d":
         raise RequestError(
             f"{where!r} is no .torrent file and no manifest",

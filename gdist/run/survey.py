@@ -34,12 +34,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SurveyOptions:
-    """How to find out: `profile`, `ignore`, `select` as in a fetch; `torrent` None means the defaults."""
+    """How to find out: all as in a fetch; `torrent` None means the defaults."""
 
     profile: str | None = None
     ignore: tuple[str, ...] = ()
     select: tuple[str, ...] = ()
+    manifest: str | None = None
+    verify_key: str | None = None
     torrent: TorrentOptions | None = None
+
+    @property
+    def described(self) -> bool:
+        """True where a manifest is given, or has to be signed."""
+        return self.manifest is not None or self.verify_key is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +94,15 @@ def survey(
     asked = options or SurveyOptions()
     check_patterns(asked.select)
     known = releases.known_release(source.strip())
-    if known:  # needs neither a network nor libtorrent
+    if known and known.whole and not asked.described:  # needs neither a network nor libtorrent
         return _chosen(_from_manifest(known, piece_length), asked)
     from gdist.run.resolve import resolve  # libtorrent comes with it
 
-    return _chosen(_from_torrent(resolve(source), asked, observe or (lambda event: None), stop), asked)
+    resolved = resolve(source, asked.manifest, asked.verify_key)
+    manifest = resolved.manifest
+    if resolved.told and manifest and manifest.whole:
+        return _chosen(_from_manifest(manifest, piece_length), asked)
+    return _chosen(_from_torrent(resolved, asked, observe or (lambda event: None), stop), asked)
 
 
 def _chosen(found: Survey, options: SurveyOptions) -> Survey:
@@ -133,7 +144,9 @@ def _from_torrent(
     for note in resolved.notes:
         observe(Note(note))
     asked, manifest = options.torrent or TorrentOptions(), resolved.manifest
-    swarm = replace(asked, trackers=(*asked.trackers, *(manifest.trackers if manifest else ())), upload=False)
+    swarm = replace(
+        asked, trackers=(*asked.trackers, *(manifest.all_trackers if manifest else ())), upload=False
+    )
     source = TorrentSource(resolved.spec, swarm, observe, tick=check_stop)
     with TemporaryDirectory(prefix="gdist-") as scratch:
         try:
@@ -163,7 +176,7 @@ def is_checkpoint(path: Path) -> bool:
     """True for a directory, or a file in a format that gdist reads."""
     if path.is_dir():
         return True
-    return path.is_file() and _scan(path).format is not None
+    return path.is_file() and scan_file(path).format is not None
 
 
 def survey_files(
@@ -187,14 +200,14 @@ def survey_files(
 
     found, ignored = [], []
     foreign: dict[int, str | None] = {}
-    payload = payload or _laid_out(path, skip)
+    payload = payload or local_payload(path, skip)
     files = payload.files
     for number, file in enumerate(files):
         name = file.path
         where = path if path.is_file() else path / name
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in asked.ignore):
             ignored.append(number)
-        elif held := arrays_of(file, report := _scan(where)):
+        elif held := arrays_of(file, report := scan_file(where)):
             found += held
         else:
             foreign[number] = report.foreign
@@ -223,7 +236,7 @@ def survey_files(
     return _chosen(everything, asked)
 
 
-def _laid_out(path: Path, skip: Callable[[str], bool]) -> Payload:
+def local_payload(path: Path, skip: Callable[[str], bool] = lambda name: False) -> Payload:
     """The files below a directory, or one file, in the order of their names."""
     files, position = [], 0
     for name, where in _files_below(path):
@@ -247,7 +260,7 @@ def _files_below(path: Path) -> Sequence[tuple[str, Path]]:
     return sorted((where.relative_to(path).as_posix(), where) for where in found if where.is_file())
 
 
-def _scan(path: Path) -> FileReport:
+def scan_file(path: Path) -> FileReport:
     """What one local file is and holds.
 
     Raises:

@@ -77,7 +77,7 @@ def test_what_is_asked_wrongly_ends_with_2_and_one_sentence(
 
 def test_hints_follow_the_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fetch", "nowhere"]) == 2
-    assert "\nhint: known releases: grok-1" in capsys.readouterr().err
+    assert "\nhint: known releases: bloom, gpt-j-6b, grok-1" in capsys.readouterr().err
 
 
 def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +167,23 @@ def test_a_variable_holds_several_values(
 
 def test_releases(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["releases"]) == 0
-    assert "grok-1  318.24 GB  Apache-2.0" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:4] == ["grok-1", "318.24", "GB", "Apache-2.0"] for line in lines)
+    assert any(line.startswith("mixtral-8x7b ") and "about 87.00 GB" in line for line in lines)
+    assert any(line.startswith("bloom ") and line.endswith("with --profile bloom") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["grok-1", "mixtral-8x7b", "llama-2"])
+def test_one_release(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["releases", name]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{name}: ") and "licence" in out
+    assert ("none known" in out) == (name == "llama-2")
+    assert ("770 files, 1218 arrays" in out) == (name == "grok-1")
+    assert ("md5 1faa9bc9b20fcfe81fcd4eb7166a79e6" in out) == (name == "mixtral-8x7b")
+    assert main(["releases", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == name
+    assert main(["releases", "nothing"]) == 2
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -21,10 +21,12 @@ NOT_LIBRARY = {
     "reshard": set(),
     "inspect": {"files", "plot"},
     "make-torrent": {"target", "force"},
+    "publish": {"new_key"},
+    "manifest check": set(),
     "rules check": set(),
 }
-NOT_COMMAND = {"observe", "stop", "progress", "details"}
-FUNCTIONS = {"rules check": "check_rules"}
+NOT_COMMAND = {"observe", "stop", "progress", "details", "file_bytes"}
+FUNCTIONS = {"rules check": "check_rules", "manifest check": "check_manifest"}
 
 
 def commands(group: click.Group, before: str = "") -> dict[str, click.Command]:

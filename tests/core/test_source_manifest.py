@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from gdist import releases
+from gdist.core.dtypes import BY_NAME
 from gdist.core.extent import Extent
 from gdist.core.magnet import parse_magnet
 from gdist.core.payload import Payload, PayloadFile
@@ -150,7 +151,9 @@ def test_a_manifest_survives_json() -> None:
         ({"name": "Tiny/.."}, "name"),
         ({"name": 3}, "name"),
         ({"magnet": "http://x"}, "magnet"),
-        ({"magnet": None}, "magnet"),
+        ({"magnet": 7}, "magnet"),
+        ({"about_nbytes": 0}, "about_nbytes"),
+        ({"about_nbytes": "9"}, "about_nbytes"),
         ({"extra": 1}, "has 'extra'"),
         ({"info_hash": {"v1": "cd" * 20}}, "its magnet"),
         ({"info_hash": {"v1": "AB" * 20}}, "lower-case"),
@@ -161,7 +164,7 @@ def test_a_manifest_survives_json() -> None:
         ({"trackers": "udp://x"}, "trackers"),
         ({"known_incomplete": [1]}, "known_incomplete"),
         ({"rules": {"rules": [["(", []]]}}, "regular expression"),
-        ({"files": []}, "no list of files"),
+        ({"files": None}, "no list of files"),
         ({"files": {}}, "no list of files"),
         ({"files": [1, {"path": "a"}]}, "file 1"),
     ],
@@ -200,6 +203,14 @@ ARRAY: dict[str, object] = {"name": "w", "shape": [2, 2], "dtype": "int8", "offs
         ({}, {"role": "scales", "groups": 3}, "groups"),
         ({}, {"role": "scales", "shape": [4], "groups": 3}, "groups"),
         ({}, {"role": "scales"}, "not one or a pair"),
+        ({"nbytes": None}, {}, "whose nbytes is null"),
+        ({"nbytes": "8"}, {}, "nbytes"),
+        ({"arrays": {}}, {}, "arrays is neither"),
+        ({"digests": []}, {}, "digests"),
+        ({"digests": {"crc": "00"}}, {}, "digests"),
+        ({"digests": {"md5": "AB" * 16}}, {}, "md5"),
+        ({}, {"digest": "ab"}, "digest"),
+        ({}, {"digest": None}, "digest"),
     ],
 )
 def test_faults_of_a_file_are_named(file: dict[str, object], array: dict[str, object], word: str) -> None:
@@ -229,6 +240,33 @@ def test_faults_that_span_files_are_named() -> None:
 def test_other_texts_are_refused(text: bytes) -> None:
     with pytest.raises(RequestError, match="source manifest"):
         parse_source_manifest(text)
+
+
+def test_what_is_not_known_survives_json() -> None:
+    files = [
+        {"path": "a", "nbytes": None, "arrays": None, "digests": {"md5": "ab" * 16}},
+        {"path": "b", "nbytes": 8, "arrays": [ARRAY | {"digest": "cd" * 32}]},
+        {"path": "c", "nbytes": None, "arrays": []},
+        {"path": "d", "nbytes": 9, "arrays": None},
+    ]
+    schema = json.loads((MANIFESTS / "schema.json").read_bytes())
+    for listed in ([], files[:1], files, files[1:2]):
+        value = document(files=listed, magnet=None, about_nbytes=100)
+        jsonschema.Draft202012Validator(schema).validate(value)
+        manifest = parsed(value)
+        assert parse_source_manifest(manifest.to_json()) == manifest
+        assert manifest.whole == (listed == files[1:2])
+        assert manifest.nbytes == (8 if manifest.whole else None)
+        assert json.loads(manifest.to_json())["files"] == listed
+    assert manifest.files[0].arrays[0].digest == "cd" * 32
+
+
+def test_of_a_file_that_is_not_known_only_its_place_is_checked() -> None:
+    manifest = parsed(document(files=[{"path": "a", "nbytes": None, "arrays": None}]))
+    manifest.check_file("a", [FoundArray("", Extent(0, 1), (1,), BY_NAME["int8"])])
+    assert manifest.places(Payload((PayloadFile("r/a", 0, 7),), 4, 7))["a"].length == 7
+    with pytest.raises(RequestError, match="0 times"):
+        manifest.places(Payload((PayloadFile("r/b", 0, 7),), 4, 7))
 
 
 # Against a torrent

@@ -18,8 +18,9 @@ from gdist.core.extent import Extent
 from gdist.core.magnet import format_magnet
 from gdist.errors import CorruptError, InterruptedRun, RequestError, UnsupportedError
 from gdist.events import Event
-from gdist.run.export import Exported, export
+from gdist.run.export import export
 from gdist.run.fetch import fetch
+from gdist.run.output_files import Exported
 from gdist.run.rebuild import Rebuilder
 from gdist.run.reshard import ReshardOptions, reshard
 from gdist.sources.torrent import Version

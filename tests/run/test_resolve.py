@@ -43,6 +43,13 @@ def test_a_v2_hash_names_a_torrent() -> None:
 
 def test_a_known_release_comes_with_its_manifest() -> None:
     for name in releases.release_names():
+        manifest = releases.known_release(name)
+        assert manifest is not None
+        if not manifest.magnet:
+            with pytest.raises(RequestError, match="no torrent") as caught:
+                resolve(name)
+            assert f"--profile {manifest.profile}" in caught.value.hint
+            continue
         found = resolve(name)
         assert found.manifest and found.label == name
         assert resolve(found.info_hash.hex).manifest == found.manifest, "a bare hash finds it too"

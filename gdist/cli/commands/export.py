@@ -42,8 +42,8 @@ def export(store: tuple[str, ...], dest: str, output: Output, to: str, file_size
     are missing. Safetensors files are checked by the store's digests, and have an index where they are
     several. DEST is empty or does not exist, and is printed at the end.
     """
-    from gdist.run.export import Exported
     from gdist.run.export import export as run
+    from gdist.run.output_files import Exported
 
     start = time.monotonic()
     with stop_on_signals() as stop, output.bar("exporting", _nbytes(store)) as show:

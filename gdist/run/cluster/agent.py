@@ -151,8 +151,9 @@ class _Agent:
     def _exchanged(self, dest: str | os.PathLike[str] | None) -> FetchResult:
         """An even share of every tensor, and then XLA's collectives to where each byte belongs."""
         asked = self._options.fetch
-        where = os.fspath(dest) if dest is not None else default_dest(resolve(self._source))
-        if finished(find_destination(where, self._host, asked.work), resolve(self._source), asked):
+        resolved = resolve(self._source, asked.manifest, asked.verify_key)
+        where = os.fspath(dest) if dest is not None else default_dest(resolved)
+        if finished(find_destination(where, self._host, asked.work), resolved, asked):
             return self._fetched(where)
         shares = fetch_shares(
             self._source, where, asked, observe=self._watch, stop=self._stop, opener=self._open
@@ -369,7 +370,7 @@ def _free_port() -> int:
 def _job(source: str, options: ClusterOptions) -> dict[str, Any]:  # Any: a document of the wire
     """What all hosts of a job must have been asked to do; the words are used when they disagree."""
     asked = options.fetch
-    info_hash = resolve(source).info_hash
+    info_hash = resolve(source, asked.manifest, asked.verify_key).info_hash
     rules = asked.rules
     return {
         "info-hash": [h for h in (info_hash.v1_hex, info_hash.v2_hex) if h],

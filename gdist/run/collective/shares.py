@@ -68,7 +68,7 @@ def fetch_shares(
         ResumeError: what lies there are shares of another store.
         GdistError: of a fetch.
     """
-    resolved = resolve(source)
+    resolved = resolve(source, options.manifest, options.verify_key)
     text = os.fspath(dest) if dest is not None else default_dest(resolved)
     where = find_destination(text, options.host, options.work)
     shares = shares_dir(where)

@@ -19,6 +19,7 @@ MIN_PIECE_BYTES = 1 << 14  # BEP 52's least, and one block
 MAX_PIECE_BYTES = 1 << 24
 _TARGET_PIECES = 1024  # enough to spread over a swarm's peers, small metadata
 _FLAGS = {"v1": lt.create_torrent.v1_only, "v2": lt.create_torrent.v2_only, "hybrid": 0}
+_ALIGNED = lt.create_torrent.canonical_files_no_tail_padding
 
 
 def choose_piece_length(nbytes: int) -> int:
@@ -41,12 +42,14 @@ def make_torrent(
     web_seeds: Sequence[str] = (),
     comment: str | None = None,
     private: bool = False,
+    aligned: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> bytes:
     """The content of a .torrent file for a file or a directory.
 
-    `progress` is called with the pieces hashed so far and in all. No date and no tool name go in, files are
-    sorted, so equal content gives equal bytes.
+    With `aligned` every file starts a piece, by padding files (BEP 47) in v1 and hybrid torrents; so a piece
+    is of one file. `progress` is called with the pieces hashed so far and in all. No date and no tool name
+    go in, files are sorted, so equal content gives equal bytes.
 
     Raises:
         RequestError: nothing to share, or a piece length that is not a power of two from 16 KiB on.
@@ -61,7 +64,8 @@ def make_torrent(
     if length < MIN_PIECE_BYTES or length & (length - 1):
         raise RequestError(f"piece length {length} is not a power of two of at least {MIN_PIECE_BYTES}")
     entries = [lt.create_file_entry(name, size, 0, 0, "") for name, size in files]
-    creator = lt.create_torrent(entries, length, _FLAGS[version])
+    padded = aligned and version == "v1"  # the others are anyway
+    creator = lt.create_torrent(entries, length, _FLAGS[version] | (_ALIGNED if padded else 0))
     creator.set_creation_date(0)
     creator.set_creator("")
     creator.set_priv(private)
