@@ -22,7 +22,9 @@ from types import MappingProxyType
 
 from gdist.core.dtypes import BY_NAME, DType
 from gdist.core.extent import Extent
-from gdist.core.tensor import Order
+from gdist.core.tensor import FoundArray, Order
+
+SHARES = False  # no pickler writes one payload for two arrays
 
 MAX_DIMENSIONS = 32
 MAX_DIMENSION = (1 << 63) - 1
@@ -103,6 +105,16 @@ class PairValue:
         self.scales: ArrayValue | None = None
 
 
+class Opaque:
+    """An object of a class that is known to be harmless and is not read; `content` is what it was given."""
+
+    __slots__ = ("content", "name")
+
+    def __init__(self, name: str, content: list[object]) -> None:
+        self.name = name
+        self.content = content
+
+
 _KINDS = {
     DTypeValue: "an element type",
     ArrayValue: "an array",
@@ -118,7 +130,53 @@ def kind_of(value: object) -> str:
         return value.value
     if isinstance(value, DType):
         return f"ml_dtypes.{value.name}"
+    if isinstance(value, Opaque):
+        return value.name
     return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def look_up(module: str, name: str) -> Name | DType:
+    """What an allowed name stands for.
+
+    Raises:
+        Refused: for any other.
+    """
+    if (module, name) not in ALLOWED_NAMES:
+        raise Refused(f"the name {module[:200]}.{name[:200]}")
+    return ALLOWED_NAMES[module, name]
+
+
+def persistent(identity: object) -> object:
+    """Raises `Refused`: the opcode is not in the dialect either."""
+    raise Refused(f"the persistent id {kind_of(identity)}")
+
+
+def is_key(key: object) -> bool:
+    """True for what names a part of a path."""
+    return type(key) in (str, int)
+
+
+def arrays(value: object, key: str) -> tuple[FoundArray, ...]:
+    """The arrays of a leaf of the tree, an array or a pair; none for plain data.
+
+    Raises:
+        Refused: for one that has no elements yet, and for anything else.
+    """
+    if isinstance(value, PairValue):
+        if value.weight is None or value.scales is None:
+            raise Refused(f"a quantised pair without its arrays at {key!r}")
+        return _found(value.weight, key, "weight"), _found(value.scales, key, "scales")
+    if isinstance(value, ArrayValue):
+        return (_found(value, key),)
+    if not (value is None or isinstance(value, str | int | Extent)):
+        raise Refused(f"{kind_of(value)} at {key!r}")
+    return ()
+
+
+def _found(array: ArrayValue, key: str, role: str = "") -> FoundArray:
+    if array.extent is None:
+        raise Refused(f"an array without elements at {key!r}")
+    return FoundArray(key, array.extent, array.shape, array.dtype, array.order, role)
 
 
 def call(function: object, arguments: object) -> DTypeValue | ArrayValue:
