@@ -30,6 +30,12 @@ _MAGICS = (
 _TAR_OFFSET = 257  # where POSIX puts the magic "ustar"
 
 
+def formats_read() -> str:
+    """What gdist reads, for a hint."""
+    *most, last = (candidate.NAME for candidate in FORMATS)
+    return f"gdist reads {', '.join(most)} and {last} files"
+
+
 def detect(head: bytes, size: int) -> Format | None:
     """The format of a file of `size` bytes that starts with `head` (`SNIFF_BYTES` of it), or None."""
     for candidate in FORMATS:

@@ -67,9 +67,13 @@ def _read(size: int, *, everywhere: bool) -> Scan:
     prefix = _prefix(entries)
     storages = [entry for entry in entries if entry.name.startswith(prefix + "data/")]
     rest = [entry for entry in entries if not entry.name.startswith(prefix + "data/")]
-    computed = None if everywhere else _computed(storages)
-    if computed is None:
+    computed = _computed(storages)
+    if computed is None or everywhere:
         members = yield from locate(entries)
+        moved = set(computed or ()) - set(members)
+        if moved:
+            name = min(member.name for member in moved)
+            raise CorruptError(f"{name} and {len(moved) - 1} more do not start where torch puts them")
     else:
         members = (*computed, *(yield from locate(rest)))
     found = {member.name.removeprefix(prefix): member for member in members}

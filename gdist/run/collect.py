@@ -98,7 +98,7 @@ class Collector:
         """All gathered bytes of a file, one after the other."""
         return b"".join(data for _, data in sorted(self._held[file].items()))
 
-    def scan(self, file: int) -> tuple[FoundArray, ...]:
+    def scan(self, file: int, expected: str = "the manifest says") -> tuple[FoundArray, ...]:
         """The arrays in a file, found from its gathered headers alone.
 
         Bytes of tensors read as zeros. A scan that arrives at just these tensors has never looked at them,
@@ -121,6 +121,6 @@ class Collector:
             return bytes(data)
 
         try:
-            return drive(identify(self._payload.files[file].length, FileReport()), read)
+            return drive(identify(self._payload.files[file].length, FileReport(), thorough=True), read)
         except (UnsupportedError, CorruptError) as error:
-            raise CorruptError(f"{path} is not what the manifest says: {error.message}", file=path) from error
+            raise CorruptError(f"{path} is not what {expected}: {error.message}", file=path) from error
