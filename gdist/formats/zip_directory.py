@@ -311,7 +311,7 @@ def _laid_out(entries: Sequence[Entry], directory: int) -> tuple[Entry, ...]:
     if first:
         _corrupt(f"{first} bytes stand before the first member", 0)
     rooms: dict[int, int] = {}
-    stops = [entry.header for entry in ordered[1:]] + [directory]
+    stops = [entry.header for entry in ordered[1:]] + [directory] * bool(ordered)
     for entry, stop in zip(ordered, stops, strict=True):
         room = rooms[entry.header] = stop - entry.header
         if room < _LOCAL.size + entry.name_nbytes + entry.nbytes:
