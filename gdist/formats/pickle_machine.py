@@ -2,56 +2,25 @@
 
 Every opcode moves plain values on a stack, as the unpickler would; what would import, call or make is
 decided by a `Meaning`, which knows the few names and calls that arrays consist of (`pickle_values`, and
-`torch_values` for torch's own). At STOP one object is left, a tree whose leaves are arrays; `found` walks it.
+`torch_values` for torch's own). At STOP one object is left, a tree whose leaves are arrays; `pickle_tree`
+walks it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from gdist.core.tensor import FoundArray
 from gdist.errors import CorruptError, UnsupportedError
 from gdist.formats import pickle_values
 from gdist.formats.pickle_lexer import Token, opcode_name
+from gdist.formats.pickle_tree import MAX_DEPTH, Meaning, arrays_in
 from gdist.formats.pickle_values import Impossible, Opaque, Refused, kind_of
 
 MAX_OPCODES = 1 << 22  # enough for about 100,000 arrays in one file
 MAX_MEMO = 1 << 21  # entries
 MAX_STACK = 1 << 17  # values
-MAX_DEPTH = 64  # containers inside containers
-
 HINT = "gdist reads arrays, and trees of them, and runs nothing; convert the file where you trust it"
-MAX_KEY = 1024  # characters; names on disk are shorter still
-
-
-class Meaning(Protocol):
-    """What names, calls and objects of a pickle stand for; all raise `Refused` or `Impossible`."""
-
-    @property
-    def SHARES(self) -> bool:
-        """Whether arrays may have bytes in common, and containers of plain data be in several places."""
-
-    def look_up(self, module: str, name: str) -> object:
-        """What an allowed name stands for."""
-
-    def call(self, function: object, arguments: object) -> object:
-        """What a call would give."""
-
-    def new_object(self, cls: object, arguments: object) -> object:
-        """What making an object of a class would give."""
-
-    def build(self, target: object, state: object) -> None:
-        """Gives a value its state."""
-
-    def persistent(self, identity: object) -> object:
-        """What a persistent id stands for."""
-
-    def is_key(self, key: object) -> bool:
-        """Whether a dict may have this key."""
-
-    def arrays(self, value: object, key: str) -> tuple[FoundArray, ...]:
-        """The arrays that a leaf of the tree is; none for plain data."""
 
 
 class Machine:
@@ -95,12 +64,10 @@ class Machine:
             UnsupportedError: for a tree that is too deep, shares a container or an array, or holds something
                 that is neither an array, a container nor plain data.
         """
-        collector = _Collector(self.meaning)
         try:
-            collector.visit(self.root, (), 0)
+            return arrays_in(self.root, self.meaning)
         except Refused as refused:
             raise UnsupportedError(f"the pickle has {refused}, which is not read", hint=HINT) from None
-        return tuple(collector.arrays)
 
     def _run(self, token: Token) -> None:
         self._count += 1
@@ -243,69 +210,3 @@ _HANDLERS: dict[int, Callable[[Machine, object], None]] = {
     ord("Q"): lambda m, _: m.push(m.meaning.persistent(m.pop())),  # BINPERSID
     ord("b"): lambda m, _: m.build(),
 }
-
-
-_Container = dict[object, object] | list[object] | tuple[object, ...]
-
-
-class _Collector:
-    """Walks a tree once. A container met twice (a cycle, or a bomb of shared ones) ends the walk.
-
-    Where the meaning shares, one that has been walked and holds no array may be met again.
-    """
-
-    def __init__(self, meaning: Meaning) -> None:
-        self.arrays: list[FoundArray] = []
-        self._meaning = meaning
-        self._containers: dict[int, bool] = {}  # by id: whether it holds arrays, or is still walked
-        self._payloads: dict[int, str] = {}  # start of a payload: the array that has it
-        self._keys: set[str] = set()
-
-    def visit(self, value: object, path: tuple[object, ...], depth: int) -> None:
-        if isinstance(value, dict | list | tuple):
-            self._visit_container(value, path, depth)
-        else:
-            self._add(self._meaning.arrays(value, _key(path)), path)
-
-    def _visit_container(self, value: _Container, path: tuple[object, ...], depth: int) -> None:
-        if depth == MAX_DEPTH:
-            raise Refused(f"containers nested {MAX_DEPTH} deep")
-        if value and id(value) in self._containers:
-            if self._meaning.SHARES and not self._containers[id(value)]:
-                return
-            raise Refused(f"a container at {_key(path)!r} that is somewhere else too")
-        self._containers[id(value)] = True
-        before = len(self.arrays)
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            if key == "" and not self._meaning.SHARES:
-                raise Refused(f"an empty key below {_key(path)!r}")
-            self.visit(item, (*path, key), depth + 1)
-        self._containers[id(value)] = len(self.arrays) > before
-
-    def _add(self, arrays: tuple[FoundArray, ...], path: tuple[object, ...]) -> None:
-        if not arrays:
-            return
-        key = _key(path)
-        unnamed = [part for part in path if type(part) not in (str, int)]
-        if unnamed or "" in path:
-            raise Refused(
-                f"an array below a key that is {kind_of(unnamed[0]) if unnamed else 'empty'}: {key!r}"
-            )
-        if len(key) > MAX_KEY:
-            raise Refused(f"an array whose path has {len(key)} characters")
-        if key in self._keys:
-            raise Refused(f"two arrays whose path is {key!r}")
-        self._keys.add(key)
-        for array in arrays:
-            label = f"{key}.{array.role}" if array.role else key
-            if array.extent.length and not self._meaning.SHARES:
-                start = array.extent.start
-                other = self._payloads.setdefault(start, label)
-                if other is not label:
-                    raise Refused(f"arrays {other!r} and {label!r} with the same payload at {start}")
-            self.arrays.append(array)
-
-
-def _key(path: tuple[object, ...]) -> str:
-    return ".".join(str(part) if isinstance(part, str | int) else f"<{kind_of(part)}>" for part in path)

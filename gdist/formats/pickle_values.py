@@ -16,6 +16,7 @@ A value is built once: what was checked cannot change under whoever holds it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from math import prod
 from types import MappingProxyType
@@ -105,6 +106,13 @@ class PairValue:
         self.scales: ArrayValue | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Harmless:
+    """A class or function whose results are passed over; `name` with its module."""
+
+    name: str
+
+
 class Opaque:
     """An object of a class that is known to be harmless and is not read; `content` is what it was given."""
 
@@ -130,7 +138,7 @@ def kind_of(value: object) -> str:
         return value.value
     if isinstance(value, DType):
         return f"ml_dtypes.{value.name}"
-    if isinstance(value, Opaque):
+    if isinstance(value, Opaque | Harmless):
         return value.name
     return _KINDS.get(type(value), f"a {type(value).__name__}")
 
@@ -295,7 +303,11 @@ def _jax_array(function: object, arguments: object, state: object, aval: object)
         raise Refused("a jax array that is not made by NumPy's _reconstruct")
     _check_reconstruct(arguments)
     # weak_type, and named_shape in old releases; neither is about the bytes
-    if type(aval) is not dict or not all(value in (True, False, None, {}) for value in aval.values()):
+    if (
+        type(aval) is not dict
+        or len(aval) > 2
+        or not all(value in (True, False, None, {}) for value in aval.values())
+    ):
         raise Refused("a jax array with an unknown abstract value")
     array = ArrayValue()
     _build_array(array, state)
@@ -303,7 +315,7 @@ def _jax_array(function: object, arguments: object, state: object, aval: object)
 
 
 def _build_pair(target: PairValue, state: object) -> None:
-    if type(state) is not dict or set(state) != {"weight", "scales"}:
+    if type(state) is not dict or len(state) != 2 or set(state) != {"weight", "scales"}:
         raise Refused("a QuantizedWeight8bit with other fields than weight and scales")
     weight, scales = state["weight"], state["scales"]
     for half in (weight, scales):

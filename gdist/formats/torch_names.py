@@ -13,7 +13,7 @@ from enum import Enum
 from types import MappingProxyType
 
 from gdist.core.dtypes import BY_NAME, DType
-from gdist.formats.pickle_values import Refused
+from gdist.formats.pickle_values import Harmless, Refused
 
 
 class TorchName(Enum):
@@ -37,13 +37,6 @@ class StorageClass:
 
     name: str
     dtype: DType | None
-
-
-@dataclass(frozen=True, slots=True)
-class Harmless:
-    """A class or function whose results are passed over."""
-
-    name: str
 
 
 TorchObject = TorchName | StorageClass | Harmless | DType

@@ -25,14 +25,17 @@ from gdist.formats import torch_names
 from gdist.formats.pickle_values import (
     MAX_DIMENSION,
     MAX_DIMENSIONS,
+    Harmless,
     Impossible,
     Opaque,
     Refused,
     kind_of,
 )
-from gdist.formats.torch_names import Harmless, StorageClass, TorchName
+from gdist.formats.torch_names import StorageClass, TorchName
 
 MAX_STORAGE_KEY = 64  # characters; torch writes numbers
+MAX_PAIRS = 1 << 20  # of all dicts made of lists; a list can be used again and again at no cost in bytes
+MAX_ARGUMENTS = 16  # of a call that is understood, and parts of a key: none has more
 MAX_ALL_RUNS = 1 << 17  # of all strided tensors of one file together, so that memory is bounded
 
 
@@ -71,6 +74,7 @@ class TorchMeaning:
         self.extents: Mapping[str, Extent] = {}
         self._searched: set[int] = set()
         self._runs = 0
+        self._pairs = 0
 
     def look_up(self, module: str, name: str) -> object:
         """What a name stands for; see `torch_names`."""
@@ -101,11 +105,18 @@ class TorchMeaning:
         """What a call would give: a tensor, a container, or something opaque."""
         if type(arguments) is not tuple:
             raise Refused(f"a call with {kind_of(arguments)} as its arguments")
+        if isinstance(function, Harmless):
+            return Opaque(function.name, [arguments])
+        if len(arguments) > MAX_ARGUMENTS:
+            raise Refused(f"a call of {_kind(function)} with {len(arguments)} arguments")
         match function, arguments:
-            case Harmless(name=name), _:
-                return Opaque(name, list(arguments))
-            case TorchName.ORDERED_DICT, () | (list(),):
-                return _dict_of(arguments)
+            case TorchName.ORDERED_DICT, ():
+                return {}
+            case TorchName.ORDERED_DICT, (list() as pairs,):
+                self._pairs += len(pairs)
+                if self._pairs > MAX_PAIRS:
+                    raise Refused(f"more than {MAX_PAIRS} pairs of keys and values")
+                return _dict_of(pairs)
             case TorchName.DEFAULT_DICT, () | (Harmless() | TorchName.ORDERED_DICT,):
                 return {}
             case TorchName.SIZE, (tuple() as lengths,):
@@ -132,20 +143,22 @@ class TorchMeaning:
         """An object of a harmless class."""
         if not isinstance(cls, Harmless) or type(arguments) is not tuple:
             raise Refused(f"an object made of {_kind(cls)}")
-        return Opaque(cls.name, list(arguments))
+        return Opaque(cls.name, [arguments])
 
     def build(self, target: object, state: object) -> None:
         """Takes the state of an opaque object, and of a dict the versions that torch's modules note there."""
         if isinstance(target, Opaque):
             target.content.append(state)
-        elif type(target) is not dict or type(state) is not dict or not set(state) <= {"_metadata"}:
+        elif (
+            type(target) is not dict or type(state) is not dict or len(state) > 1 or "_metadata" not in state
+        ):
             raise Refused(f"a state for {_kind(target)}")
 
     def is_key(self, key: object) -> bool:
-        """True for all plain data and for classes; only texts and whole numbers name a tensor's place."""
+        """True for all plain data and classes; texts, whole numbers and classes name a tensor's place."""
         plain = str | int | float | None | Harmless | TorchName | DType
         items = key if type(key) is tuple else (key,)
-        return all(isinstance(item, plain) for item in items)
+        return len(items) <= MAX_ARGUMENTS and all(isinstance(item, plain) for item in items)
 
     def arrays(self, value: object, key: str) -> tuple[FoundArray, ...]:
         """The tensor that a leaf is."""
@@ -214,15 +227,15 @@ def _check_metadata(metadata: list[object]) -> None:
     match metadata:
         case [] | [None]:
             return
-        case [dict(flags)] if not any(flags.values()):
+        case [dict(flags)] if len(flags) <= MAX_ARGUMENTS and not any(flags.values()):
             return
     raise Refused("a tensor with its conjugate or negative bit set; save a resolved copy")
 
 
-def _dict_of(arguments: tuple[object, ...]) -> dict[object, object]:
-    """An OrderedDict made of nothing, or as Python 2 does of a list of pairs."""
+def _dict_of(pairs: list[object]) -> dict[object, object]:
+    """An OrderedDict made of a list of pairs, as Python 2 writes it."""
     made: dict[object, object] = {}
-    for pair in arguments[0] if arguments and isinstance(arguments[0], list) else ():
+    for pair in pairs:
         match pair:
             case [str() | int() as key, value] if key not in made:
                 made[key] = value

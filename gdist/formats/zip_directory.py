@@ -21,7 +21,6 @@ way can compute the starts instead and hold them against `Entry.room`; see `gdis
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -273,8 +272,7 @@ def _name(raw: bytes, flags: int, offset: int) -> str:
         raise UnsupportedError(
             f"the zip has a member whose name is not {error.encoding}: {raw[:200]!r}", offset=offset
         ) from error
-    odd = any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in name)
-    if len(raw) > MAX_NAME_BYTES or odd or "\\" in name or ":" in name:
+    if len(raw) > MAX_NAME_BYTES or not name.isprintable() or "\\" in name or ":" in name:
         raise UnsupportedError(f"the zip has a member with an unsafe name: {name[:200]!r}", offset=offset)
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise UnsupportedError(f"member {name[:200]!r} is not a plain relative path", offset=offset)

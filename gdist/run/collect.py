@@ -6,6 +6,7 @@ and, when a manifest said beforehand what a release holds, scanned and held agai
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable
 
 from gdist.core.extent import Extent, complement
@@ -109,12 +110,16 @@ class Collector:
             CorruptError: when the headers are not those of a file gdist reads.
         """
         held = sorted(self._held[file].items())
+        stops = [start + len(piece) for start, piece in held]
         path = self._payload.files[file].path
 
         def read(extent: Extent) -> bytes:
             data = bytearray(extent.length)
-            for start, piece in held:
+            for number in range(bisect_right(stops, extent.start), len(held)):
+                start, piece = held[number]
                 common = Extent(start, len(piece)).intersect(extent)
+                if start >= extent.stop:
+                    break
                 if common:
                     inside = piece[common.start - start : common.stop - start]
                     data[common.start - extent.start : common.stop - extent.start] = inside

@@ -208,6 +208,15 @@ def test_training_frameworks_objects_are_words() -> None:
     assert list(scan(data)) == ["t"]
 
 
+def test_a_tensor_below_a_class_has_its_name_in_the_path() -> None:
+    """Lightning before 1.6 kept the state of a callback by its class; a best score is a tensor."""
+    best = b"}X\x10\0\0\0best_model_score" + TENSOR + b"s"
+    data = hand_made(b"}cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n" + best + b"s.")
+    assert list(scan(data)) == [
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint.best_model_score"
+    ]
+
+
 # --- the zip itself ---------------------------------------------------------------------------------------
 
 TENSOR = (
@@ -353,6 +362,34 @@ STORAGE = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\2t"
 def test_what_torch_does_not_write_is_refused(opcodes: bytes, error: type[GdistError], words: str) -> None:
     with pytest.raises(error, match=words):
         scan(hand_made(opcodes))
+
+
+LONG = b"(" + b"N" * 50_000 + b"tq\1"  # a tuple of 50,000, memoised: two bytes use it again
+
+
+@pytest.mark.parametrize(
+    ("again", "words"),
+    [
+        (b"cbuiltins\nset\nh\1R", None),
+        (b"cargparse\nNamespace\nh\1\x81", None),
+        (b"cargparse\nNamespace\n)\x81h\1b", None),
+        (b"}h\1Ns", "a dict key that is a tuple"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\nh\1R", "with 50000 arguments"),
+    ],
+)
+def test_what_is_used_again_is_not_copied_or_walked_again(again: bytes, words: str | None) -> None:
+    """Were it, this would take hours and all memory."""
+    opcodes = b"]" + LONG + b"a(" + again * 40_000 + b"e."
+    if words is None:
+        assert scan(hand_made(opcodes)) == {}
+    else:
+        with pytest.raises(UnsupportedError, match=words):
+            scan(hand_made(opcodes))
+
+
+def test_more_arrays_than_are_read_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="more than 131072 arrays"):
+        scan(hand_made(b"]" + TENSOR + b"q\1a(" + b"h\1" * 100_000 + b"e(" + b"h\1" * 100_000 + b"e."))
 
 
 @pytest.mark.parametrize("form", FORMS)
