@@ -134,8 +134,7 @@ class Machine:
         """Sets keys, each followed by its value, of the dict on top."""
         target = self.top()
         if isinstance(target, Opaque):
-            target.content.extend(items)
-            return
+            target = target.items
         if type(target) is not dict:
             raise Refused(f"keys for {kind_of(target)}")
         if len(items) % 2:

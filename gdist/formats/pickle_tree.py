@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from gdist.core.tensor import FoundArray
-from gdist.formats.pickle_values import Harmless, Refused, kind_of
+from gdist.formats.pickle_values import Harmless, Opaque, Refused, kind_of
 
 MAX_DEPTH = 64  # containers inside containers
 MAX_KEY = 1024  # characters; names on disk are shorter still
@@ -71,10 +71,13 @@ class _Collector:
         self._containers: dict[int, bool] = {}  # by id: whether it holds arrays, or is still walked
         self._payloads: dict[int, str] = {}  # start of a payload: the array that has it
         self._keys: set[str] = set()
+        self._searched: set[int] = set()  # what was met in opaque objects, each once
 
     def visit(self, value: object, path: _Path, depth: int) -> None:
         if isinstance(value, dict | list | tuple):
             self._visit_container(value, path, depth)
+        elif isinstance(value, Opaque):
+            self._visit_opaque(value, path)
         elif not (value is None or isinstance(value, str | int | float)):
             self._add(self._meaning.arrays(value, path.key), path)
 
@@ -93,6 +96,23 @@ class _Collector:
                 raise Refused(f"an empty key below {path.key!r}")
             self.visit(item, path.below(key), depth + 1)
         self._containers[id(value)] = len(self.arrays) > before
+
+    def _visit_opaque(self, value: Opaque, path: _Path) -> None:
+        """Finds the arrays in an object that is not read, and in what it holds: there may be cycles in it."""
+        waiting: list[tuple[object, _Path]] = [(value, path)]
+        while waiting:
+            item, where = waiting.pop()
+            if not isinstance(item, Opaque | dict | list | tuple):
+                self.visit(item, where, 0)
+            elif id(item) not in self._searched:
+                self._searched.add(id(item))
+                if isinstance(item, Opaque):  # its state, a dict, has the names of its attributes
+                    parts = enumerate((item.items, *item.content))
+                    items = [(x, where if isinstance(x, dict) else where.below(n)) for n, x in parts]
+                else:
+                    inside = item.items() if isinstance(item, dict) else enumerate(item)
+                    items = [(x, where.below(key)) for key, x in inside]
+                waiting += reversed(items)
 
     def _add(self, arrays: tuple[FoundArray, ...], path: _Path) -> None:
         if not arrays:

@@ -114,13 +114,17 @@ class Harmless:
 
 
 class Opaque:
-    """An object of a class that is known to be harmless and is not read; `content` is what it was given."""
+    """An object of a class that is known to be harmless and is not read: what it was given.
 
-    __slots__ = ("content", "name")
+    `content` are its arguments, its state and what was appended to it; `items` what was set by key.
+    """
 
-    def __init__(self, name: str, content: list[object]) -> None:
+    __slots__ = ("content", "items", "name")
+
+    def __init__(self, name: str, arguments: tuple[object, ...]) -> None:
         self.name = name
-        self.content = content
+        self.content: list[object] = [arguments]
+        self.items: dict[object, object] = {}
 
 
 _KINDS = {

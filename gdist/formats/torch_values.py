@@ -8,7 +8,7 @@
 
 Offsets and strides count elements. Several tensors may be views of one storage: tied weights, slices,
 transposes, expanded ones. Objects of classes in `torch_names` that are known to be harmless are kept as
-`Opaque` and searched for tensors, which are refused there: they have no name.
+`Opaque`, with what they were given, and searched for tensors.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ class TorchMeaning:
         self.storages: dict[str, int] = {}
         self.itemsizes: dict[str, int] = {}  # of the storages' own element types, 1 where untyped
         self.extents: Mapping[str, Extent] = {}
-        self._searched: set[int] = set()
         self._runs = 0
         self._pairs = 0
 
@@ -106,7 +105,7 @@ class TorchMeaning:
         if type(arguments) is not tuple:
             raise Refused(f"a call with {kind_of(arguments)} as its arguments")
         if isinstance(function, Harmless):
-            return Opaque(function.name, [arguments])
+            return Opaque(function.name, arguments)
         if len(arguments) > MAX_ARGUMENTS:
             raise Refused(f"a call of {_kind(function)} with {len(arguments)} arguments")
         match function, arguments:
@@ -143,7 +142,7 @@ class TorchMeaning:
         """An object of a harmless class."""
         if not isinstance(cls, Harmless) or type(arguments) is not tuple:
             raise Refused(f"an object made of {_kind(cls)}")
-        return Opaque(cls.name, [arguments])
+        return Opaque(cls.name, arguments)
 
     def build(self, target: object, state: object) -> None:
         """Takes the state of an opaque object, and of a dict the versions that torch's modules note there."""
@@ -162,9 +161,6 @@ class TorchMeaning:
 
     def arrays(self, value: object, key: str) -> tuple[FoundArray, ...]:
         """The tensor that a leaf is."""
-        if isinstance(value, Opaque):
-            self._search(value, key)
-            return ()
         if not isinstance(value, TensorValue):
             plain = str | int | float | Extent | DType | Harmless | TorchName | None
             if not isinstance(value, plain):
@@ -181,20 +177,6 @@ class TorchMeaning:
         if self._runs > MAX_ALL_RUNS:
             raise Refused(f"strided tensors of more than {MAX_ALL_RUNS} runs together")
         return (FoundArray(key, placed.extent, value.shape, value.dtype, placed.order, runs=placed.runs),)
-
-    def _search(self, opaque: Opaque, key: str) -> None:
-        """That no tensor is in an opaque object, nor in what it holds; each thing is looked at once."""
-        waiting: list[object] = [opaque]
-        while waiting:
-            value = waiting.pop()
-            if isinstance(value, TensorValue | StorageValue):
-                raise Refused(f"a tensor inside {opaque.name} at {key!r}")
-            if isinstance(value, Opaque | dict | list | tuple) and id(value) not in self._searched:
-                self._searched.add(id(value))
-                if isinstance(value, dict):
-                    waiting += value.values()
-                else:
-                    waiting += value.content if isinstance(value, Opaque) else value
 
 
 def _tensor(

@@ -217,6 +217,20 @@ def test_a_tensor_below_a_class_has_its_name_in_the_path() -> None:
     ]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_inside_objects_are_named_by_their_attributes(form: str) -> None:
+    one, two = torch.ones(2), torch.zeros(3)
+    inner = argparse.Namespace(deep=[two])
+    inner.parent = outer = argparse.Namespace(w=one, inner=inner)  # a cycle
+    assert_same(saved({"o": outer}, form), {"o.w": one, "o.inner.deep.0": two})
+    assert_same(saved(inner, form), {"deep.0": two, "parent.w": one})
+
+
+def test_tensors_inside_dicts_of_other_classes_are_named_by_their_keys() -> None:
+    made = b"cpytorch_lightning.utilities.parsing\nAttributeDict\n)\x81X\1\0\0\0w" + TENSOR + b"s"
+    assert list(scan(hand_made(b"}X\1\0\0\0h" + made + b"s."))) == ["h.w"]
+
+
 # --- the zip itself ---------------------------------------------------------------------------------------
 
 TENSOR = (
@@ -304,7 +318,6 @@ def test_tensors_without_plain_elements_are_refused_by_what_they_are() -> None:
 
 
 def test_a_tensor_that_has_no_name_is_refused() -> None:
-    refused(argparse.Namespace(w=torch.ones(2)), "a tensor inside argparse.Namespace")
     refused({0.5: torch.ones(2)}, "an array below a key that is a float")
     refused({"": torch.ones(2)}, "an array below a key that is empty")
     refused({1: torch.ones(2), "1": torch.ones(2)}, "two arrays whose path is '1'")
