@@ -5,12 +5,14 @@ What a leaf is, a `Meaning` says: it is what the machine asked for every name an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from gdist.core.tensor import FoundArray
 from gdist.formats.pickle_values import Harmless, Opaque, Refused, kind_of
 
 MAX_DEPTH = 64  # containers inside containers
+MAX_SEARCH = 1024  # the same inside objects that are not read, which may hold each other
 MAX_KEY = 1024  # characters; names on disk are shorter still
 MAX_ARRAYS = 1 << 17  # ten times those of the largest releases; one that is shared costs two bytes of pickle
 
@@ -99,20 +101,18 @@ class _Collector:
 
     def _visit_opaque(self, value: Opaque, path: _Path) -> None:
         """Finds the arrays in an object that is not read, and in what it holds: there may be cycles in it."""
-        waiting: list[tuple[object, _Path]] = [(value, path)]
-        while waiting:
-            item, where = waiting.pop()
-            if not isinstance(item, Opaque | dict | list | tuple):
+        walks: list[Iterator[tuple[object, _Path]]] = [iter([(value, path)])]
+        while walks:
+            item, where = next(walks[-1], (None, None))
+            if where is None:
+                walks.pop()
+            elif not isinstance(item, Opaque | dict | list | tuple):
                 self.visit(item, where, 0)
             elif id(item) not in self._searched:
                 self._searched.add(id(item))
-                if isinstance(item, Opaque):  # its state, a dict, has the names of its attributes
-                    parts = enumerate((item.items, *item.content))
-                    items = [(x, where if isinstance(x, dict) else where.below(n)) for n, x in parts]
-                else:
-                    inside = item.items() if isinstance(item, dict) else enumerate(item)
-                    items = [(x, where.below(key)) for key, x in inside]
-                waiting += reversed(items)
+                walks.append(_inside(item, where))
+                if len(walks) > MAX_SEARCH:
+                    raise Refused(f"objects nested {MAX_SEARCH} deep")
 
     def _add(self, arrays: tuple[FoundArray, ...], path: _Path) -> None:
         if not arrays:
@@ -135,6 +135,16 @@ class _Collector:
                 if other is not label:
                     raise Refused(f"arrays {other!r} and {label!r} with the same payload at {start}")
             self.arrays.append(array)
+
+
+def _inside(value: Opaque | _Container, path: _Path) -> Iterator[tuple[object, _Path]]:
+    """What an object or a container holds; an object's state, a dict, has the names of its attributes."""
+    if isinstance(value, Opaque):
+        for number, item in enumerate((value.items, *value.content)):
+            yield item, path if isinstance(item, dict) else path.below(number)
+    else:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield item, path.below(key)
 
 
 class _Path:

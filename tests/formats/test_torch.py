@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from gdist.core.extent import Extent
 from gdist.core.tensor import FoundArray, Order
 from gdist.errors import CorruptError, GdistError, UnsupportedError
-from gdist.formats import SNIFF_BYTES, drive, torch_legacy, torch_zip
+from gdist.formats import SNIFF_BYTES, drive, pickle_tree, torch_legacy, torch_zip
 from gdist.formats.detect import CHECKS, detect, recognise_foreign
 from gdist.testing.checkpoints import numpy_dtype
 
@@ -363,6 +363,7 @@ STORAGE = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\2t"
         (b"(" * 99 + b".", UnsupportedError, "marks"),
         (b"]" * 65 + b"a" * 64 + b".", UnsupportedError, "nested 64 deep"),
         (b"N" + b"\x85" * 5000 + b".", UnsupportedError, "nested 64 deep"),
+        (b"cbuiltins\nset\nN" + b"\x85" * 5000 + b"R.", UnsupportedError, "objects nested 1024 deep"),
         (b"}N" + b"\x85" * 5000 + b"K\1s.", UnsupportedError, "a dict key that is a tuple"),
         (b"N.N.", UnsupportedError, "2 bytes follow the end of the pickle"),
         (b"N", CorruptError, "in the middle of an opcode"),
@@ -377,7 +378,7 @@ def test_what_torch_does_not_write_is_refused(opcodes: bytes, error: type[GdistE
         scan(hand_made(opcodes))
 
 
-LONG = b"(" + b"N" * 50_000 + b"tq\1"  # a tuple of 50,000, memoised: two bytes use it again
+LONG = b"(" + b"N" * 20_000 + b"tq\1"  # a tuple of 20,000, memoised: two bytes use it again
 
 
 @pytest.mark.parametrize(
@@ -387,12 +388,12 @@ LONG = b"(" + b"N" * 50_000 + b"tq\1"  # a tuple of 50,000, memoised: two bytes 
         (b"cargparse\nNamespace\nh\1\x81", None),
         (b"cargparse\nNamespace\n)\x81h\1b", None),
         (b"}h\1Ns", "a dict key that is a tuple"),
-        (b"ctorch._utils\n_rebuild_tensor_v2\nh\1R", "with 50000 arguments"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\nh\1R", "with 20000 arguments"),
     ],
 )
 def test_what_is_used_again_is_not_copied_or_walked_again(again: bytes, words: str | None) -> None:
     """Were it, this would take hours and all memory."""
-    opcodes = b"]" + LONG + b"a(" + again * 40_000 + b"e."
+    opcodes = b"]" + LONG + b"a(" + again * 20_000 + b"e."
     if words is None:
         assert scan(hand_made(opcodes)) == {}
     else:
@@ -400,9 +401,12 @@ def test_what_is_used_again_is_not_copied_or_walked_again(again: bytes, words: s
             scan(hand_made(opcodes))
 
 
-def test_more_arrays_than_are_read_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match="more than 131072 arrays"):
-        scan(hand_made(b"]" + TENSOR + b"q\1a(" + b"h\1" * 100_000 + b"e(" + b"h\1" * 100_000 + b"e."))
+def test_more_arrays_than_are_read_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more costs two bytes of the pickle."""
+    monkeypatch.setattr(pickle_tree, "MAX_ARRAYS", 3)
+    assert len(scan(hand_made(b"](" + TENSOR + b"q\1h\1h\1e."))) == 3
+    with pytest.raises(UnsupportedError, match="more than 3 arrays"):
+        scan(hand_made(b"](" + TENSOR + b"q\1h\1h\1h\1e."))
 
 
 @pytest.mark.parametrize("form", FORMS)
