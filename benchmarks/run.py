@@ -8,6 +8,7 @@ from pathlib import Path
 
 COMMANDS = (
     ("plan_grok1.py",),
+    ("headers.py",),
     ("load_jax.py",),
     ("reshard.py",),
     ("view.py",),

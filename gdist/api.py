@@ -690,8 +690,8 @@ def reshard(
 ) -> ReshardResult:
     """Writes a store, or a checkpoint, as a store on another mesh; safe to repeat, resumes.
 
-    `source` is a store (a directory or URL, or those of several hosts), a directory of safetensors or
-    pickles, or an Orbax checkpoint; `dest` a directory or a URL. Without `rules` tensors are split as the
+    `source` is a store (a directory or URL, or those of several hosts), a directory of files that
+    gdist reads, or an Orbax checkpoint; `dest` a directory or a URL. Without `rules` tensors are split as the
     source was. `memory` bounds what is held while converting. `profile` and `ignore` are for checkpoints.
 
     Raises:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from gdist.formats import Format, pickle_arrays, safetensors
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
-FORMATS: tuple[Format, ...] = (pickle_arrays, safetensors)
+from gdist.formats import Format, Scan, pickle_arrays, safetensors, torch_legacy, torch_zip
 
-_TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number torch pickled before 1.6
+FORMATS: tuple[Format, ...] = (pickle_arrays, safetensors, torch_zip, torch_legacy)
+
+# Where `scan` computes what the file says again beside each payload: scans that read all of it too. They are
+# for files that are at hand, and for when the bytes outside the tensors have arrived.
+CHECKS: Mapping[str, Callable[[int], Scan]] = MappingProxyType(
+    {torch_zip.NAME: torch_zip.check, torch_legacy.NAME: torch_legacy.check}
+)
+
 _MAGICS = (
     (b"GGUF", "a GGUF file"),
     (b"\x93NUMPY", "a NumPy array file (npy)"),
@@ -16,11 +24,16 @@ _MAGICS = (
     (b"\xfd7zXZ\x00", "xz data"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-    (_TORCH_LEGACY, "a torch checkpoint from before torch 1.6"),
     (b"\x80\x02", "a pickle of protocol 2"),
     (b"\x0c\xdb\x3a\x2a", "an OCDBT manifest (TensorStore, Orbax)"),
 )
 _TAR_OFFSET = 257  # where POSIX puts the magic "ustar"
+
+
+def formats_read() -> str:
+    """What gdist reads, for a hint."""
+    *most, last = (candidate.NAME for candidate in FORMATS)
+    return f"gdist reads {', '.join(most)} and {last} files"
 
 
 def detect(head: bytes, size: int) -> Format | None:
@@ -43,6 +56,8 @@ def recognise_foreign(head: bytes, size: int) -> str | None:
     for magic, what in _MAGICS:
         if head.startswith(magic):
             return what
+    if torch_legacy.is_tar_form(head):
+        return "a torch checkpoint from before torch 0.1.10 (tar); load and save it where you trust it"
     if head[_TAR_OFFSET : _TAR_OFFSET + 5] == b"ustar":
         return "a tar archive"
     return None
@@ -52,8 +67,6 @@ def _zip(head: bytes) -> str:
     """Tells the zip files of tensors apart by the first member's name, at offset 30 of its local header."""
     length = int.from_bytes(head[26:28], "little")
     name = head[30 : 30 + length]
-    if name.endswith(b"/data.pkl") or name == b"data.pkl":
-        return "a torch checkpoint (zip)"
     if name.endswith(b".npy"):
         return "a NumPy archive (npz)"
     return "a zip archive"

@@ -6,14 +6,18 @@ and goes on behind it, so a file of 1.6 GB costs a few reads of `FIRST_WINDOW` b
 
     \x95 FRAME 294 | \x8c 'numpy' | ... | B 1610612736 ~~~~ payload, not read ~~~~ | \x94 | ... | .
 
-Only the opcodes that pickles of arrays consist of are known (protocols 3 to 5, PEP 307, 3154 and 574); the
-first other one ends the scan. The list is of what is allowed, never of what is dangerous.
+Only the opcodes that pickles of arrays consist of are known (protocols 3 to 5, PEP 307, 3154 and 574), and
+for torch, whose payloads lie elsewhere, those of protocol 2 with numbers, texts of Python 2 and names of
+storages (`TORCH`). The first other one ends the scan. The lists are of what is allowed, never of what is
+dangerous.
 """
 
 from __future__ import annotations
 
 import pickletools
-from dataclasses import dataclass
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from gdist.core.extent import Extent
@@ -38,6 +42,10 @@ _UNSIGNED = {  # opcode: bytes of its little-endian argument
 _SIGNED = {ord("J"): 4}  # BININT
 _TEXT = {0x8C: 1, ord("X"): 4}  # SHORT_BINUNICODE BINUNICODE: bytes of the length
 _PAYLOAD = {ord("C"): 1, ord("B"): 4, 0x8E: 8, 0x96: 8}  # SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8
+_BINFLOAT = ord("G")
+_DOUBLE = struct.Struct(">d")
+_TORCH_PLAIN = frozenset(b"Q")  # BINPERSID
+_TORCH_TEXT = {ord("U"): 1, ord("T"): 4}  # SHORT_BINSTRING BINSTRING: texts of Python 2
 _NAMES = {ord(info.code): info.name for info in pickletools.opcodes}
 
 
@@ -47,8 +55,32 @@ def opcode_name(opcode: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Dialect:
+    """What may stand in a pickle: its protocols, and opcodes beside those of all pickles of arrays."""
+
+    protocols: tuple[int, ...]
+    refusal: str  # why no other protocol
+    plain: frozenset[int] = _PLAIN
+    unsigned: Mapping[int, int] = field(default_factory=lambda: _UNSIGNED)
+    text: Mapping[int, int] = field(default_factory=lambda: _TEXT)
+
+
+ARRAYS = Dialect((3, 4, 5), "protocols 0 to 2 encode arrays as text: no byte range of the file is the array")
+TORCH = Dialect(
+    (2, 3, 4, 5),
+    "torch writes protocol 2 unless told otherwise",
+    _PLAIN | _TORCH_PLAIN,
+    {**_UNSIGNED, _BINFLOAT: 8},
+    {**_TEXT, **_TORCH_TEXT},
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
-    """One opcode at `offset` of the file; `argument`: int, str, (module, name), or a payload's extent."""
+    """One opcode at `offset` of the file.
+
+    `argument`: int, float, str, (module, name), or a payload's extent.
+    """
 
     offset: int
     opcode: int
@@ -56,18 +88,28 @@ class Token:
 
 
 class Lexer:
-    """Reads the tokens of one pickle of `size` bytes, in order. After STOP there is nothing to read."""
+    """Reads the tokens of one pickle, in order, that takes a file from `start` up to `stop`.
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._position = 0
+    After STOP there is nothing to read; where the pickle is not `alone`, other things may follow it.
+    """
+
+    def __init__(self, stop: int, start: int = 0, *, dialect: Dialect = ARRAYS, alone: bool = True) -> None:
+        self._size = stop
+        self._dialect = dialect
+        self._alone = alone
+        self._position = start
         self._buffer = b""
-        self._base = 0  # where the buffer starts in the file
+        self._base = start  # where the buffer starts in the file
         self._need = 1
         self._window = FIRST_WINDOW
         self._frame_stop: int | None = None
         self._text_total = 0
         self._started = False
+
+    @property
+    def position(self) -> int:
+        """Where in the file the next token starts."""
+        return self._position
 
     def wanted(self) -> Extent:
         """The bytes `token` is waiting for."""
@@ -92,16 +134,17 @@ class Lexer:
         opcode = self._buffer[offset - self._base]
         if not self._started and opcode != _PROTO:
             self._corrupt(f"starts with {opcode_name(opcode)}, not with PROTO")
-        if opcode in _PLAIN:
+        if opcode in self._dialect.plain:
             return self._advance(Token(offset, opcode), 1)
-        width = _UNSIGNED.get(opcode) or _SIGNED.get(opcode)
+        width = self._dialect.unsigned.get(opcode) or _SIGNED.get(opcode)
         if width:
             if not self._have(1 + width):
                 return None
-            value = self._integer(1, width, signed=opcode in _SIGNED)
-            return self._advance(Token(offset, opcode, value), 1 + width)
-        if opcode in _TEXT or opcode == _LONG1:
-            return self._sized(opcode, _TEXT.get(opcode, 1))
+            number = self._integer(1, width, signed=opcode in _SIGNED)
+            argument = _DOUBLE.unpack(number.to_bytes(8, "little"))[0] if opcode == _BINFLOAT else number
+            return self._advance(Token(offset, opcode, argument), 1 + width)
+        if opcode in self._dialect.text or opcode == _LONG1:
+            return self._sized(opcode, self._dialect.text.get(opcode, 1))
         if opcode in _PAYLOAD:
             return self._payload(opcode, _PAYLOAD[opcode])
         if opcode == _GLOBAL:
@@ -191,10 +234,11 @@ class Lexer:
         if token.opcode == _PROTO:
             if self._started:
                 self._corrupt("has a second PROTO", token)
-            if token.argument not in (3, 4, 5):
+            if token.argument not in self._dialect.protocols:
+                *most, last = map(str, self._dialect.protocols)
                 raise UnsupportedError(
-                    f"pickle protocol {token.argument} is not read, only 3, 4 and 5",
-                    hint="protocols 0 to 2 encode arrays as text: no byte range of the file is the array",
+                    f"pickle protocol {token.argument} is not read, only {', '.join(most)} and {last}",
+                    hint=self._dialect.refusal,
                     offset=token.offset,
                 )
             self._started = True
@@ -208,7 +252,7 @@ class Lexer:
         elif token.opcode == _STOP:
             if self._frame_stop not in (None, self._position):
                 self._corrupt(f"stops before the end of its frame at {self._frame_stop}", token)
-            if self._position != self._size:
+            if self._alone and self._position != self._size:
                 raise UnsupportedError(
                     f"{self._size - self._position} bytes follow the end of the pickle at {self._position}",
                     hint="a second pickle or other data may hide there; split the file where you trust it",

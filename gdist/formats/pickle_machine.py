@@ -1,44 +1,35 @@
 """A symbolic stack machine for pickles of arrays: it imports nothing, calls nothing and makes nothing.
 
 Every opcode moves plain values on a stack, as the unpickler would; what would import, call or make is
-decided by `pickle_values`, which knows the few names and calls that arrays consist of. At STOP one object
-is left, a tree whose leaves are arrays; `found` walks it.
+decided by a `Meaning`, which knows the few names and calls that arrays consist of (`pickle_values`, and
+`torch_values` for torch's own). At STOP one object is left, a tree whose leaves are arrays; `pickle_tree`
+walks it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from gdist.core.extent import Extent
 from gdist.core.tensor import FoundArray
 from gdist.errors import CorruptError, UnsupportedError
+from gdist.formats import pickle_values
 from gdist.formats.pickle_lexer import Token, opcode_name
-from gdist.formats.pickle_values import (
-    ALLOWED_NAMES,
-    ArrayValue,
-    Impossible,
-    PairValue,
-    Refused,
-    build,
-    call,
-    kind_of,
-    new_object,
-)
+from gdist.formats.pickle_tree import MAX_DEPTH, Meaning, arrays_in
+from gdist.formats.pickle_values import Impossible, Opaque, Refused, kind_of
 
 MAX_OPCODES = 1 << 22  # enough for about 100,000 arrays in one file
 MAX_MEMO = 1 << 21  # entries
 MAX_STACK = 1 << 17  # values
-MAX_DEPTH = 64  # containers inside containers
-
 HINT = "gdist reads arrays, and trees of them, and runs nothing; convert the file where you trust it"
-MAX_KEY = 1024  # characters; names on disk are shorter still
 
 
 class Machine:
     """Takes the tokens of one pickle in order, until `stopped`."""
 
-    def __init__(self) -> None:
+    def __init__(self, meaning: Meaning = pickle_values) -> None:
         self.stopped = False
+        self.stop_offset = 0  # where the file goes on behind the pickle; set by whoever drives
+        self.meaning = meaning
         self._stack: list[object] = []
         self._marks: list[int] = []  # heights of the stack
         self._memo: dict[int, object] = {}
@@ -60,6 +51,12 @@ class Machine:
             what = f"the pickle contradicts itself: {impossible}"
             raise CorruptError(f"{what} ({_where(token)})", offset=token.offset) from None
 
+    @property
+    def root(self) -> object:
+        """The one object left."""
+        assert self.stopped, "the pickle has not been read to its end"
+        return self._stack[0]
+
     def found(self) -> tuple[FoundArray, ...]:
         """The arrays of the object left, in the order of its tree; a key is the path to it joined by `.`.
 
@@ -67,13 +64,10 @@ class Machine:
             UnsupportedError: for a tree that is too deep, shares a container or an array, or holds something
                 that is neither an array, a container nor plain data.
         """
-        assert self.stopped, "the pickle has not been read to its end"
-        collector = _Collector()
         try:
-            collector.visit(self._stack[0], (), 0)
+            return arrays_in(self.root, self.meaning)
         except Refused as refused:
             raise UnsupportedError(f"the pickle has {refused}, which is not read", hint=HINT) from None
-        return tuple(collector.arrays)
 
     def _run(self, token: Token) -> None:
         self._count += 1
@@ -129,6 +123,9 @@ class Machine:
     def extend(self, items: tuple[object, ...]) -> None:
         """Appends to the list on top."""
         target = self.top()
+        if isinstance(target, Opaque):
+            target.content.extend(items)
+            return
         if type(target) is not list:
             raise Refused(f"items for {kind_of(target)}")
         target.extend(items)
@@ -136,12 +133,14 @@ class Machine:
     def update(self, items: tuple[object, ...]) -> None:
         """Sets keys, each followed by its value, of the dict on top."""
         target = self.top()
+        if isinstance(target, Opaque):
+            target = target.items
         if type(target) is not dict:
             raise Refused(f"keys for {kind_of(target)}")
         if len(items) % 2:
             raise Impossible("a key without a value")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) not in (str, int):
+            if not self.meaning.is_key(key):
                 raise Refused(f"a dict key that is {kind_of(key)}")
             if key in target:
                 raise Refused(f"the dict key {key!r} twice")
@@ -151,14 +150,12 @@ class Machine:
         """Puts an allowed name on the stack."""
         if type(module) is not str or type(name) is not str:
             raise Refused(f"a name made of {kind_of(module)} and {kind_of(name)}")
-        if (module, name) not in ALLOWED_NAMES:
-            raise Refused(f"the name {module[:200]}.{name[:200]}")
-        self.push(ALLOWED_NAMES[module, name])
+        self.push(self.meaning.look_up(module, name))
 
     def build(self) -> None:
         """Gives the value below the top its state."""
         state = self.pop()
-        build(self.top(), state)
+        self.meaning.build(self.top(), state)
 
     def stop(self) -> None:
         """Ends the pickle."""
@@ -192,8 +189,8 @@ _HANDLERS: dict[int, Callable[[Machine, object], None]] = {
     ord("N"): lambda m, _: m.push(None),
     0x88: lambda m, _: m.push(True),
     0x89: lambda m, _: m.push(False),
-    # integers, texts, and payloads as their extents
-    **dict.fromkeys(b"JKM\x8a\x8cXCB\x8e\x96", lambda m, value: m.push(value)),
+    # numbers, texts, and payloads as their extents
+    **dict.fromkeys(b"JKMG\x8a\x8cXUTCB\x8e\x96", lambda m, value: m.push(value)),
     ord(")"): lambda m, _: m.push(()),
     0x85: lambda m, _: m.push(m.pop_few(1)),
     0x86: lambda m, _: m.push(m.pop_few(2)),
@@ -207,68 +204,8 @@ _HANDLERS: dict[int, Callable[[Machine, object], None]] = {
     ord("e"): lambda m, _: m.extend(m.pop_mark()),
     ord("c"): lambda m, names: m.push_name(*_pair(names)),
     0x93: lambda m, _: m.push_name(*m.pop_few(2)),  # STACK_GLOBAL
-    ord("R"): lambda m, _: m.push(call(*m.pop_few(2))),
-    0x81: lambda m, _: m.push(new_object(*m.pop_few(2))),  # NEWOBJ
+    ord("R"): lambda m, _: m.push(m.meaning.call(*m.pop_few(2))),
+    0x81: lambda m, _: m.push(m.meaning.new_object(*m.pop_few(2))),  # NEWOBJ
+    ord("Q"): lambda m, _: m.push(m.meaning.persistent(m.pop())),  # BINPERSID
     ord("b"): lambda m, _: m.build(),
 }
-
-
-_Container = dict[object, object] | list[object] | tuple[object, ...]
-
-
-class _Collector:
-    """Walks a tree once. A container met twice (a cycle, or a bomb of shared ones) ends the walk."""
-
-    def __init__(self) -> None:
-        self.arrays: list[FoundArray] = []
-        self._containers: set[int] = set()
-        self._payloads: dict[int, str] = {}  # start of a payload: the array that has it
-        self._keys: set[str] = set()
-
-    def visit(self, value: object, path: tuple[str, ...], depth: int) -> None:
-        if isinstance(value, dict | list | tuple):
-            self._visit_container(value, path, depth)
-        elif isinstance(value, PairValue):
-            if value.weight is None or value.scales is None:
-                raise Refused(f"a quantised pair without its arrays at {_key(path)!r}")
-            self._claim(_key(path))
-            self._add(value.weight, _key(path), "weight")
-            self._add(value.scales, _key(path), "scales")
-        elif isinstance(value, ArrayValue):
-            self._claim(_key(path))
-            self._add(value, _key(path), "")
-        elif not (value is None or isinstance(value, str | int | Extent)):
-            raise Refused(f"{kind_of(value)} at {_key(path)!r}")
-
-    def _visit_container(self, value: _Container, path: tuple[str, ...], depth: int) -> None:
-        if depth == MAX_DEPTH:
-            raise Refused(f"containers nested {MAX_DEPTH} deep")
-        if value and id(value) in self._containers:
-            raise Refused(f"a container at {_key(path)!r} that is somewhere else too")
-        self._containers.add(id(value))
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            if key == "":
-                raise Refused(f"an empty key below {_key(path)!r}")
-            self.visit(item, (*path, str(key)), depth + 1)
-
-    def _claim(self, key: str) -> None:
-        if len(key) > MAX_KEY:
-            raise Refused(f"an array whose path has {len(key)} characters")
-        if key in self._keys:
-            raise Refused(f"two arrays whose path is {key!r}")
-        self._keys.add(key)
-
-    def _add(self, array: ArrayValue, key: str, role: str) -> None:
-        if array.extent is None:
-            raise Refused(f"an array without elements at {key!r}")
-        label = f"{key}.{role}" if role else key
-        if array.extent.length:
-            other = self._payloads.setdefault(array.extent.start, label)
-            if other is not label:
-                raise Refused(f"arrays {other!r} and {label!r} with the same payload at {array.extent.start}")
-        self.arrays.append(FoundArray(key, array.extent, array.shape, array.dtype, array.order, role))
-
-
-def _key(path: tuple[str, ...]) -> str:
-    return ".".join(path)

@@ -16,13 +16,16 @@ A value is built once: what was checked cannot change under whoever holds it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from math import prod
 from types import MappingProxyType
 
 from gdist.core.dtypes import BY_NAME, DType
 from gdist.core.extent import Extent
-from gdist.core.tensor import Order
+from gdist.core.tensor import FoundArray, Order
+
+SHARES = False  # no pickler writes one payload for two arrays
 
 MAX_DIMENSIONS = 32
 MAX_DIMENSION = (1 << 63) - 1
@@ -103,6 +106,27 @@ class PairValue:
         self.scales: ArrayValue | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Harmless:
+    """A class or function whose results are passed over; `name` with its module."""
+
+    name: str
+
+
+class Opaque:
+    """An object of a class that is known to be harmless and is not read: what it was given.
+
+    `content` are its arguments, its state and what was appended to it; `items` what was set by key.
+    """
+
+    __slots__ = ("content", "items", "name")
+
+    def __init__(self, name: str, arguments: tuple[object, ...]) -> None:
+        self.name = name
+        self.content: list[object] = [arguments]
+        self.items: dict[object, object] = {}
+
+
 _KINDS = {
     DTypeValue: "an element type",
     ArrayValue: "an array",
@@ -118,7 +142,53 @@ def kind_of(value: object) -> str:
         return value.value
     if isinstance(value, DType):
         return f"ml_dtypes.{value.name}"
+    if isinstance(value, Opaque | Harmless):
+        return value.name
     return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def look_up(module: str, name: str) -> Name | DType:
+    """What an allowed name stands for.
+
+    Raises:
+        Refused: for any other.
+    """
+    if (module, name) not in ALLOWED_NAMES:
+        raise Refused(f"the name {module[:200]}.{name[:200]}")
+    return ALLOWED_NAMES[module, name]
+
+
+def persistent(identity: object) -> object:
+    """Raises `Refused`: the opcode is not in the dialect either."""
+    raise Refused(f"the persistent id {kind_of(identity)}")
+
+
+def is_key(key: object) -> bool:
+    """True for what names a part of a path."""
+    return type(key) in (str, int)
+
+
+def arrays(value: object, key: str) -> tuple[FoundArray, ...]:
+    """The arrays of a leaf of the tree, an array or a pair; none for plain data.
+
+    Raises:
+        Refused: for one that has no elements yet, and for anything else.
+    """
+    if isinstance(value, PairValue):
+        if value.weight is None or value.scales is None:
+            raise Refused(f"a quantised pair without its arrays at {key!r}")
+        return _found(value.weight, key, "weight"), _found(value.scales, key, "scales")
+    if isinstance(value, ArrayValue):
+        return (_found(value, key),)
+    if not (value is None or isinstance(value, str | int | Extent)):
+        raise Refused(f"{kind_of(value)} at {key!r}")
+    return ()
+
+
+def _found(array: ArrayValue, key: str, role: str = "") -> FoundArray:
+    if array.extent is None:
+        raise Refused(f"an array without elements at {key!r}")
+    return FoundArray(key, array.extent, array.shape, array.dtype, array.order, role)
 
 
 def call(function: object, arguments: object) -> DTypeValue | ArrayValue:
@@ -237,7 +307,11 @@ def _jax_array(function: object, arguments: object, state: object, aval: object)
         raise Refused("a jax array that is not made by NumPy's _reconstruct")
     _check_reconstruct(arguments)
     # weak_type, and named_shape in old releases; neither is about the bytes
-    if type(aval) is not dict or not all(value in (True, False, None, {}) for value in aval.values()):
+    if (
+        type(aval) is not dict
+        or len(aval) > 2
+        or not all(value in (True, False, None, {}) for value in aval.values())
+    ):
         raise Refused("a jax array with an unknown abstract value")
     array = ArrayValue()
     _build_array(array, state)
@@ -245,7 +319,7 @@ def _jax_array(function: object, arguments: object, state: object, aval: object)
 
 
 def _build_pair(target: PairValue, state: object) -> None:
-    if type(state) is not dict or set(state) != {"weight", "scales"}:
+    if type(state) is not dict or len(state) != 2 or set(state) != {"weight", "scales"}:
         raise Refused("a QuantizedWeight8bit with other fields than weight and scales")
     weight, scales = state["weight"], state["scales"]
     for half in (weight, scales):

@@ -19,6 +19,7 @@ from gdist.core.select import chosen_names
 from gdist.core.source_manifest import SourceManifest
 from gdist.core.tensor import StoredTensor
 from gdist.errors import UnsupportedError
+from gdist.formats.detect import CHECKS, formats_read
 from gdist.run.header_cache import load_headers, save_headers
 from gdist.run.headers import HeaderScan, HeaderSource, arrays_of
 
@@ -31,7 +32,8 @@ class Catalogue:
 
     `assets` are files (indices in the payload) kept as they are; `unchecked` are files whose headers must
     still be compared with `manifest`; `arrived` are pieces verified while finding out. `chosen` are those of
-    the tensors that are to be fetched; see `select`.
+    the tensors that are to be fetched; see `select`. `computed` are files that say again beside each payload
+    what was computed from their headers (`gdist.formats.detect.CHECKS`): whoever gathers that checks it.
     """
 
     payload: Payload
@@ -44,6 +46,7 @@ class Catalogue:
     arrived: frozenset[int] = frozenset()
     ignored: tuple[int, ...] = ()
     chosen: tuple[StoredTensor, ...] = ()
+    computed: frozenset[int] = frozenset()
 
     def select(self, patterns: Sequence[str]) -> Catalogue:
         """The same, with the tensors chosen by name; of the others' files nothing need be checked.
@@ -108,7 +111,7 @@ def read_catalogue(
     if not found:
         raise UnsupportedError(
             f"none of the {len(payload.files)} files holds a tensor gdist can read",
-            hint="gdist reads safetensors and pickles of plain arrays; gdist inspect lists the files",
+            hint=f"{formats_read()}; gdist inspect lists the files",
         )
     if not known_headers:
         _check_indexes(scan, payload, assets, found)
@@ -126,6 +129,7 @@ def read_catalogue(
         assets,
         arrived=frozenset(scan.arrived),
         ignored=ignored,
+        computed=frozenset(i for i, report in reports.items() if report.format in CHECKS),
     )
 
 

@@ -6,6 +6,7 @@ and, when a manifest said beforehand what a release holds, scanned and held agai
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable
 
 from gdist.core.extent import Extent, complement
@@ -98,7 +99,7 @@ class Collector:
         """All gathered bytes of a file, one after the other."""
         return b"".join(data for _, data in sorted(self._held[file].items()))
 
-    def scan(self, file: int) -> tuple[FoundArray, ...]:
+    def scan(self, file: int, expected: str = "the manifest says") -> tuple[FoundArray, ...]:
         """The arrays in a file, found from its gathered headers alone.
 
         Bytes of tensors read as zeros. A scan that arrives at just these tensors has never looked at them,
@@ -109,18 +110,22 @@ class Collector:
             CorruptError: when the headers are not those of a file gdist reads.
         """
         held = sorted(self._held[file].items())
+        stops = [start + len(piece) for start, piece in held]
         path = self._payload.files[file].path
 
         def read(extent: Extent) -> bytes:
             data = bytearray(extent.length)
-            for start, piece in held:
+            for number in range(bisect_right(stops, extent.start), len(held)):
+                start, piece = held[number]
                 common = Extent(start, len(piece)).intersect(extent)
+                if start >= extent.stop:
+                    break
                 if common:
                     inside = piece[common.start - start : common.stop - start]
                     data[common.start - extent.start : common.stop - extent.start] = inside
             return bytes(data)
 
         try:
-            return drive(identify(self._payload.files[file].length, FileReport()), read)
+            return drive(identify(self._payload.files[file].length, FileReport(), thorough=True), read)
         except (UnsupportedError, CorruptError) as error:
-            raise CorruptError(f"{path} is not what the manifest says: {error.message}", file=path) from error
+            raise CorruptError(f"{path} is not what {expected}: {error.message}", file=path) from error

@@ -461,6 +461,8 @@ class _Fetch:
                 assert catalogue.manifest is not None, "only files of a manifest are checked"
                 catalogue.manifest.check_file(path, collector.scan(file))
                 lines.append(file_line(path))
+            elif file in catalogue.computed:
+                collector.scan(file, "its headers say")
             data = collector.pop(file)
             if file in keeper.files:
                 lines.append(keeper.take(path, data))

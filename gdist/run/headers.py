@@ -19,7 +19,7 @@ from gdist.core.profile import FileArrays
 from gdist.core.tensor import FoundArray
 from gdist.errors import CorruptError, PieceLost, UnsupportedError
 from gdist.formats import SNIFF_BYTES, Scan
-from gdist.formats.detect import detect, recognise_foreign
+from gdist.formats.detect import CHECKS, detect, recognise_foreign
 
 
 class HeaderSource(Protocol):
@@ -62,8 +62,11 @@ class FileReport:
     keys_are_names: bool = False
 
 
-def identify(size: int, report: FileReport) -> Scan:
-    """A scan of a file of any kind: sniffs, then runs its format's own scan; fills in the report."""
+def identify(size: int, report: FileReport, *, thorough: bool = False) -> Scan:
+    """A scan of a file of any kind: sniffs, then runs its format's own scan; fills in the report.
+
+    A `thorough` one also reads what the file says again beside its payloads; see `CHECKS`.
+    """
     head = yield Extent(0, min(SNIFF_BYTES, size))
     kind = detect(head, size)
     if kind is None:
@@ -71,7 +74,8 @@ def identify(size: int, report: FileReport) -> Scan:
         return ()
     report.format = kind.NAME
     report.keys_are_names = kind.KEYS_ARE_NAMES
-    report.arrays = yield from kind.scan(size)
+    whole = CHECKS.get(kind.NAME, kind.scan) if thorough else kind.scan
+    report.arrays = yield from whole(size)
     return report.arrays
 
 

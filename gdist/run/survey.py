@@ -25,6 +25,7 @@ from gdist.core.tensor import StoredTensor
 from gdist.errors import CorruptError, InterruptedRun, UnsupportedError, translate
 from gdist.events import Note, Observer, Stage, StageStarted
 from gdist.formats import drive
+from gdist.formats.detect import formats_read
 
 if TYPE_CHECKING:
     from gdist.run.headers import FileReport
@@ -214,7 +215,7 @@ def survey_files(
     if not found:
         raise UnsupportedError(
             f"none of the {len(files)} files of {str(path)!r} holds a tensor gdist can read",
-            hint="gdist reads safetensors and pickles of plain arrays",
+            hint=formats_read(),
         )
     for number in foreign:
         if files[number].path.endswith(INDEX_SUFFIX) and files[number].length:
@@ -278,7 +279,7 @@ def scan_file(path: Path) -> FileReport:
                 file.seek(extent.start)
                 return file.read(extent.length)
 
-            drive(identify(size, report), read)
+            drive(identify(size, report, thorough=True), read)
     except (UnsupportedError, CorruptError) as error:
         raise type(error)(f"{path}: {error.message}", hint=error.hint, file=str(path)) from error
     except OSError as error:
