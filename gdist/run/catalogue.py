@@ -8,12 +8,12 @@ scanned first.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gdist.core.payload import Payload
-from gdist.core.profile import INDEX_SUFFIX, FileArrays, check_index, name_tensors
+from gdist.core.profile import INDEX_SUFFIX, FileArrays, check_index
 from gdist.core.rules import Rules
 from gdist.core.select import chosen_names
 from gdist.core.source_manifest import SourceManifest
@@ -22,6 +22,8 @@ from gdist.errors import UnsupportedError
 from gdist.formats.detect import CHECKS, formats_read
 from gdist.run.header_cache import load_headers, save_headers
 from gdist.run.headers import HeaderScan, HeaderSource, arrays_of
+from gdist.run.naming import name_arrays
+from gdist.run.survey import MAX_DOCUMENT_BYTES
 
 MAX_ASSET_BYTES = 64 * 2**20  # all assets together are held in memory while they arrive
 
@@ -118,7 +120,11 @@ def read_catalogue(
     for i, report in reports.items() if manifest else ():
         assert manifest is not None
         manifest.check_file(payload.files[i].path, report.arrays)
-    naming = name_tensors(found, profile or (manifest.profile if manifest else None))
+
+    def find_documents(names: Collection[str]) -> dict[str, bytes]:
+        return {payload.files[i].path: scan.fetch(i) for i in _documents(payload, files, names)}
+
+    naming = name_arrays(found, profile or (manifest.profile if manifest else None), find_documents)
     if cache and not known_headers:
         save_headers(cache, payload, reports)
     return Catalogue(
@@ -134,8 +140,18 @@ def read_catalogue(
 
 
 def _files_of(payload: Payload, tensors: Sequence[StoredTensor]) -> set[int]:
-    segments = (segment for t in tensors for part in t.parts for segment in payload.segments(part.extent))
-    return {segment.file for segment in segments}
+    parts = (part for t in tensors for factor in t.sources for part in factor.tensor.parts)
+    return {segment.file for part in parts for segment in payload.segments(part.extent)}
+
+
+def _documents(payload: Payload, files: Iterable[int], names: Collection[str]) -> list[int]:
+    """The small files whose last part of the path is among the names."""
+    sizes = range(1, MAX_DOCUMENT_BYTES + 1)
+    return [
+        i
+        for i in files
+        if payload.files[i].path.rpartition("/")[2] in names and payload.files[i].length in sizes
+    ]
 
 
 def check_assets(payload: Payload, assets: Collection[int], foreign: Mapping[int, str | None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gdist import releases
 from gdist.core.extent import Extent
 from gdist.core.payload import Payload, PayloadFile
-from gdist.core.profile import INDEX_SUFFIX, check_index, name_tensors
+from gdist.core.profile import INDEX_SUFFIX, check_index
 from gdist.core.rules import Rules
 from gdist.core.select import check_patterns, chosen_names
 from gdist.core.source_manifest import ASSUMED_PIECE_LENGTH, SourceManifest
@@ -26,6 +26,8 @@ from gdist.errors import CorruptError, InterruptedRun, UnsupportedError, transla
 from gdist.events import Note, Observer, Stage, StageStarted
 from gdist.formats import drive
 from gdist.formats.detect import formats_read
+
+MAX_DOCUMENT_BYTES = 2**20  # of a params.json or config.json; those seen have a few hundred
 
 if TYPE_CHECKING:
     from gdist.run.headers import FileReport
@@ -198,6 +200,7 @@ def survey_files(
     """
     asked = options or SurveyOptions()
     from gdist.run.headers import arrays_of
+    from gdist.run.naming import name_arrays
 
     found, ignored = [], []
     foreign: dict[int, str | None] = {}
@@ -220,7 +223,13 @@ def survey_files(
     for number in foreign:
         if files[number].path.endswith(INDEX_SUFFIX) and files[number].length:
             check_index(_content(path if path.is_file() else path / files[number].path), found)
-    naming = name_tensors(found, asked.profile)
+
+    def find_documents(names: Collection[str]) -> dict[str, bytes]:
+        chosen = [file.path for file in files if file.path.rpartition("/")[2] in names]
+        places = {name: path if path.is_file() else path / name for name in chosen}
+        return {name: _content(place) for name, place in places.items() if is_document(place)}
+
+    naming = name_arrays(found, asked.profile, find_documents)
     everything = Survey(
         kind="files",
         name=path.absolute().name,
@@ -235,6 +244,11 @@ def survey_files(
         foreign=foreign,
     )
     return _chosen(everything, asked)
+
+
+def is_document(path: Path) -> bool:
+    """True for a file that is small enough to be a model's own description."""
+    return 0 < path.stat().st_size <= MAX_DOCUMENT_BYTES
 
 
 def local_payload(path: Path, skip: Callable[[str], bool] = lambda name: False) -> Payload:

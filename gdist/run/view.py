@@ -35,6 +35,7 @@ from gdist.core.view import VIEW, StoreFile, chunk_indexes, view_grid, view_of
 from gdist.errors import CorruptError, GdistError, InterruptedRun, RequestError, UnsupportedError, translate
 from gdist.events import Finished, Note, Observer, ShardCommitted, TensorsPlanned
 from gdist.run.catalogue import check_assets
+from gdist.run.copies import one_copy
 from gdist.run.survey import Survey, SurveyOptions, survey_files
 from gdist.run.view_index import write_documents
 from gdist.run.view_torrent import ViewedTorrent
@@ -211,7 +212,9 @@ def _survey(payload: Path, root: Path, asked: ViewOptions, torrent: ViewedTorren
     else:
         found = survey_files(payload, survey, skip=own)
     check_assets(found.payload, found.assets, {n: kind for n, kind in found.foreign.items() if kind})
-    return found
+    base = payload if torrent is None or payload.is_file() else torrent.base
+    one = (one_copy(t, found.payload, base, compare=not asked.trust) for t in found.tensors)
+    return replace(found, tensors=tuple(one))
 
 
 def _manifest(
