@@ -109,11 +109,11 @@ def _checkpoint(source: Address, profile: str | None, ignore: Sequence[str]) -> 
 
 
 def _files(root: Path, profile: str | None, ignore: Sequence[str]) -> tuple[Origin, Rules | None]:
-    from gdist.run.catalogue import check_assets  # libtorrent comes with it
+    from gdist.run.catalogue import check_unread  # libtorrent comes with it
     from gdist.stores.origins.files import FilesOrigin
 
     found = survey_files(root, SurveyOptions(profile, tuple(ignore)))
-    check_assets(found.payload, found.assets, {n: kind for n, kind in found.foreign.items() if kind})
+    check_unread(found.unread)
     origin = FilesOrigin(
         root,
         found.payload,
