@@ -669,8 +669,8 @@ def reshard(
     """Writes a store, or a checkpoint, as a store on another mesh; safe to repeat, resumes.
 
     `source` is a store (a directory or URL, or those of several hosts), a directory of safetensors or
-    pickles, or an Orbax checkpoint; `dest` a directory or a URL. Without `rules` tensors are split as the
-    source was. `memory` bounds what is held while converting. `profile` and `ignore` are for checkpoints.
+    pickles, or an Orbax or Zarr directory; `dest` a directory or a URL. Without `rules` tensors are split as
+    the source was. `memory` bounds what is held while converting. `profile` and `ignore` are for checkpoints.
 
     Raises:
         GdistError: of the family that says whose fault it is; what is done is kept for the next call.

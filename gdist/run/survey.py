@@ -48,7 +48,8 @@ class SurveyOptions:
 class Survey:
     """What a source holds; tensors are the chosen ones, in loading order, `assets` indices of other files.
 
-    `kind` is "release" (from a manifest alone), "torrent" or "files".
+    `kind` is "release" (from a manifest alone), "torrent", "files" or "arrays" (an Orbax checkpoint or a Zarr
+    hierarchy: tensors are in no file of the payload).
     """
 
     kind: str
@@ -67,8 +68,9 @@ class Survey:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files."""
-        return sum(file.length for file in self.payload.files)
+        """Bytes of all files, of arrays by their shapes."""
+        arrays = sum(tensor.spec.nbytes for tensor in self.tensors) if self.kind == "arrays" else 0
+        return arrays + sum(file.length for file in self.payload.files)
 
 
 def survey(
@@ -166,7 +168,7 @@ def is_checkpoint(path: Path) -> bool:
     """True for a directory, or a file in a format that gdist reads."""
     if path.is_dir():
         return True
-    return path.is_file() and _scan(path).format is not None
+    return path.is_file() and scan_file(path).format is not None
 
 
 def survey_files(
@@ -203,7 +205,7 @@ def survey_files(
         if left_out(file.path):
             continue
         where = path if path.is_file() else path / file.path
-        reports[number] = report = _scan(where, skip_below(file.path, left_out))
+        reports[number] = report = scan_file(where, skip_below(file.path, left_out))
         held = arrays_of(file, report)
         found += held
         if not held:
@@ -258,7 +260,7 @@ def _files_below(path: Path) -> Sequence[tuple[str, Path]]:
     return sorted((where.relative_to(path).as_posix(), where) for where in found if where.is_file())
 
 
-def _scan(path: Path, skip: Callable[[str], bool] = lambda member: False) -> FileReport:
+def scan_file(path: Path, skip: Callable[[str], bool] = lambda member: False) -> FileReport:
     """What one local file is and holds.
 
     Raises:
