@@ -82,6 +82,11 @@ class ZarrArray:
         return tuple(-(-size // length) for size, length in zip(self.shape, self.chunk, strict=True))
 
     @property
+    def chunks(self) -> int:
+        """How many there are."""
+        return prod(self.counts)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the whole array."""
         return prod(self.shape) * self.dtype.itemsize
@@ -159,8 +164,12 @@ def owner_of(path: str, owners: Container[str]) -> str | None:
     return next((o for n in range(len(parts)) if (o := "/".join(parts[:n])) in owners), None)
 
 
-def named(arrays: Iterable[ZarrArray], root_name: str) -> dict[str, ZarrArray]:
+def named(
+    arrays: Iterable[ZarrArray], root_name: str, below: Mapping[str, str] | None = None
+) -> dict[str, ZarrArray]:
     """The arrays by name: the directories down to each, joined by `.`; a root that is one has its own name.
+
+    `below` gives, by the paths of the arrays, those that names are made of.
 
     Raises:
         UnsupportedError, CorruptError: for names that are not allowed, or of two arrays.
@@ -168,7 +177,8 @@ def named(arrays: Iterable[ZarrArray], root_name: str) -> dict[str, ZarrArray]:
     found: dict[str, ZarrArray] = {}
     twice = []
     for array in arrays:
-        name = array.path.replace("/", ".") or root_name
+        path = below[array.path] if below else array.path
+        name = path.replace("/", ".") or root_name
         if name in found:
             twice.append(f"{name!r} ({found[name].path!r} and {array.path!r})")
         found[name] = array
@@ -190,12 +200,14 @@ def parts_of(array: ZarrArray, files: Mapping[str, Extent]) -> tuple[Part, ...] 
 
     They are where nothing encodes them, chunks divide the array, and every file has a chunk's length.
     """
-    if array.raw is None or 0 in array.shape or prod(array.counts) > len(files):
+    if 0 in array.shape:
+        return ()
+    if array.raw is None or array.chunks > len(files):
         return None
     if any(size % length for size, length in zip(array.shape, array.chunk, strict=True)):
         return None
     parts = []
-    for index in map(array.index_of, range(prod(array.counts))):
+    for index in map(array.index_of, range(array.chunks)):
         extent = files.get(array.file_of(index))
         if extent is None or extent.length != array.chunk_nbytes:
             return None

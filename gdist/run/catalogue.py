@@ -19,6 +19,7 @@ from gdist.core.source_manifest import SourceManifest
 from gdist.core.tensor import StoredTensor
 from gdist.errors import UnsupportedError
 from gdist.formats.detect import advice_on_piece
+from gdist.run.directories import find_directories
 from gdist.run.documents import FindDocuments, documents_ending, documents_in, no_documents
 from gdist.run.header_cache import load_headers, save_headers
 from gdist.run.headers import HeaderScan, HeaderSource, Unread, arrays_of, unread_of
@@ -100,9 +101,15 @@ def read_catalogue(
             ignored=ignored,
         )
     scan = HeaderScan(source, tick)
+    directories = find_directories(payload, files, skip, scan.fetch_all)
+    files = [i for i in files if i not in directories.inside]
+    ignored = (*ignored, *sorted(directories.ignored))
     known_headers = load_headers(cache, payload, files, ignore) if cache else None
     reports = known_headers or scan.run(files, skip)
-    found = [held for i, report in reports.items() for held in arrays_of(payload.files[i], report)]
+    found = [
+        *directories.found,
+        *(held for i, report in reports.items() for held in arrays_of(payload.files[i], report)),
+    ]
     assets = tuple(i for i, report in reports.items() if report.format is None)
     check_unread(row for i, report in reports.items() for row in unread_of(payload.files[i], report))
     if not found:

@@ -264,15 +264,28 @@ class HeaderScan:
                 raise type(error)(f"{path}: {error.message}", hint=hint, file=path) from error
         return False
 
+    def fetch_all(self, files: Sequence[int]) -> dict[int, bytes]:
+        """All bytes of some small files, whose pieces are waited for together."""
+        payload = self._source.payload
+        pieces = dict.fromkeys(p for f in files for p in payload.pieces_of(payload.files[f].extent))
+        self._wait_for(tuple(pieces))
+        return {file: self.fetch(file) for file in files}
+
+    def _wait_for(self, pieces: Sequence[int]) -> None:
+        asked: set[int] = set()
+        while missing := [piece for piece in pieces if piece not in self.arrived]:
+            if not asked >= set(missing):
+                self._source.want(missing, urgent=missing)
+                asked = set(missing)
+            self.arrived.update(self._source.verified(0.5))
+            self._source.check_alive()
+            self._tick()
+
     def fetch(self, file: int, extent: Extent | None = None) -> bytes:
         """All bytes of one small file, or those of an extent of it."""
         whole = extent or Extent(0, self._source.payload.files[file].length)
         pieces = self._source.payload.pieces_of(whole.shift(self._source.payload.files[file].offset))
-        while missing := [piece for piece in pieces if piece not in self.arrived]:
-            self._source.want(missing, urgent=missing)
-            self.arrived.update(self._source.verified(0.5))
-            self._source.check_alive()
-            self._tick()
+        self._wait_for(pieces)
         try:
             return self.read(file, whole)
         except PieceLost:

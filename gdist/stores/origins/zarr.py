@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from math import prod
 from pathlib import Path
 
 from gdist.core.box import Box, tiles_of
@@ -188,13 +187,11 @@ def _check_sizes(arrays: dict[str, ZarrArray], files: Marks) -> None:
     faults = []
     for name, array in arrays.items():
         count, total = below.get(array.path, (0, 0))
-        chunks = prod(array.counts)
+        chunks = array.chunks
         if chunks > count:
             first = next(missing_chunks(array, map(array.index_of, range(chunks)), files), "")
             faults.append(f"array {name!r} has {chunks} chunks and {count} files: {first!r} is missing")
-        elif array.chunk_nbytes // array.inner > max(
-            2 * prod(array.shape) * array.dtype.itemsize, OVERHANG_BYTES
-        ):
+        elif array.chunk_nbytes // array.inner > max(2 * array.nbytes, OVERHANG_BYTES):
             faults.append(f"array {name!r} of shape {list(array.shape)} has chunks of {list(array.chunk)}")
         elif array.inner > 1 and chunks * array.inner * INDEX_ENTRY_BYTES > total:
             faults.append(f"array {name!r} has {chunks * array.inner} inner chunks in {total} bytes")
