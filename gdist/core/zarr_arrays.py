@@ -32,7 +32,7 @@ MISSING_HINT = (
 )
 DOCUMENTS = frozenset({ARRAY_V2, GROUP_V2, ".zattrs", ".zmetadata", NODE_V3})
 MAX_NODES = 1 << 18  # arrays and groups; the largest model known to us has some 90,000 tensors
-MAX_DOCUMENT_BYTES = 64 * 2**20  # a root's consolidated metadata repeats all others
+MAX_DOCUMENT_BYTES = 256 * 2**20  # of all together; a root's consolidated metadata repeats the others
 MAX_DIMENSIONS = 32
 MAX_LENGTH = (1 << 63) - 1
 
@@ -112,15 +112,24 @@ class ZarrArray:
 
 
 def document_paths(paths: Iterable[str]) -> tuple[str, ...]:
-    """Of the files of a directory, those that may describe an array; by their names.
+    """Of the files of a directory, those that may describe an array; by their names."""
+    return tuple(path for path in paths if path.rpartition("/")[2] in (ARRAY_V2, NODE_V3))
+
+
+def check_documents(lengths: Mapping[str, int]) -> None:
+    """That documents of these lengths may be read: all of them are held in memory together.
 
     Raises:
-        UnsupportedError: when there are more than `MAX_NODES`.
+        UnsupportedError: when they are more than `MAX_NODES`, or longer than `MAX_DOCUMENT_BYTES`.
     """
-    found = tuple(path for path in paths if path.rpartition("/")[2] in (ARRAY_V2, NODE_V3))
-    if len(found) > MAX_NODES:
-        raise UnsupportedError(f"there are {len(found)} Zarr documents, more than {MAX_NODES}")
-    return found
+    if len(lengths) > MAX_NODES:
+        raise UnsupportedError(f"there are {len(lengths)} documents of Zarr, more than {MAX_NODES}")
+    if sum(lengths.values()) > MAX_DOCUMENT_BYTES:
+        largest = sorted(lengths, key=lambda path: -lengths[path])[:3]
+        named = ", ".join(f"{path} ({lengths[path]} bytes)" for path in largest)
+        raise UnsupportedError(
+            f"documents of Zarr have {sum(lengths.values())} bytes, more than {MAX_DOCUMENT_BYTES}: {named}"
+        )
 
 
 def parse_hierarchy(documents: Mapping[str, bytes]) -> tuple[ZarrArray, ...]:

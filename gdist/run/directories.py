@@ -18,8 +18,8 @@ from gdist.core.profile import FileArrays, listed
 from gdist.core.tensor import FoundArray, Part
 from gdist.core.zarr_arrays import (
     GROUP_V2,
-    MAX_DOCUMENT_BYTES,
     ZarrArray,
+    check_documents,
     document_paths,
     loose_paths,
     missing_chunks,
@@ -82,9 +82,7 @@ def find_directories(
         raise _encoded(roots[0], "it is an Orbax checkpoint", 0)
     if not documents:
         return Directories()
-    large = [path for path in documents if payload.files[numbers[path]].length > MAX_DOCUMENT_BYTES]
-    if large:
-        raise UnsupportedError(f"{listed(large)}: too large for a document of Zarr")
+    check_documents({path: payload.files[numbers[path]].length for path in documents})
     contents = fetch([numbers[path] for path in documents])
     arrays = parse_hierarchy({path: contents[numbers[path]] for path in documents})
     if not arrays:

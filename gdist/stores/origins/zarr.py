@@ -22,10 +22,10 @@ from gdist.core.store_manifest import Step, StoreSource
 from gdist.core.zarr_arrays import (
     ARRAY_V2,
     GROUP_V2,
-    MAX_DOCUMENT_BYTES,
     MISSING_HINT,
     NODE_V3,
     ZarrArray,
+    check_documents,
     document_paths,
     loose_paths,
     missing_chunks,
@@ -151,11 +151,9 @@ class ZarrOrigin:
 
 def _arrays(root: Path, marks: Marks) -> tuple[ZarrArray, ...]:
     documents = {}
-    for path in document_paths(marks):
-        if marks[path][0] > MAX_DOCUMENT_BYTES:
-            raise UnsupportedError(
-                f"{root / path} has {marks[path][0]} bytes, too many for a document of Zarr"
-            )
+    paths = document_paths(marks)
+    check_documents({path: marks[path][0] for path in paths})
+    for path in paths:
         try:
             documents[path] = (root / path).read_bytes()
         except OSError as error:
