@@ -38,6 +38,10 @@ pytestmark = [
 PIECE = 1 << 14
 
 
+class Killed(Exception):
+    """Ends a run from within its observer."""
+
+
 def tree() -> dict[str, Array]:
     rng = np.random.default_rng(7)
     return {
@@ -192,28 +196,46 @@ def test_the_files_stay_where_they_are_wanted_and_are_seeded(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("payload", ["discard", "keep"])
 @pytest.mark.parametrize("when", [PieceVerified, ReshardPlanned, ShardCommitted])
-def test_a_run_that_was_stopped_goes_on(when: type[Event], payload: str, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on(when: type[Event], payload: str, tmp_path: Path) -> None:
     arrays = release(tmp_path / "r")
-    stop = threading.Event()
     seen = 0
 
     def then(event: Event) -> None:
         nonlocal seen
         seen += isinstance(event, when)
         if seen == 3 or (seen and when is ReshardPlanned):
-            stop.set()
+            raise Killed
 
     with seed(tmp_path / "r", piece_length=PIECE) as seeded:
         magnet = format_magnet(seeded.magnet)
         options = fetch_options(payload=payload)
-        with pytest.raises(InterruptedRun):
-            fetch(magnet, tmp_path / "s", options, observe=Recorder(then=then), stop=stop)
+        with pytest.raises(Killed):
+            fetch(magnet, tmp_path / "s", options, observe=Recorder(then=then))
         assert not (tmp_path / "s/gdist.json").exists()
         recorder = Recorder()
         fetch(magnet, tmp_path / "s", options, observe=recorder)
     assert_holds(tmp_path / "s", arrays)
     if when is ShardCommitted:
         assert recorder.of(ReshardPlanned)[0].bytes_resumed
+
+
+def test_a_stop_during_the_download_ends_it(tmp_path: Path) -> None:
+    release(tmp_path / "r")
+    stop = threading.Event()
+
+    def then(event: Event) -> None:
+        if isinstance(event, Note) and "are downloaded" in event.text:
+            stop.set()
+
+    with seed(tmp_path / "r", piece_length=PIECE) as seeded, pytest.raises(InterruptedRun):
+        fetch(
+            format_magnet(seeded.magnet),
+            tmp_path / "s",
+            fetch_options(),
+            observe=Recorder(then=then),
+            stop=stop,
+        )
+    assert not (tmp_path / "s/gdist.json").exists()
 
 
 def test_what_is_left_out_is_not_there(tmp_path: Path) -> None:
