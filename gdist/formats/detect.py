@@ -85,6 +85,8 @@ def detect(head: bytes, size: int) -> Format | None:
 
 def detect_container(head: bytes, size: int) -> Container | None:
     """The same of containers: what a file of files is."""
+    if torch_legacy.is_tar_form(head):
+        return None  # a checkpoint, not an archive of some
     for candidate in CONTAINERS:
         if candidate.sniff(head, size):
             return candidate
