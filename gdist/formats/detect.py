@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from gdist.formats import Format, Scan, pickle_arrays, safetensors, torch_legacy, torch_zip
+from gdist.formats import Format, Scan, gguf, pickle_arrays, safetensors, torch_legacy, torch_zip
 
-FORMATS: tuple[Format, ...] = (pickle_arrays, safetensors, torch_zip, torch_legacy)
+FORMATS: tuple[Format, ...] = (pickle_arrays, safetensors, torch_zip, torch_legacy, gguf)
 
 # Where `scan` computes what the file says again beside each payload: scans that read all of it too. They are
 # for files that are at hand, and for when the bytes outside the tensors have arrived.
@@ -15,8 +15,11 @@ CHECKS: Mapping[str, Callable[[int], Scan]] = MappingProxyType(
     {torch_zip.NAME: torch_zip.check, torch_legacy.NAME: torch_legacy.check}
 )
 
+# How programs of Cosmopolitan Libc begin (its `ape/specification.md`); their zip's directory is at the end.
+_LLAMAFILE = (
+    "a llamafile, or another program that is a zip archive too; take the GGUF file out of it with unzip"
+)
 _MAGICS = (
-    (b"GGUF", "a GGUF file"),
     (b"\x93NUMPY", "a NumPy array file (npy)"),
     (b"\x1f\x8b", "gzip data"),
     (b"\x28\xb5\x2f\xfd", "zstd data"),
@@ -25,6 +28,9 @@ _MAGICS = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (b"\x80\x02", "a pickle of protocol 2"),
+    (b"MZqFpD='", _LLAMAFILE),
+    (b"jartsr='", _LLAMAFILE),
+    (b"APEDBG='", _LLAMAFILE),
     (b"\x0c\xdb\x3a\x2a", "an OCDBT manifest (TensorStore, Orbax)"),
 )
 _TAR_OFFSET = 257  # where POSIX puts the magic "ustar"
@@ -69,4 +75,6 @@ def _zip(head: bytes) -> str:
     name = head[30 : 30 + length]
     if name.endswith(b".npy"):
         return "a NumPy archive (npz)"
+    if name.endswith(b".gguf"):
+        return "a zip archive of a GGUF file"
     return "a zip archive"
