@@ -691,8 +691,9 @@ def reshard(
     """Writes a store, or a checkpoint, as a store on another mesh; safe to repeat, resumes.
 
     `source` is a store (a directory or URL, or those of several hosts), a directory of files that
-    gdist reads, or an Orbax checkpoint; `dest` a directory or a URL. Without `rules` tensors are split as the
-    source was. `memory` bounds what is held while converting. `profile` and `ignore` are for checkpoints.
+    gdist reads, or an Orbax or Zarr directory; `dest` a directory or a URL. Without `rules` tensors are split
+    as the source was. `memory` bounds what is held while converting. `profile` and `ignore` are for
+    checkpoints.
 
     Raises:
         GdistError: of the family that says whose fault it is; what is done is kept for the next call.

@@ -68,7 +68,7 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What there is; `kind` is "release", "torrent", "files" or "store".
+    """What there is; `kind` is "release", "torrent", "files", "arrays" or "store".
 
     `nbytes` is of all files of a source, of all tensors of a store. `piece_length` is None where there are no
     pieces or their length is not known. `absent_hosts` have a part of the store that is not here. `chosen`
@@ -135,6 +135,11 @@ def look(
             _check_described(options, text)
             return read_manifests(files_of(text))
         path = local_path(text)
+        if path is not None and path.is_dir():
+            from gdist.run.origins import is_directory_of_arrays, survey_arrays  # TensorStore comes with it
+
+            if is_directory_of_arrays(path):
+                return survey_arrays(path, options)
         if path is not None and is_checkpoint(path):
             _check_described(options, text)
             return survey_files(path, options)

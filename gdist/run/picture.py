@@ -85,7 +85,7 @@ def pictures_of_survey(
     for number in numbers:
         tensor = found.tensors[number]
         picture = _picture(tensor.spec, mesh or Mesh(), specs[number], hosts, tensor.quantisation)
-        pictures.append(_from_payload(picture, tensor, found, pieces=found.kind != "files"))
+        pictures.append(_from_payload(picture, tensor, found, pieces=found.kind not in ("files", "arrays")))
     return side_by_side(pictures)
 
 

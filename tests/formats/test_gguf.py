@@ -315,6 +315,7 @@ def test_texts_and_llamafiles_are_told_apart() -> None:
     assert detect(b"GGUF is a format of files", 25) is None
     for head in (b"MZqFpD='\n", b"jartsr='\n", b"APEDBG='\n"):
         assert detect(head + bytes(100), 109) is None
-        assert "llamafile" in str(recognise_foreign(head + bytes(100), 109))
+        named = recognise_foreign(head + bytes(100), 109)
+        assert named is not None and "llamafile" in named.what
     big = hand_made(version=3 << 24)
     assert detect(big[:SNIFF_BYTES], len(big)) is gguf, "refused with its own message"

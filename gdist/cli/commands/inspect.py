@@ -126,6 +126,7 @@ def _totals(found: Inspection) -> Iterator[str]:
         yield f"store on mesh {found.mesh}, codec {found.codec}, {count(len(assets), 'other file')}"
     else:
         kind = {"release": "known release, from its manifest", "torrent": "torrent", "files": "local files"}
+        kind["arrays"] = "a directory of arrays in chunks"
         pieces = f", pieces of {found.piece_length} bytes" if found.piece_length else ""
         size = format_bytes(found.nbytes)
         files = count(len(found.files), "file")
