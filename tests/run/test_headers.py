@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from gdist.errors import CorruptError, NoPeersError, UnsupportedError
-from gdist.formats.detect import Foreign
 from gdist.run.headers import FileReport, HeaderScan
 from gdist.sources.torrent import TorrentSource
 from gdist.testing.checkpoints import write_grok1, write_safetensors
@@ -75,7 +74,8 @@ def test_every_file_is_told_for_what_it_is(tmp_path: Path) -> None:
         assert scan.fetch(files["README.md"]) == b"read me"
         assert scan.fetch(files["empty"]) == b""
     assert reports["README.md"] == reports["empty"] == FileReport()
-    assert reports["x.h5"].foreign == Foreign("an HDF5 file")
+    foreign = reports["x.h5"].foreign
+    assert foreign is not None and foreign.what == "an HDF5 file"
     assert all(report.format == "pickle" for path, report in reports.items() if path.startswith("ckpt-0"))
 
 
