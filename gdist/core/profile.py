@@ -277,7 +277,7 @@ def _groups(weight: tuple[int, ...], scales: tuple[int, ...]) -> int | None:
 
 
 def _stored(name: str, array: FoundArray, offset: int, quantisation: Quantisation | None) -> StoredTensor:
-    spec = TensorSpec(name, array.shape, array.dtype)
+    spec = TensorSpec(name, array.shape, array.dtype, array.encoding)
     parts = tuple(Part(part.extent.shift(offset), part.box, part.order) for part in array.parts)
     return StoredTensor(spec, parts, quantisation)
 

@@ -68,11 +68,12 @@ class FoundArray:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A logical tensor's name, shape and element type."""
+    """A logical tensor's name, shape and element type; `encoding` as of `FoundArray`."""
 
     name: str
     shape: tuple[int, ...]
     dtype: DType
+    encoding: str = ""
 
     @property
     def nbytes(self) -> int:

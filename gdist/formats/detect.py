@@ -7,9 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from gdist.formats import Container, Format, Scan, pickle_arrays, safetensors, tar, torch_legacy, torch_zip
+from gdist.formats import (
+    Container,
+    Format,
+    Scan,
+    gguf,
+    pickle_arrays,
+    safetensors,
+    tar,
+    torch_legacy,
+    torch_zip,
+)
 
-FORMATS: tuple[Format, ...] = (pickle_arrays, safetensors, torch_zip, torch_legacy)
+FORMATS: tuple[Format, ...] = (pickle_arrays, safetensors, torch_zip, torch_legacy, gguf)
 CONTAINERS: tuple[Container, ...] = (tar,)
 
 # Where `scan` computes what the file says again beside each payload: scans that read all of it too. They are
@@ -29,8 +39,12 @@ class Foreign:
     hint: str = ""
 
 
+# How programs of Cosmopolitan Libc begin (its `ape/specification.md`); their zip's directory is at the end.
+_LLAMAFILE = Foreign(
+    "a llamafile, or another program that is a zip archive too",
+    f"take the GGUF file out of it with unzip, {_THEN}",
+)
 _MAGICS = (
-    (b"GGUF", Foreign("a GGUF file")),
     (b"\x93NUMPY", Foreign("a NumPy array file (npy)")),
     (b"\x1f\x8b", Foreign("gzip data", f"unpack it with gunzip, or tar xzf for a .tar.gz, {_THEN}")),
     (b"\x28\xb5\x2f\xfd", Foreign("zstd data", f"unpack it with zstd -d, or tar --zstd -xf, {_THEN}")),
@@ -48,6 +62,9 @@ _MAGICS = (
         Foreign("an HDF5 file", "write its arrays anew with h5py and safetensors; gdist has no HDF5 reader"),
     ),
     (b"\x80\x02", Foreign("a pickle of protocol 2")),
+    (b"MZqFpD='", _LLAMAFILE),
+    (b"jartsr='", _LLAMAFILE),
+    (b"APEDBG='", _LLAMAFILE),
     (
         b"\x0c\xdb\x3a\x2a",
         Foreign(
@@ -136,4 +153,6 @@ def _zip(head: bytes) -> Foreign:
     name = head[30 : 30 + length]
     if name.endswith(b".npy"):
         return Foreign("a NumPy archive (npz)")
+    if name.endswith(b".gguf"):
+        return Foreign("a zip archive of a GGUF file", f"unpack it with unzip, {_THEN}")
     return Foreign("a zip archive", f"unpack it with unzip, {_THEN}")

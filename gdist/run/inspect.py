@@ -53,6 +53,7 @@ class TensorInfo:
     spec: PartitionSpec | None
     slab: tuple[int, ...] | None
     quantisation: Quantisation | None
+    encoding: str = ""  # what the elements stand for where that is not their type ("gguf.q4_0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +213,7 @@ def _kept(tensor: StoreTensor) -> TensorInfo:
         tensor.spec,
         tensor.grid.slab,
         tensor.quantisation,
+        tensor.encoding,
     )
 
 
@@ -273,4 +275,6 @@ def _rule(tensor: StoredTensor, rules: Rules | None) -> PartitionSpec | None:
 
 def _tensor(tensor: StoredTensor, spec: PartitionSpec | None, slab: tuple[int, ...] | None) -> TensorInfo:
     own = tensor.spec
-    return TensorInfo(own.name, own.shape, own.dtype.name, own.nbytes, spec, slab, tensor.quantisation)
+    return TensorInfo(
+        own.name, own.shape, own.dtype.name, own.nbytes, spec, slab, tensor.quantisation, own.encoding
+    )

@@ -79,7 +79,7 @@ def _store_tensor(
     stored = made or known.get(spec.name, ())
     view = view_of(plan.tensor, viewed) if viewed else None
     pair = plan.tensor.quantisation
-    return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, pair, shards, stored, view)
+    return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, pair, shards, stored, view, spec.encoding)
 
 
 def root_documents(plan: HostPlan, manifest: StoreManifest) -> dict[str, bytes]:
@@ -91,7 +91,9 @@ def root_documents(plan: HostPlan, manifest: StoreManifest) -> dict[str, bytes]:
 def array_files(manifest: StoreManifest) -> dict[str, dict[str, object]]:
     """The Zarr document of each tensor, by its name."""
     return {
-        t.name: array_document(t.grid, t.dtype, tensor_attributes(t.spec, t.quantisation), manifest.codec)
+        t.name: array_document(
+            t.grid, t.dtype, tensor_attributes(t.spec, t.quantisation, t.encoding), manifest.codec
+        )
         for t in manifest.tensors
     }
 

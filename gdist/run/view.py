@@ -262,7 +262,16 @@ def _store_tensor(tensor: StoredTensor, found: Survey) -> StoreTensor:
     spec = tensor.spec
     grid = view_grid(spec.shape, view, spec.dtype.itemsize)
     shards = dict.fromkeys(chunk_indexes(grid), ("",))
-    return StoreTensor(spec.name, spec.dtype, grid, PartitionSpec(()), tensor.quantisation, shards, view=view)
+    return StoreTensor(
+        spec.name,
+        spec.dtype,
+        grid,
+        PartitionSpec(()),
+        tensor.quantisation,
+        shards,
+        view=view,
+        encoding=spec.encoding,
+    )
 
 
 def _is_view(root: Path) -> bool:

@@ -97,7 +97,8 @@ def _tensors(tensors: Sequence[TensorInfo]) -> list[str]:
     head = ["tensor", "shape", "type", "bytes"] + ["spec"] * specs + ["on each device"] * slabs
     rows = []
     for tensor in tensors:
-        row = [tensor.name, shape(tensor.shape), tensor.dtype, format_bytes(tensor.nbytes)]
+        kind = f"{tensor.dtype} ({tensor.encoding})" if tensor.encoding else tensor.dtype
+        row = [tensor.name, shape(tensor.shape), kind, format_bytes(tensor.nbytes)]
         row += [str(tensor.spec) if tensor.spec else "-"] * specs
         row += [shape(tensor.slab) if tensor.slab is not None else "-"] * slabs
         rows.append(row)
