@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gdist.core.joins import Join, JoinProfile, JoinRule
+from gdist.core.profiles import PROFILES
 from gdist.errors import RequestError, translate
 
 FOLDER = Path(__file__).parent / "_profiles"
@@ -37,6 +38,21 @@ def profile_named(name: str) -> JoinProfile | None:
     if name.endswith(".toml"):
         return read_profile(Path(name))
     return next((profile for profile in join_profiles() if name in profile.names), None)
+
+
+def check_profile(name: str | None) -> None:
+    """That there is a profile of that name, or in that file.
+
+    Raises:
+        RequestError, FilesystemError: when there is none, or it cannot be used.
+    """
+    if name is not None and name not in PROFILES and profile_named(name) is None:
+        known = ", ".join(sorted({*PROFILES, *(n for p in join_profiles() for n in p.names)}))
+        raise RequestError(
+            f"profile {name!r} is not known",
+            hint=f"known profiles: {known}; a file of your own ends in .toml",
+            profile=name,
+        )
 
 
 def read_profile(path: Path) -> JoinProfile:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 
 from gdist.core.joins import JoinProfile, join_files
 from gdist.core.profile import FileArrays, Naming, name_tensors
-from gdist.core.profiles import PROFILES
-from gdist.errors import CorruptError, GdistError, RequestError
-from gdist.profile_files import join_profiles, profile_named
-
-FindDocuments = Callable[[Collection[str]], Mapping[str, bytes]]
+from gdist.errors import CorruptError, GdistError
+from gdist.profile_files import check_profile, join_profiles, profile_named
+from gdist.run.documents import FindDocuments
 
 
 def name_arrays(files: Sequence[FileArrays], profile: str | None, find_documents: FindDocuments) -> Naming:
@@ -26,16 +24,10 @@ def name_arrays(files: Sequence[FileArrays], profile: str | None, find_documents
     """
     files = [file for file in files if file.arrays]
     if profile is not None:
+        check_profile(profile)
         joined = profile_named(profile)
         if joined:
             return _joined(joined, files, find_documents)
-        if profile not in PROFILES:
-            known = ", ".join(sorted({*PROFILES, *(n for p in join_profiles() for n in p.names)}))
-            raise RequestError(
-                f"profile {profile!r} is not known",
-                hint=f"known profiles: {known}; a file of your own ends in .toml",
-                profile=profile,
-            )
     elif _repeat(files):
         whys = []
         for candidate in join_profiles():
