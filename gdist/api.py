@@ -104,10 +104,11 @@ def fetch(
     (default: the source's name, here). `mesh` is `8x8` or `data=8,model=8`; `gdist.reading.read_mesh`
     says what goes with it. `rules` are a name, a YAML or JSON file or its content; `host` is `3/8`. `payload`
     "keep" leaves the torrent's files in `dest/payload`. `memory` bounds what is held while converting.
-    `dtype` ("bfloat16", "float16", "float32") dequantises pairs and casts floating tensors on the way;
-    `select` takes only the tensors in whose name one of the regular expressions is found. `manifest`, a file
-    or URL, says what the torrent holds; with a `verify_key`, a PEM file or 64 hex digits, nothing is asked of
-    anybody unless that key has signed the manifest, given as `manifest` or as the source. `layout` "view"
+    `dtype` ("bfloat16", "float16", "float32") dequantises pairs and GGUF's blocks, and casts floating tensors
+    on the way; `select` takes only the tensors in whose name one of the regular expressions is found.
+    `manifest`, a file or URL, says what the torrent holds; with a `verify_key`, a PEM file or 64 hex digits,
+    nothing is asked of anybody unless that key has signed the manifest, given as `manifest` or as the source.
+    `layout` "view"
     writes no shards: the torrent's own files, in `dest/payload`, are the store; "both" adds such a view, in
     `dest/view`, to the shards. See `Swarm` for the rest.
 

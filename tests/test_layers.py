@@ -53,6 +53,7 @@ HOMES = {
     "click": ("gdist.cli",),
     "rich": ("gdist.cli",),
     "yaml": ("gdist.rule_files",),
+    "gguf": ("gdist.sinks.gguf_values",),
     "jinja2": ("gdist.pictures", "gdist.run.bootstrap.rendering"),
     "markupsafe": ("gdist.pictures",),
     "prometheus_client": ("gdist.run.metrics",),

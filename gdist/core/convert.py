@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from gdist.core.box import Box
 from gdist.core.dtypes import BY_NAME, DType
+from gdist.core.gguf_blocks import BLOCK_TYPES, as_blocks
 from gdist.core.grid import ShardGrid
 from gdist.core.layout import CACHE_LINE, ShardLayout
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
@@ -42,7 +44,7 @@ def converted(tensors: Iterable[StoredTensor], dtype: DType) -> tuple[StoredTens
     """The tensors with all floating numbers in one type, in the same order.
 
     A quantised pair becomes one tensor of its name, in its weight's place. A floating tensor of another type
-    is cast. All others stay: integers that are not quantised, bool, complex.
+    is cast, one of GGUF's blocks dequantised. Others stay: integers that are not quantised, bool, complex.
 
     Raises:
         RequestError: for half a pair, and for a pair's name that another tensor has.
@@ -80,6 +82,10 @@ def _product(weight: StoredTensor, scales: StoredTensor, dtype: DType) -> Stored
 
 def _cast(tensor: StoredTensor, dtype: DType) -> StoredTensor:
     spec = tensor.spec
+    if spec.encoding in BLOCK_TYPES and not tensor.factors:
+        blocks = as_blocks(tensor)
+        shape = blocks.served_by(Box.whole(blocks.tensor.spec.shape)).shape
+        return StoredTensor(TensorSpec(spec.name, shape, dtype), (), factors=(blocks,))
     if tensor.factors and spec.dtype.name.startswith(("float", "bfloat")):
         return replace(tensor, spec=TensorSpec(spec.name, spec.shape, dtype))
     if spec.dtype == dtype or not spec.dtype.name.startswith(("float", "bfloat")):

@@ -7,8 +7,12 @@ type's name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+
+from gdist.core.dtypes import DType
+from gdist.core.tensor import Factor, Order, StoredTensor, TensorSpec, dtype_named
+from gdist.errors import RequestError
 
 PREFIX = "gguf."
 
@@ -58,3 +62,46 @@ BLOCKS: Mapping[int, Block] = MappingProxyType(
         41: Block("q1_0", 128, 18),
     }
 )
+
+BY_ENCODING: Mapping[str, Block] = MappingProxyType({block.encoding: block for block in BLOCKS.values()})
+
+# A block as an element type, of a tensor that waits to be dequantised; no store has elements of it.
+BLOCK_TYPES: Mapping[str, DType] = MappingProxyType(
+    {name: DType(name, block.nbytes, None, 0) for name, block in BY_ENCODING.items()}
+)
+
+
+def as_blocks(tensor: StoredTensor) -> Factor:
+    """A tensor of bytes of blocks, seen as a tensor of blocks that each serve `elements` of a row.
+
+        uint8 (4096, 2304), gguf.q4_0  ->  gguf.q4_0 (4096, 128), ratio (1, 32)
+
+    Raises:
+        RequestError: when its parts, or its rows, do not consist of whole blocks.
+    """
+    spec, block = tensor.spec, BY_ENCODING[tensor.spec.encoding]
+    outer = len(spec.shape) - 1
+    ratio = (*(1,) * outer, block.nbytes)
+    boxes = [part.box for part in tensor.parts]
+    if (
+        outer < 0
+        or any(part.order is not Order.C for part in tensor.parts)
+        or any(at % block.nbytes for box in boxes for at in (box.start[-1], box.stop[-1], spec.shape[-1]))
+    ):
+        raise RequestError(
+            f"tensor {spec.name!r} cannot be dequantised: its parts are no whole blocks of {block.name}",
+            hint="keep the types as they are",
+        )
+    parts = tuple(replace(part, box=part.box.over(ratio)) for part in tensor.parts)
+    shape = (*spec.shape[:-1], spec.shape[-1] // block.nbytes)
+    seen = replace(tensor, spec=TensorSpec(spec.name, shape, BLOCK_TYPES[spec.encoding]), parts=parts)
+    return Factor(seen, (*(1,) * outer, block.elements))
+
+
+def stored_type(name: str) -> DType:
+    """The type of that name of what a tensor was made of: an element type, or a block.
+
+    Raises:
+        UnsupportedError: when it is neither.
+    """
+    return BLOCK_TYPES.get(name) or dtype_named(name)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gdist.core.dtypes import DType
+from gdist.core.gguf_blocks import stored_type
 from gdist.core.grid import ShardGrid
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.rules import parse_spec
@@ -289,7 +290,7 @@ def _parse_tensor(row: Any) -> StoreTensor:
     grid = ShardGrid(*(tuple(map(int, row[key])) for key in ("shape", "shard", "slab", "chunk")))
     shards = {tuple(map(int, index)): tuple(map(str, digests)) for index, digests in row["shards"]}
     quantisation = Quantisation(*row["quantisation"]) if "quantisation" in row else None
-    stored = tuple(map(dtype_named, row.get("stored", ())))
+    stored = tuple(map(stored_type, row.get("stored", ())))
     spec = parse_spec(row["spec"])
     view = _parse_view(*row["view"]) if "view" in row else None
     dtype, encoding = dtype_named(row["dtype"]), str(row.get("encoding", ""))

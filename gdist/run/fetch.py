@@ -73,7 +73,7 @@ from gdist.run.resolve import Resolved, resolve
 from gdist.run.tensor_digests import check_digests
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
-from gdist.sinks.convert import ConvertingSink
+from gdist.sinks.convert import ConvertingSink, check_convertible
 from gdist.sinks.local import LocalSink, write_atomically
 from gdist.sources.torrent import TorrentOptions, magnet_of
 from gdist.stores import files_of
@@ -296,6 +296,7 @@ class _Fetch:
         staged = self._dest.root is None or options.codec == "zstd"
         plan = self._plan(source, catalogue, staged)
         check_cut(self._neighbours, plan)
+        check_convertible(plan)
         journal = JournalFile(self._journal_path, job_of(options, plan.mesh, plan.digest))
         sink = self._sink(source, catalogue, plan, staged)
         try:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from gdist.core.box import Box, tiles_of
 from gdist.core.convert import staging
 from gdist.core.extent import Extent
+from gdist.core.gguf_blocks import BLOCK_TYPES
 from gdist.core.journal import ShardRecord
 from gdist.core.layout import ShardLayout
 from gdist.core.placer import Placement
@@ -39,6 +40,19 @@ from gdist.sinks.parts import PartFiles
 BLOCK_BYTES = 4 * 2**20  # of float32 made at once: what a commit holds, a few times over
 
 Array = NDArray[Any]  # Any: the element types of ml_dtypes have no static type
+
+
+def check_convertible(plan: HostPlan) -> None:
+    """That what a plan makes can be made here; to be called before anything is fetched.
+
+    Raises:
+        RequestError: when blocks are to be dequantised, and the package for it is missing, or not able to.
+    """
+    factors = (factor for p in plan.tensors for factor in p.tensor.factors)
+    if encodings := {factor.tensor.spec.dtype.name for factor in factors} & BLOCK_TYPES.keys():
+        from gdist.sinks import gguf_values  # loaded where it is asked for: its package is optional
+
+        gguf_values.check(encodings)
 
 
 class ConvertingSink:
@@ -137,8 +151,17 @@ class _Staged:
         chunk = self.layout.grid.chunk
         index = tuple(map(floordiv, inside.start, chunk))
         extent = self.layout.extent_of(index)
-        stored = self.content[extent.start : extent.stop].view(np.dtype(self.factor.tensor.spec.dtype.name))
+        kind = self.factor.tensor.spec.dtype
+        blocks = kind.name in BLOCK_TYPES
+        stored = self.content[extent.start : extent.stop].view(
+            np.dtype((np.void, kind.itemsize)) if blocks else np.dtype(kind.name)
+        )
         found: Array = stored.reshape(chunk)[inside.relative_to(tuple(map(mul, index, chunk))).slices()]
+        if blocks:
+            first = self.shard.start[-1] + box.start[-1] - wanted.start[-1] * self.factor.ratio[-1]
+            from gdist.sinks import gguf_values
+
+            return gguf_values.values(found, kind.name)[..., first : first + box.shape[-1]]
         for dimension, ratio in enumerate(self.factor.ratio):
             if ratio > 1 and found.shape[dimension] > 1:  # a single one goes for all as it is
                 first = self.shard.start[dimension] + box.start[dimension]

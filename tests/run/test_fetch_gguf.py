@@ -1,8 +1,9 @@
-"""A model of GGUF files through a real swarm: what its blocks are is known wherever they go."""
+"""A model of GGUF files through a real swarm: what its blocks are is known, and their values on request."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors import safe_open
 import gdist
 from gdist.cli import main
 from gdist.core.magnet import format_magnet
+from gdist.errors import RequestError
 from gdist.run.export import export
 from gdist.run.fetch import fetch
 from gdist.run.verify import verify
@@ -102,6 +104,44 @@ def test_a_split_model_is_fetched_and_given_back(codec: str, tmp_path: Path) -> 
     export(tmp_path / "r", tmp_path / "tensors", to="safetensors")
     with safe_open(tmp_path / "tensors/model.safetensors", "numpy") as file:
         assert json.loads(file.metadata()["gdist.encodings"]) == ENCODED
+
+
+@pytest.mark.torrent
+@pytest.mark.parametrize(("mesh", "dtype"), [("1", "float32"), ("2x4", "bfloat16"), ("8x2", "float16")])
+def test_blocks_are_dequantised_on_request(mesh: str, dtype: str, tmp_path: Path) -> None:
+    """A mesh that divides rows of 512 by 4 or 8 cuts through the blocks of 256 of Q6_K."""
+    stored = write_model(tmp_path / "from")
+    with seed(tmp_path / "from", piece_length=PIECE) as seeded:
+        fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(mesh, dtype=dtype))
+    kinds = {name: Types[encoding.removeprefix("gguf.").upper()] for name, encoding in ENCODED.items()}
+    expected = {
+        name: (gguf.dequantize(array, kinds[name]) if name in kinds else array).astype(np.dtype(dtype))
+        for name, array in stored.items()
+    }
+    assert_holds(tmp_path / "s", expected)
+    assert verify(tmp_path / "s").ok
+    with gdist.open(tmp_path / "s") as store:
+        assert not any(array.encoding for array in store.values())
+        made = {tensor.name: [kind.name for kind in tensor.stored] for tensor in store.manifest.tensors}
+    assert {name: made[name] for name in ENCODED} == {name: [kind] for name, kind in ENCODED.items()}
+    gdist.reshard(tmp_path / "s", tmp_path / "r", mesh="2")
+    assert_holds(tmp_path / "r", expected)
+
+
+@pytest.mark.torrent
+def test_without_the_package_blocks_are_not_dequantised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "from")
+    monkeypatch.delitem(sys.modules, "gdist.sinks.gguf_values", raising=False)
+    monkeypatch.delattr("gdist.sinks.gguf_values", raising=False)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with seed(tmp_path / "from", piece_length=PIECE) as seeded:
+        with pytest.raises(RequestError, match="not installed") as caught:
+            fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(dtype="bfloat16"))
+        fetch(format_magnet(seeded.magnet), tmp_path / "t", fetch_options())
+    assert "gdist[gguf]" in caught.value.hint
+    assert_encoded(tmp_path / "t")
 
 
 def test_files_are_viewed_inspected_and_resharded_where_they_lie(
