@@ -218,8 +218,7 @@ def plan_renames(table: RenameTable, tensors: Iterable[NamedTensor]) -> RenamePl
 
     Raises:
         RequestError: naming all that cannot be: two tensors of one name, stacks that lack a layer or whose
-            tensors differ, numbers that are none, names that no store may hold, pairs to be transposed or
-            stacked.
+            tensors differ, numbers that are none, names that no store may hold.
     """
     groups: dict[str, list[_Found]] = {}
     dropped, unmatched, faults = [], [], []
@@ -260,9 +259,6 @@ def _match(table: RenameTable, tensor: NamedTensor) -> _Found | None:
         return _Found(tensor, None, tensor.name) if table.keep_other else None
     if rule.drop:
         return _Found(tensor, rule, "")
-    if half and (rule.transpose or rule.stack):
-        verb = "stacked" if rule.stack else "transposed"
-        raise RequestError(f"{tensor.name!r} is half of a quantised pair, which cannot be {verb}")
     new = match.expand(rule.to)
     place = 0
     if rule.stack:
@@ -287,8 +283,7 @@ def _made(group: Sequence[_Found]) -> Renamed:
         if len(group) > 1:
             raise RequestError(f"{first.name!r} is what {_list(f.tensor.name for f in group)} become")
         transpose = rule is not None and rule.transpose
-        whole = Renamed(first.name, (), tensor.dtype, (tensor.name,), transpose, None, tensor.quantisation)
-        return replace(whole, shape=whole.dims(tensor.shape, 0))
+        return _of(tensor, Renamed(first.name, (), tensor.dtype, (tensor.name,), transpose))
     if any(found.rule is not rule for found in group):
         raise RequestError(
             f"{first.name!r} is what several rules make of {_list(f.tensor.name for f in group)}"
@@ -313,8 +308,16 @@ def _made(group: Sequence[_Found]) -> Renamed:
             f"{first.name!r}: axis {rule.axis} is past the {len(tensor.shape)} of {tensor.name!r}"
         )
     sources = tuple(found.tensor.name for found in ordered)
-    whole = Renamed(first.name, (), tensor.dtype, sources, rule.transpose, rule.axis)
-    return replace(whole, shape=whole.dims(tensor.shape, len(sources)))
+    return _of(tensor, Renamed(first.name, (), tensor.dtype, sources, rule.transpose, rule.axis))
+
+
+def _of(tensor: NamedTensor, made: Renamed) -> Renamed:
+    """What is made of tensors like this one, with its shape, and with the dimension of groups of a pair."""
+    half = tensor.quantisation
+    if half:
+        dimension = made.dims(range(len(tensor.shape)), -1).index(half.dimension)
+        half = replace(half, dimension=dimension)
+    return replace(made, shape=made.dims(tensor.shape, len(made.sources)), quantisation=half)
 
 
 def _list(names: Iterable[str]) -> str:

@@ -104,6 +104,16 @@ def test_both_halves_of_a_pair_go_by_the_pairs_name() -> None:
     assert all(t.is_same for t in plan.tensors)
 
 
+def test_the_groups_of_a_pair_keep_their_dimension() -> None:
+    rule = {**STACK, "match": r"l(?P<layer>\d)", "transpose": True}
+    for axis, dimension in ((0, 2), (1, 2), (2, 1)):
+        plan = plan_renames(table({**rule, "axis": axis}), pair("l0") + pair("l1"))
+        weight, scales = plan.tensors
+        assert (weight.name, weight.sources) == ("w.weight", ("l0.weight", "l1.weight"))
+        assert weight.quantisation == Quantisation("w", "weight", 1, dimension), axis
+        assert scales.quantisation == Quantisation("w", "scales", 1, dimension)
+
+
 @pytest.mark.parametrize(
     ("rules", "given", "why"),
     [
@@ -119,12 +129,8 @@ def test_both_halves_of_a_pair_go_by_the_pairs_name() -> None:
         ([{**STACK, "match": "l(?P<layer>.)"}], tensors("lx"), "'lx' has 'x' where the number in the stack"),
         ([{"match": ".*", "to": "../x"}], tensors("a"), "is not a plain relative path"),
         ([{"match": "(a)?b", "to": r"\1"}], tensors("b"), "tensor name '' is empty"),
-        (
-            [{"match": ".*", "to": "x", "transpose": True}],
-            pair("p"),
-            "quantised pair, which cannot be transp",
-        ),
-        ([{**STACK, "match": "l(?P<layer>.)"}], pair("l0"), "quantised pair, which cannot be stacked"),
+        ([{"match": ".", "to": "x"}], pair("p") + pair("q"), "'x.scales' is what 'p.scales', 'q.scales'"),
+        ([{**STACK, "match": "l(?P<layer>.)"}], pair("l0") + pair("l2"), "'w.scales' is stacked of 2"),
     ],
 )
 def test_what_cannot_be_is_named(rules: list[Any], given: list[NamedTensor], why: str) -> None:
