@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from gdist.core.magnet import parse_peer
 from gdist.core.mesh import HostGroup, Mesh
-from gdist.core.profiles import PROFILES
 from gdist.core.units import parse_bytes, parse_rate, parse_seconds
 from gdist.core.view import VIEW
 from gdist.errors import GdistError, RequestError, TransferError
 from gdist.events import Note, Observer
+from gdist.profile_files import check_profile
 from gdist.reading import HostLike, MeshLike, OrderLike, RulesLike, all_devices
 from gdist.reading import read_host as read_host
 from gdist.reading import read_mesh as read_mesh
@@ -188,7 +188,7 @@ def _fetch_options(
     **swarm: Unpack[Swarm],
 ) -> FetchOptions:
     """What is asked of a fetch, as one value."""
-    _check_profile(profile)
+    check_profile(profile)
     group, table = read_host(host) or HostGroup(), read_rules(rules)
     devices = all_devices(devices, devices_per_host, group.count)
     cut = _cut(mesh, axes, devices, device_order, table)
@@ -694,13 +694,14 @@ def reshard(
     """Writes a store, or a checkpoint, as a store on another mesh; safe to repeat, resumes.
 
     `source` is a store (a directory or URL, or those of several hosts), a directory of files that
-    gdist reads, or an Orbax checkpoint; `dest` a directory or a URL. Without `rules` tensors are split as the
-    source was. `memory` bounds what is held while converting. `profile` and `ignore` are for checkpoints.
+    gdist reads, or an Orbax or Zarr directory; `dest` a directory or a URL. Without `rules` tensors are split
+    as the source was. `memory` bounds what is held while converting. `profile` and `ignore` are for
+    checkpoints.
 
     Raises:
         GdistError: of the family that says whose fault it is; what is done is kept for the next call.
     """
-    _check_profile(profile)
+    check_profile(profile)
     if not os.fspath(dest):
         raise RequestError("the destination is empty", hint="give a directory or a URL")
     group, table = read_host(host) or HostGroup(), read_rules(rules)
@@ -747,7 +748,7 @@ def view(
     Raises:
         GdistError: of the family that says whose fault it is.
     """
-    _check_profile(profile)
+    check_profile(profile)
     from gdist.run.view import ViewOptions, make_view
 
     options = ViewOptions(
@@ -833,7 +834,7 @@ def publish(
     from gdist.run.publish import PublishOptions
     from gdist.run.publish import publish as run
 
-    _check_profile(profile)
+    check_profile(profile)
     where = None if directory is None else Path(directory)
     if not isinstance(payload, str | os.PathLike):
         payload = _write_tree(payload, where, name, parse_bytes(file_bytes, "file bytes"), stop)
@@ -970,7 +971,7 @@ def _survey(
 ) -> SurveyOptions:
     from gdist.run.survey import SurveyOptions
 
-    _check_profile(profile)
+    check_profile(profile)
     # options that are all unset must not bring libtorrent in: a known release needs none of it
     asked = torrent_options(**swarm) if swarm else None
     return SurveyOptions(profile, tuple(ignore), _patterns(select), _text(manifest), _text(verify_key), asked)
@@ -978,12 +979,6 @@ def _survey(
 
 def _text(value: str | os.PathLike[str] | None) -> str | None:
     return None if value is None else os.fspath(value)
-
-
-def _check_profile(name: str | None) -> None:
-    if name is not None and name not in PROFILES:
-        known = ", ".join(sorted(PROFILES))
-        raise RequestError(f"profile {name!r} is not known", hint=f"known profiles: {known}", profile=name)
 
 
 def _piece_length(value: int | str | None) -> int | None:

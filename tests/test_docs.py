@@ -16,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +167,7 @@ def _stay(code: str) -> None:
     process = subprocess.Popen(["bash", "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline(), "the command ended and said nothing"
+    time.sleep(0.3)  # tee writes to its file after its output
 
 
 PAGE_SECONDS = 90  # a page takes a few; imports of JAX and Orbax are most of it

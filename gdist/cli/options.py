@@ -174,9 +174,11 @@ def naming_options(function: F) -> F:
     function = option(
         "--ignore", multiple=True, metavar="GLOB", help="Files to leave out, by pattern; may be repeated."
     )(function)
-    return option("--profile", metavar="NAME", help="How to name the tensors.  [default: what fits]")(
-        function
-    )
+    return option(
+        "--profile",
+        metavar="NAME|FILE",
+        help="How to name and join the tensors.  [default: what fits]",
+    )(function)
 
 
 def fetch_options(function: F) -> F:

@@ -1,4 +1,4 @@
-"""Tensors made on the way: quantised pairs dequantised, floating types cast.
+"""Tensors made on the way: quantised pairs dequantised, floating types cast, copies compared or averaged.
 
     NAME.weight  int8      (8, 768, 64) ─┐
                                          ├─ product in float32, rounded once ─▶  NAME  bfloat16 (8, 768, 64)
@@ -12,6 +12,7 @@ until all their bytes are there; then the shard is made of them, block by block.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from gdist.core.dtypes import BY_NAME, DType
 from gdist.core.grid import ShardGrid
@@ -79,6 +80,8 @@ def _product(weight: StoredTensor, scales: StoredTensor, dtype: DType) -> Stored
 
 def _cast(tensor: StoredTensor, dtype: DType) -> StoredTensor:
     spec = tensor.spec
+    if tensor.factors and spec.dtype.name.startswith(("float", "bfloat")):
+        return replace(tensor, spec=TensorSpec(spec.name, spec.shape, dtype))
     if spec.dtype == dtype or not spec.dtype.name.startswith(("float", "bfloat")):
         return tensor
     return StoredTensor(TensorSpec(spec.name, spec.shape, dtype), (), factors=(Factor(tensor),))

@@ -183,17 +183,33 @@ def join_arrays(named: Iterable[NamedArrays]) -> tuple[StoredTensor, ...]:
     """The tensors that named arrays are, in loading order.
 
     Raises:
-        UnsupportedError, CorruptError: as `check_names` and `tensors_of` do, and for a name given twice.
+        UnsupportedError, CorruptError: as `in_order` and `tensors_of` do.
+    """
+    return in_order(
+        (tensor, file.path)
+        for name, file, arrays in named
+        for tensor in tensors_of(name, arrays, file.offset, file.path)
+    )
+
+
+def in_order(found: Iterable[tuple[StoredTensor, str]]) -> tuple[StoredTensor, ...]:
+    """Tensors in loading order; the texts say where each was found.
+
+    Raises:
+        UnsupportedError, CorruptError: as `check_names`, and for a name given twice.
     """
     tensors: dict[str, StoredTensor] = {}
     twice = []
-    for name, file, arrays in named:
-        for tensor in tensors_of(name, arrays, file.offset, file.path):
-            if tensor.spec.name in tensors:
-                twice.append(f"{tensor.spec.name!r} (again in {file.path!r})")
-            tensors[tensor.spec.name] = tensor
+    for tensor, where in found:
+        if tensor.spec.name in tensors:
+            twice.append(f"{tensor.spec.name!r} (again in {where!r})")
+        tensors[tensor.spec.name] = tensor
     if twice:
-        raise CorruptError(f"tensors are there more than once: {listed(twice)}", tensors=tuple(twice))
+        raise CorruptError(
+            f"tensors are there more than once: {listed(twice)}",
+            hint="files of several ranks are joined by a profile: --profile NAME",
+            tensors=tuple(twice),
+        )
     check_names(tensors)
     return tuple(tensors[name] for name in loading_order(tensors))
 
@@ -261,7 +277,7 @@ def _groups(weight: tuple[int, ...], scales: tuple[int, ...]) -> int | None:
 
 
 def _stored(name: str, array: FoundArray, offset: int, quantisation: Quantisation | None) -> StoredTensor:
-    spec = TensorSpec(name, array.shape, array.dtype)
+    spec = TensorSpec(name, array.shape, array.dtype, array.encoding)
     parts = tuple(Part(part.extent.shift(offset), part.box, part.order) for part in array.parts)
     return StoredTensor(spec, parts, quantisation)
 

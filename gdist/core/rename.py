@@ -58,12 +58,13 @@ class RenameTable:
 
 @dataclass(frozen=True, slots=True)
 class NamedTensor:
-    """What a plan has to know of a tensor; `dtype` is its type's name."""
+    """What a plan has to know of a tensor; `dtype` is its type's name, `encoding` as of `FoundArray`."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     quantisation: Quantisation | None = None
+    encoding: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Renamed:
     transpose: bool = False
     axis: int | None = None
     quantisation: Quantisation | None = None
+    encoding: str = ""
 
     @property
     def is_same(self) -> bool:
@@ -218,7 +220,7 @@ def plan_renames(table: RenameTable, tensors: Iterable[NamedTensor]) -> RenamePl
 
     Raises:
         RequestError: naming all that cannot be: two tensors of one name, stacks that lack a layer or whose
-            tensors differ, numbers that are none, names that no store may hold.
+            tensors differ, numbers that are none, names that no store may hold, encoded blocks to be turned.
     """
     groups: dict[str, list[_Found]] = {}
     dropped, unmatched, faults = [], [], []
@@ -259,6 +261,10 @@ def _match(table: RenameTable, tensor: NamedTensor) -> _Found | None:
         return _Found(tensor, None, tensor.name) if table.keep_other else None
     if rule.drop:
         return _Found(tensor, rule, "")
+    if tensor.encoding and (rule.transpose or rule.axis):
+        raise RequestError(
+            f"{tensor.name!r} is blocks of {tensor.encoding}, which cannot be transposed, or stacked but on 0"
+        )
     new = match.expand(rule.to)
     place = 0
     if rule.stack:
@@ -296,9 +302,9 @@ def _made(group: Sequence[_Found]) -> Renamed:
             raise RequestError(f"{first.name!r} has several tensors number {twice[0]}")
         lacking = next(n for n, place in enumerate(places) if n != place)
         raise RequestError(f"{first.name!r} is stacked of {len(places)}, and number {lacking} is missing")
-    unlike = [
-        f.tensor.name for f in ordered if (f.tensor.shape, f.tensor.dtype) != (tensor.shape, tensor.dtype)
-    ]
+    kind = tensor.shape, tensor.dtype, tensor.encoding
+    of_all = [(f.tensor.name, (f.tensor.shape, f.tensor.dtype, f.tensor.encoding)) for f in ordered]
+    unlike = [name for name, its in of_all if its != kind]
     if unlike:
         raise RequestError(
             f"{first.name!r}: {_list(unlike)} are of other shapes or types than {tensor.name!r}"
@@ -317,7 +323,8 @@ def _of(tensor: NamedTensor, made: Renamed) -> Renamed:
     if half:
         dimension = made.dims(range(len(tensor.shape)), -1).index(half.dimension)
         half = replace(half, dimension=dimension)
-    return replace(made, shape=made.dims(tensor.shape, len(made.sources)), quantisation=half)
+    shape = made.dims(tensor.shape, len(made.sources))
+    return replace(made, shape=shape, quantisation=half, encoding=tensor.encoding)
 
 
 def _list(names: Iterable[str]) -> str:

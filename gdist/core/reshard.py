@@ -220,7 +220,7 @@ def identity_of(manifest: StoreManifest) -> str:
 
 def stored_tensor(tensor: StoreTensor) -> StoredTensor:
     """The tensor as plans and rules know it; where its bytes lie is of no matter to them."""
-    spec = TensorSpec(tensor.name, tensor.shape, tensor.dtype)
+    spec = TensorSpec(tensor.name, tensor.shape, tensor.dtype, tensor.encoding)
     return StoredTensor(spec, (Part(Extent(0, spec.nbytes), Box.whole(spec.shape)),), tensor.quantisation)
 
 

@@ -66,7 +66,7 @@ class StoreTensor:
 
     `stored` are the types that its source has where it was converted: of weight and scales, or of itself.
     `view` says where it lies in a payload's files, in a store that is a view of them; a digest is then ""
-    where the payload was not read.
+    where the payload was not read. `encoding` says what the elements stand for where that is not their type.
     """
 
     name: str
@@ -77,6 +77,7 @@ class StoreTensor:
     shards: Mapping[tuple[int, ...], tuple[str, ...]] = field(default_factory=dict)
     stored: tuple[DType, ...] = ()
     view: View | None = None
+    encoding: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -153,12 +154,15 @@ def manifest_name(host: HostGroup) -> str:
     return f"gdist.host-{host.index:05}-of-{host.count:05}.json"
 
 
-def tensor_attributes(spec: PartitionSpec, quantisation: Quantisation | None) -> dict[str, object]:
+def tensor_attributes(
+    spec: PartitionSpec, quantisation: Quantisation | None, encoding: str = ""
+) -> dict[str, object]:
     """gdist's attributes in the `zarr.json` of a tensor."""
     attributes: dict[str, object] = {"partition_spec": spec.to_json()}
     if quantisation:
         q = quantisation
         attributes |= {"pair": q.pair, "role": q.role, "groups": q.groups, "groups_dimension": q.dimension}
+    attributes |= {"encoding": encoding} if encoding else {}
     return {"gdist": attributes}
 
 
@@ -225,6 +229,8 @@ def _tensor_row(tensor: StoreTensor) -> dict[str, object]:
         row["stored"] = [dtype.name for dtype in tensor.stored]
     if tensor.view:
         row["view"] = [tensor.view.order.value, list(tensor.view.part), [list(at) for at in tensor.view.at]]
+    if tensor.encoding:
+        row["encoding"] = tensor.encoding
     row["shards"] = [[list(index), list(digests)] for index, digests in tensor.shards.items()]
     return row
 
@@ -286,7 +292,8 @@ def _parse_tensor(row: Any) -> StoreTensor:
     stored = tuple(map(dtype_named, row.get("stored", ())))
     spec = parse_spec(row["spec"])
     view = _parse_view(*row["view"]) if "view" in row else None
-    return StoreTensor(row["name"], dtype_named(row["dtype"]), grid, spec, quantisation, shards, stored, view)
+    dtype, encoding = dtype_named(row["dtype"]), str(row.get("encoding", ""))
+    return StoreTensor(row["name"], dtype, grid, spec, quantisation, shards, stored, view, encoding)
 
 
 def _parse_file(path: Any, nbytes: Any, offset: Any) -> StoreFile:
@@ -317,8 +324,8 @@ def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
             first.converted,
             first.steps,
         )
-        grids = [(t.name, t.dtype, t.grid) for t in part.tensors] == [
-            (t.name, t.dtype, t.grid) for t in first.tensors
+        grids = [(t.name, t.dtype, t.grid, t.encoding) for t in part.tensors] == [
+            (t.name, t.dtype, t.grid, t.encoding) for t in first.tensors
         ]
         if not (same and grids):
             raise RequestError(

@@ -68,11 +68,12 @@ class FoundArray:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A logical tensor's name, shape and element type."""
+    """A logical tensor's name, shape and element type; `encoding` as of `FoundArray`."""
 
     name: str
     shape: tuple[int, ...]
     dtype: DType
+    encoding: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -117,18 +118,30 @@ class Factor:
         return box.times(self.ratio) if self.ratio else box
 
 
+class Combine(Enum):
+    """What a tensor that is made on the way is of its factors, in float32 and rounded once.
+
+    EQUAL is any of them: copies that must be equal byte for byte, or the tensor is refused.
+    """
+
+    PRODUCT = "product"
+    MEAN = "mean"
+    EQUAL = "equal"
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A logical tensor and the stored parts that tile it, each byte of it in exactly one part.
 
     `quantisation` is set on both halves of a quantised pair. A tensor that is made on the way has no parts,
-    but `factors`: its value is their product (see `gdist.core.convert`).
+    but `factors`, and `combine` says how its value is made of them (see `gdist.core.convert`).
     """
 
     spec: TensorSpec
     parts: tuple[Part, ...]
     quantisation: Quantisation | None = None
     factors: tuple[Factor, ...] = ()
+    combine: Combine = Combine.PRODUCT
 
     def __post_init__(self) -> None:
         for factor in self.factors:

@@ -28,7 +28,7 @@ def view_document(tensor: StoreTensor) -> dict[str, object]:
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": list(fill) if isinstance(fill, tuple) else fill,
         "codecs": [*turned, {"name": "bytes", "configuration": {"endian": "little"}}],
-        "attributes": tensor_attributes(tensor.spec, tensor.quantisation),
+        "attributes": tensor_attributes(tensor.spec, tensor.quantisation, tensor.encoding),
         # xarray makes one data set of all arrays, where a name has one size.
         "dimension_names": [f"dim_{d}_{size}" for d, size in enumerate(tensor.shape)],
     }

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
-from gdist.formats import Format, Scan, pickle_arrays, safetensors, torch_legacy, torch_zip
+from gdist.formats import (
+    Container,
+    Format,
+    Scan,
+    gguf,
+    pickle_arrays,
+    safetensors,
+    tar,
+    torch_legacy,
+    torch_zip,
+)
 
-FORMATS: tuple[Format, ...] = (pickle_arrays, safetensors, torch_zip, torch_legacy)
+FORMATS: tuple[Format, ...] = (pickle_arrays, safetensors, torch_zip, torch_legacy, gguf)
+CONTAINERS: tuple[Container, ...] = (tar,)
 
 # Where `scan` computes what the file says again beside each payload: scans that read all of it too. They are
 # for files that are at hand, and for when the bytes outside the tensors have arrived.
@@ -15,19 +28,62 @@ CHECKS: Mapping[str, Callable[[int], Scan]] = MappingProxyType(
     {torch_zip.NAME: torch_zip.check, torch_legacy.NAME: torch_legacy.check}
 )
 
-_MAGICS = (
-    (b"GGUF", "a GGUF file"),
-    (b"\x93NUMPY", "a NumPy array file (npy)"),
-    (b"\x1f\x8b", "gzip data"),
-    (b"\x28\xb5\x2f\xfd", "zstd data"),
-    (b"BZh", "bzip2 data"),
-    (b"\xfd7zXZ\x00", "xz data"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-    (b"\x80\x02", "a pickle of protocol 2"),
-    (b"\x0c\xdb\x3a\x2a", "an OCDBT manifest (TensorStore, Orbax)"),
+_THEN = "then gdist view or gdist reshard what comes out"
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A kind of file that may hold tensors and is not read: what it is, and how to make it one that is."""
+
+    what: str
+    hint: str = ""
+
+
+# How programs of Cosmopolitan Libc begin (its `ape/specification.md`); their zip's directory is at the end.
+_LLAMAFILE = Foreign(
+    "a llamafile, or another program that is a zip archive too",
+    f"take the GGUF file out of it with unzip, {_THEN}",
 )
-_TAR_OFFSET = 257  # where POSIX puts the magic "ustar"
+_MAGICS = (
+    (b"\x93NUMPY", Foreign("a NumPy array file (npy)")),
+    (b"\x1f\x8b", Foreign("gzip data", f"unpack it with gunzip, or tar xzf for a .tar.gz, {_THEN}")),
+    (b"\x28\xb5\x2f\xfd", Foreign("zstd data", f"unpack it with zstd -d, or tar --zstd -xf, {_THEN}")),
+    (b"BZh", Foreign("bzip2 data", f"unpack it with bunzip2, or tar xjf, {_THEN}")),
+    (b"\xfd7zXZ\x00", Foreign("xz data", f"unpack it with unxz, or tar xJf, {_THEN}")),
+    (b"\x04\x22\x4d\x18", Foreign("lz4 data", f"unpack it with lz4 -d, {_THEN}")),
+    (b"7z\xbc\xaf\x27\x1c", Foreign("a 7z archive", f"unpack it with 7z x, {_THEN}")),
+    (b"Rar!\x1a\x07", Foreign("a RAR archive", f"unpack it with unrar x, {_THEN}")),
+    (
+        b"PK\x07\x08",
+        Foreign("a zip archive in several files", f"join them with zip -s 0 IN.zip --out OUT.zip, {_THEN}"),
+    ),
+    (
+        b"\x89HDF\r\n\x1a\n",
+        Foreign("an HDF5 file", "write its arrays anew with h5py and safetensors; gdist has no HDF5 reader"),
+    ),
+    (b"\x80\x02", Foreign("a pickle of protocol 2")),
+    (b"MZqFpD='", _LLAMAFILE),
+    (b"jartsr='", _LLAMAFILE),
+    (b"APEDBG='", _LLAMAFILE),
+    (
+        b"\x0c\xdb\x3a\x2a",
+        Foreign(
+            "an OCDBT manifest (TensorStore, Orbax)",
+            "an Orbax checkpoint is read as a whole: give its own directory, the one with _METADATA, to "
+            "gdist reshard",
+        ),
+    ),
+)
+_SPECS = Foreign(
+    "a checkpoint of t5x or PaxML that says where its arrays lie",
+    "gdist opens no place that a file names, which could be any on this machine; its arrays are read where "
+    "they lie beside it as plain Zarr directories",
+)
+_SPEC_WORDS = (b"kvstore", b"driver")  # of a TensorStore spec
+# How tools name what they cut a file up into. Only the first piece has a magic number; a name decides
+# nothing here but which advice is given.
+_PIECE = re.compile(r"(.+[-._](?:split|part)[-_.]?)(?:\d{1,4}|[a-z]{2})|(.+\.)0\d\d", re.IGNORECASE)
+_PIECE_OF_ZIP = re.compile(r"(.+)\.z\d\d", re.IGNORECASE)
 
 
 def formats_read() -> str:
@@ -44,12 +100,22 @@ def detect(head: bytes, size: int) -> Format | None:
     return None
 
 
-def recognise_foreign(head: bytes, size: int) -> str | None:
-    """What a file is, for a message, when it is a container that may hold tensors and gdist does not read it.
+def detect_container(head: bytes, size: int) -> Container | None:
+    """The same of containers: what a file of files is."""
+    if torch_legacy.is_tar_form(head):
+        return None  # a checkpoint, not an archive of some
+    for candidate in CONTAINERS:
+        if candidate.sniff(head, size):
+            return candidate
+    return None
 
-    None for everything else: texts, tokenizers, images, and what `detect` knows.
+
+def recognise_foreign(head: bytes, size: int) -> Foreign | None:
+    """What a file is when it is a container that may hold tensors and gdist does not read it.
+
+    None for everything else: texts, tokenizers, images, and what `detect` and `detect_container` know.
     """
-    if detect(head, size) is not None:
+    if detect(head, size) is not None or detect_container(head, size) is not None:
         return None
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip(head)
@@ -57,16 +123,36 @@ def recognise_foreign(head: bytes, size: int) -> str | None:
         if head.startswith(magic):
             return what
     if torch_legacy.is_tar_form(head):
-        return "a torch checkpoint from before torch 0.1.10 (tar); load and save it where you trust it"
-    if head[_TAR_OFFSET : _TAR_OFFSET + 5] == b"ustar":
-        return "a tar archive"
+        return Foreign(
+            "a torch checkpoint from before torch 0.1.10 (tar)", "load and save it where you trust it"
+        )
+    if head[:1] and head[0] & 0xF0 in (0x80, 0xD0) and all(word in head for word in _SPEC_WORDS):
+        return _SPECS  # a msgpack map
     return None
 
 
-def _zip(head: bytes) -> str:
+def advice_on_piece(path: str) -> str:
+    """How to join a file that is called like a piece of one that was cut up, or nothing.
+
+    Content tells nothing of such a piece, unless it is the first.
+    """
+    name = path.rpartition("/")[2]
+    if match := _PIECE_OF_ZIP.fullmatch(name):
+        return (
+            f"it is called like a piece of a zip archive: zip -s 0 {match[1]}.zip --out JOINED.zip, {_THEN}"
+        )
+    if match := _PIECE.fullmatch(name):
+        joined = f"cat $(ls -v {match[1] or match[2]}*) > WHOLE"  # -v: 10 comes after 9
+        return f"it is called like a piece of a file that was cut up: {joined}, {_THEN}"
+    return ""
+
+
+def _zip(head: bytes) -> Foreign:
     """Tells the zip files of tensors apart by the first member's name, at offset 30 of its local header."""
     length = int.from_bytes(head[26:28], "little")
     name = head[30 : 30 + length]
     if name.endswith(b".npy"):
-        return "a NumPy archive (npz)"
-    return "a zip archive"
+        return Foreign("a NumPy archive (npz)")
+    if name.endswith(b".gguf"):
+        return Foreign("a zip archive of a GGUF file", f"unpack it with unzip, {_THEN}")
+    return Foreign("a zip archive", f"unpack it with unzip, {_THEN}")

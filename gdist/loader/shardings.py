@@ -105,7 +105,7 @@ def _named(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Mesh:
 
 def _stored(tensor: StoreTensor) -> StoredTensor:
     """The tensor in the terms that rules are written in; where its bytes lie is of no matter there."""
-    spec = TensorSpec(tensor.name, tensor.shape, tensor.dtype)
+    spec = TensorSpec(tensor.name, tensor.shape, tensor.dtype, tensor.encoding)
     return StoredTensor(spec, (Part(Extent(0, spec.nbytes), Box.whole(spec.shape)),), tensor.quantisation)
 
 

@@ -8,20 +8,23 @@ scanned first.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gdist.core.payload import Payload
-from gdist.core.profile import INDEX_SUFFIX, FileArrays, check_index, name_tensors
+from gdist.core.profile import INDEX_SUFFIX, check_index
 from gdist.core.rules import Rules
 from gdist.core.select import chosen_names
 from gdist.core.source_manifest import SourceManifest
 from gdist.core.tensor import StoredTensor
 from gdist.errors import UnsupportedError
-from gdist.formats.detect import CHECKS, formats_read
+from gdist.formats.detect import CHECKS, advice_on_piece, formats_read
+from gdist.run.directories import find_directories
+from gdist.run.documents import documents_ending, documents_in
 from gdist.run.header_cache import load_headers, save_headers
-from gdist.run.headers import HeaderScan, HeaderSource, arrays_of
+from gdist.run.headers import HeaderScan, HeaderSource, Unread, arrays_of, unread_of
+from gdist.run.naming import name_arrays
 
 MAX_ASSET_BYTES = 64 * 2**20  # all assets together are held in memory while they arrive
 
@@ -79,17 +82,17 @@ def read_catalogue(
         CorruptError: when files contradict themselves or each other.
     """
     payload = source.payload
-    ignored = tuple(
-        i
-        for i, f in enumerate(payload.files)
-        if any(fnmatch.fnmatchcase(f.path, pattern) for pattern in ignore)
-    )
+
+    def skip(path: str) -> bool:
+        return any(fnmatch.fnmatchcase(path, pattern) for pattern in ignore)
+
+    ignored = tuple(i for i, f in enumerate(payload.files) if skip(f.path))
     files = [i for i in range(len(payload.files)) if i not in set(ignored)]
     if manifest and manifest.whole:
         naming = manifest.to_tensors(payload)
         known = _files_of(payload, naming.tensors)
         assets = tuple(i for i in files if i not in known)
-        check_assets(payload, assets, {})
+        check_unread(Unread(payload.files[i].path, payload.files[i].length) for i in assets)
         return Catalogue(
             payload,
             naming.tensors,
@@ -103,24 +106,30 @@ def read_catalogue(
     if manifest:
         manifest.places(payload)
     scan = HeaderScan(source, tick)
-    known_headers = load_headers(cache, payload, files) if cache else None
-    reports = known_headers or scan.run(files)
-    found = [held for i, report in reports.items() for held in arrays_of(payload.files[i], report)]
+    directories = find_directories(payload, files, skip, scan.fetch_all)
+    files = [i for i in files if i not in directories.inside]
+    ignored = (*ignored, *sorted(directories.ignored))
+    known_headers = load_headers(cache, payload, files, ignore) if cache else None
+    reports = known_headers or scan.run(files, skip)
+    found = [
+        *directories.found,
+        *(held for i, report in reports.items() for held in arrays_of(payload.files[i], report)),
+    ]
     assets = tuple(i for i, report in reports.items() if report.format is None)
-    check_assets(payload, assets, {i: reports[i].foreign for i in assets})
+    check_unread(row for i, report in reports.items() for row in unread_of(payload.files[i], report))
     if not found:
-        raise UnsupportedError(
-            f"none of the {len(payload.files)} files holds a tensor gdist can read",
-            hint=f"{formats_read()}; gdist inspect lists the files",
-        )
+        raise no_tensor(payload, "gdist inspect lists the files")
     if not known_headers:
-        _check_indexes(scan, payload, assets, found)
+        for index in documents_ending(payload, reports, scan.fetch, INDEX_SUFFIX).values():
+            if index:
+                check_index(index, found)
     for i, report in reports.items() if manifest else ():
         assert manifest is not None
         manifest.check_file(payload.files[i].path, report.arrays)
-    naming = name_tensors(found, profile or (manifest.profile if manifest else None))
+    asked = profile or (manifest.profile if manifest else None)
+    naming = name_arrays(found, asked, documents_in(payload, reports, scan.fetch))
     if cache and not known_headers:
-        save_headers(cache, payload, reports)
+        save_headers(cache, payload, reports, ignore)
     return Catalogue(
         payload,
         naming.tensors,
@@ -134,36 +143,41 @@ def read_catalogue(
 
 
 def _files_of(payload: Payload, tensors: Sequence[StoredTensor]) -> set[int]:
-    segments = (segment for t in tensors for part in t.parts for segment in payload.segments(part.extent))
-    return {segment.file for segment in segments}
+    parts = (part for t in tensors for factor in t.sources for part in factor.tensor.parts)
+    return {segment.file for part in parts for segment in payload.segments(part.extent)}
 
 
-def check_assets(payload: Payload, assets: Collection[int], foreign: Mapping[int, str | None]) -> None:
-    """That files without tensors may be kept as they are: of no kind we know, and small together.
+def check_unread(unread: Iterable[Unread]) -> None:
+    """That files and members without tensors may be kept as they are: of no kind we know, small together.
 
     Raises:
-        UnsupportedError: naming those that may not.
+        UnsupportedError: naming those that may not, and what to do with them.
     """
-    known = [f"{payload.files[i].path} ({name})" for i, name in foreign.items() if name]
+    leave = "leave them out with --ignore 'PATTERN'"
+    unread = tuple(unread)
+    known = [(row.path, row.foreign) for row in unread if row.foreign]
     if known:
+        named = [f"{path} ({foreign.what})" for path, foreign in known]
+        advice = dict.fromkeys(foreign.hint for _, foreign in known if foreign.hint)
         raise UnsupportedError(
-            f"{len(known)} files are of a kind gdist does not read: {', '.join(known[:20])}",
-            hint="leave them out with --ignore 'PATTERN', if the rest is what you want",
+            f"{len(known)} files are of a kind gdist does not read: {', '.join(named[:20])}",
+            hint="; or ".join((*advice, f"{leave}, if the rest is what you want")),
         )
-    total = sum(payload.files[i].length for i in assets)
+    total = sum(row.nbytes for row in unread)
     if total > MAX_ASSET_BYTES:
-        largest = sorted(assets, key=lambda i: -payload.files[i].length)[:5]
-        names = ", ".join(f"{payload.files[i].path} ({payload.files[i].length} bytes)" for i in largest)
+        largest = sorted(unread, key=lambda row: -row.nbytes)[:5]
+        names = ", ".join(f"{row.path} ({row.nbytes} bytes)" for row in largest)
+        pieces = [text for row in largest if (text := advice_on_piece(row.path))]
         raise UnsupportedError(
             f"files of unknown content hold {total} bytes, more than {MAX_ASSET_BYTES}: {names}",
-            hint="leave them out with --ignore 'PATTERN'",
+            hint="; or ".join((*pieces[:1], leave)),
         )
 
 
-def _check_indexes(
-    scan: HeaderScan, payload: Payload, assets: Collection[int], found: Sequence[FileArrays]
-) -> None:
-    """Holds every `*.safetensors.index.json` against the files it speaks of."""
-    indexes = [i for i in assets if payload.files[i].path.endswith(INDEX_SUFFIX) and payload.files[i].length]
-    for index in indexes:
-        check_index(scan.fetch(index), found)
+def no_tensor(payload: Payload, more: str, where: str = "") -> UnsupportedError:
+    """That there is no tensor in any file, and what may be done about it."""
+    advice = next((found for file in payload.files if (found := advice_on_piece(file.path))), "")
+    return UnsupportedError(
+        f"none of the {len(payload.files)} files{where} holds a tensor gdist can read",
+        hint=advice or f"{formats_read()}, also in tar; {more}",
+    )

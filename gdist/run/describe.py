@@ -121,7 +121,9 @@ def _hashed(path: Path, file: SourceFile, digester: Digester) -> SourceFile:
 def _listed(
     paths: Mapping[str, Path], files: Sequence[PayloadFile], tensors: Sequence[StoredTensor]
 ) -> tuple[SourceFile, ...] | None:
-    """The files with the arrays found in them, named as the tensors are; None where an array is not one."""
+    """The files with the arrays found in them, named as the tensors are; None where an array is not one, or
+    lies in an archive.
+    """
     names: defaultdict[tuple[object, ...], list[StoredTensor]] = defaultdict(list)
     for tensor in tensors:
         role = tensor.quantisation.role if tensor.quantisation else ""
@@ -129,7 +131,10 @@ def _listed(
     listed = []
     for file in files:
         arrays = []
-        for array in scan_file(paths[file.path]).arrays:
+        report = scan_file(paths[file.path])
+        if report.members:
+            return None
+        for array in report.arrays:
             place = (_shifted(array.parts, file.offset), array.shape, array.dtype, array.role)
             same = names[place]  # several where tensors are tied: which of them is which is of no matter
             if not same:

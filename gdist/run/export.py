@@ -8,6 +8,7 @@ stream: memory is a few windows, whatever the store's size.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Sequence
@@ -28,7 +29,15 @@ from gdist.events import Observer
 from gdist.rename_files import RenameLike, read_rename
 from gdist.run.output_files import OutputFiles, check_empty_directory
 from gdist.run.rebuild import Rebuilder, whole_boxes
-from gdist.run.safetensors_files import FILE_BYTES, check_types, cut_files, file_name, header_of, index_of
+from gdist.run.safetensors_files import (
+    FILE_BYTES,
+    FORMAT,
+    check_types,
+    cut_files,
+    file_name,
+    header_of,
+    index_of,
+)
 from gdist.stores import Address, files_of
 from gdist.stores import open as open_store
 from gdist.stores.buffers import aligned_empty
@@ -208,7 +217,7 @@ def _export_safetensors(
             raise RequestError(f"the store has an asset {sorted(taken & {*names})[0]!r} of its own")
         for name, chosen in zip(names, files, strict=True):
             out.begin(name)
-            out.write(header_of(chosen))
+            out.write(header_of(chosen, _metadata(chosen)))
             for tensor in chosen:
                 _write_tensor(opened, tensor, out)
             out.end()
@@ -219,6 +228,12 @@ def _export_safetensors(
             out.end()
         for asset in assets:
             _write_whole(out, asset.path, _asset(places, opened.manifest.asset_key(asset), asset.digest))
+
+
+def _metadata(tensors: Sequence[StoreTensor]) -> dict[str, str]:
+    """What the header says beside the tensors: which of them are encoded, in JSON, by name."""
+    encodings = {tensor.name: tensor.encoding for tensor in tensors if tensor.encoding}
+    return {**FORMAT, **({"gdist.encodings": json.dumps(encodings)} if encodings else {})}
 
 
 def _asset(places: Sequence[Address], path: str, digest: str) -> bytes:

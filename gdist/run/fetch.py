@@ -8,6 +8,7 @@ asked                          and files   pieces   memory       there      shar
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -60,10 +61,11 @@ from gdist.run.destination import (
     lost_shards,
     reopen,
 )
+from gdist.run.directories import EncodedDirectory
 from gdist.run.failures import left_behind
 from gdist.run.journal_file import JournalFile, Lock
 from gdist.run.keeping import SourceKeeper
-from gdist.run.manifest import finish, source_of, store_manifest
+from gdist.run.manifest import finish, source_of, store_manifest, store_source
 from gdist.run.opening import Opener, Opening, PieceSource, open_alone
 from gdist.run.options import PAYLOAD_CHOICES, FetchOptions, check_view
 from gdist.run.preflight import check_free, check_space, shard_limit
@@ -152,7 +154,7 @@ def fetch(
         if done:
             reopen(where, done, job_of(asked, done.mesh, done.plan))
         with left_behind(where.work):
-            manifest = _Fetch(
+            run = _Fetch(
                 resolved,
                 where,
                 asked,
@@ -161,7 +163,11 @@ def fetch(
                 stop or threading.Event(),
                 neighbours=neighbours,
                 opener=opener,
-            ).run()
+            )
+            try:
+                manifest = run.run()
+            except EncodedDirectory as found:
+                manifest = run.convert_directory(found)
         clean(where)
         return result(manifest, already=False)
     finally:
@@ -213,6 +219,16 @@ class _Fetch:
         )
         with self._opener(opening) as (source, catalogue):
             return self._convert(source, catalogue.select(self._options.select))
+
+    def convert_directory(self, found: EncodedDirectory) -> StoreManifest:
+        """What it takes instead where the torrent's arrays must be decoded from whole files."""
+        from gdist.run.fetch_directory import Asked, fetch_directory  # TensorStore comes with it
+
+        torrent = (self._dest.work / "source.torrent").read_bytes()
+        asked = Asked(found, torrent, self._torrent_options(), self._dest, self._options)
+        if not self._keep:
+            shutil.rmtree(self._dest.work / "payload", ignore_errors=True)  # headers alone
+        return fetch_directory(asked, store_source, self._observe, self._timing, self._stop, self._check_stop)
 
     def _enter(self, stage: Stage) -> None:
         self._stage, self._entered = stage, time.monotonic()

@@ -8,48 +8,70 @@ to the .torrent it belongs to; one that cannot be read is ignored, and the heade
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from gdist.core.extent import Extent
 from gdist.core.payload import Payload
 from gdist.core.source_files import SourceArray, SourceFile, file_to_json, parse_file
 from gdist.errors import GdistError
-from gdist.run.headers import FileReport
+from gdist.formats.detect import Foreign
+from gdist.run.headers import FileReport, MemberReport
 from gdist.sinks.local import write_atomically
 
-VERSION = 2
+VERSION = 3
 
 
-def save_headers(path: Path, payload: Payload, reports: Mapping[int, FileReport]) -> None:
-    """Writes what was found, by file of the payload."""
+def save_headers(
+    path: Path, payload: Payload, reports: Mapping[int, FileReport], ignore: Sequence[str] = ()
+) -> None:
+    """Writes what was found, by file of the payload; `ignore` is by what members were left out."""
     rows = []
     for number, report in reports.items():
         file = payload.files[number]
-        arrays = tuple(SourceArray(array.key, array) for array in report.arrays)
-        rows.append(
-            [
-                number,
-                report.format,
-                report.foreign,
-                report.keys_are_names,
-                file_to_json(SourceFile(file.path, file.length, arrays)),
-            ]
-        )
-    write_atomically(path, json.dumps({"gdist_headers": VERSION, "files": rows}).encode())
+        rows.append([number, _to_row(file.path, file.length, report)])
+    document = {"gdist_headers": VERSION, "ignore": sorted(ignore), "files": rows}
+    write_atomically(path, json.dumps(document).encode())
 
 
-def load_headers(path: Path, payload: Payload, files: Collection[int]) -> dict[int, FileReport] | None:
+def _to_row(path: str, length: int, report: FileReport) -> list[object]:
+    arrays = tuple(SourceArray(array.key, array) for array in report.arrays)
+    foreign = [report.foreign.what, report.foreign.hint] if report.foreign else None
+    members = [
+        [member.extent.start, _to_row(member.path, member.extent.length, member.report)]
+        for member in report.members
+    ]
+    file = file_to_json(SourceFile(path, length, arrays))
+    return [report.format, foreign, report.keys_are_names, file, members]
+
+
+def load_headers(
+    path: Path, payload: Payload, files: Collection[int], ignore: Sequence[str] = ()
+) -> dict[int, FileReport] | None:
     """What was found in all of these files, or None when that is not known."""
     try:
         content = json.loads(path.read_bytes())
-        if content["gdist_headers"] != VERSION:
+        if content["gdist_headers"] != VERSION or content["ignore"] != sorted(ignore):
             return None
         reports = {}
-        for number, kind, foreign, named, row in content["files"]:
-            file = parse_file(row)
+        for number, row in content["files"]:
+            file, report = _from_row(row)
             if (file.path, file.nbytes) != (payload.files[number].path, payload.files[number].length):
                 return None
-            reports[number] = FileReport(kind, tuple(item.array for item in file.arrays), foreign, named)
+            reports[number] = report
         return {number: reports[number] for number in files}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AssertionError, GdistError):
         return None
+
+
+def _from_row(row: Any) -> tuple[SourceFile, FileReport]:  # Any: whatever fails is no cache of ours
+    kind, foreign, named, entry, members = row
+    file = parse_file(entry)
+    found = []
+    for start, member in members:
+        inner, report = _from_row(member)
+        assert inner.nbytes is not None, inner.path
+        found.append(MemberReport(inner.path, Extent(start, inner.nbytes), report))
+    arrays = tuple(item.array for item in file.arrays)
+    return file, FileReport(kind, arrays, Foreign(*foreign) if foreign else None, named, tuple(found))

@@ -56,6 +56,7 @@ class TensorInfo:
     spec: PartitionSpec | None
     slab: tuple[int, ...] | None
     quantisation: Quantisation | None
+    encoding: str = ""  # what the elements stand for where that is not their type ("gguf.q4_0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What there is; `kind` is "release", "torrent", "files" or "store".
+    """What there is; `kind` is "release", "torrent", "files", "arrays" or "store".
 
     `nbytes` is of all files of a source, of all tensors of a store. `piece_length` is None where there are no
     pieces or their length is not known. `absent_hosts` have a part of the store that is not here. `chosen`
@@ -119,7 +120,7 @@ def inspect(
         result = _of_store(found, asked, os.fspath(source))
     if asked.rename is None:
         return result
-    tensors = (NamedTensor(t.name, t.shape, t.dtype, t.quantisation) for t in result.tensors)
+    tensors = (NamedTensor(t.name, t.shape, t.dtype, t.quantisation, t.encoding) for t in result.tensors)
     return replace(result, renamed=plan_renames(asked.rename, tensors))
 
 
@@ -145,6 +146,11 @@ def look(
             _check_described(options, text)
             return read_manifests(files_of(text))
         path = local_path(text)
+        if path is not None and path.is_dir():
+            from gdist.run.origins import is_directory_of_arrays, survey_arrays  # TensorStore comes with it
+
+            if is_directory_of_arrays(path):
+                return survey_arrays(path, options)
         if path is not None and is_checkpoint(path):
             _check_described(options, text)
             return survey_files(path, options)
@@ -218,6 +224,7 @@ def _kept(tensor: StoreTensor) -> TensorInfo:
         tensor.spec,
         tensor.grid.slab,
         tensor.quantisation,
+        tensor.encoding,
     )
 
 
@@ -279,4 +286,6 @@ def _rule(tensor: StoredTensor, rules: Rules | None) -> PartitionSpec | None:
 
 def _tensor(tensor: StoredTensor, spec: PartitionSpec | None, slab: tuple[int, ...] | None) -> TensorInfo:
     own = tensor.spec
-    return TensorInfo(own.name, own.shape, own.dtype.name, own.nbytes, spec, slab, tensor.quantisation)
+    return TensorInfo(
+        own.name, own.shape, own.dtype.name, own.nbytes, spec, slab, tensor.quantisation, own.encoding
+    )

@@ -79,7 +79,7 @@ def _store_tensor(
     stored = made or known.get(spec.name, ())
     view = view_of(plan.tensor, viewed) if viewed else None
     pair = plan.tensor.quantisation
-    return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, pair, shards, stored, view)
+    return StoreTensor(spec.name, spec.dtype, plan.grid, plan.spec, pair, shards, stored, view, spec.encoding)
 
 
 def root_documents(plan: HostPlan, manifest: StoreManifest) -> dict[str, bytes]:
@@ -91,7 +91,9 @@ def root_documents(plan: HostPlan, manifest: StoreManifest) -> dict[str, bytes]:
 def array_files(manifest: StoreManifest) -> dict[str, dict[str, object]]:
     """The Zarr document of each tensor, by its name."""
     return {
-        t.name: array_document(t.grid, t.dtype, tensor_attributes(t.spec, t.quantisation), manifest.codec)
+        t.name: array_document(
+            t.grid, t.dtype, tensor_attributes(t.spec, t.quantisation, t.encoding), manifest.codec
+        )
         for t in manifest.tensors
     }
 
@@ -119,12 +121,17 @@ def finish(sink: Sink, address: str, plan: HostPlan, manifest: StoreManifest) ->
 
 def source_of(source: PieceSource, catalogue: Catalogue) -> StoreSource:
     """What the manifest of a store says of the torrent it came from."""
+    return store_source(source, catalogue.profile or "")
+
+
+def store_source(source: PieceSource, profile: str = "") -> StoreSource:
+    """The same, where tensors were named by this profile, or by none."""
     return StoreSource(
         info_hash_v1=source.info_hash.v1_hex,
         info_hash_v2=source.info_hash.v2_hex,
         name=source.name,
-        piece_length=catalogue.payload.piece_length,
-        nbytes=sum(file.length for file in catalogue.payload.files),
+        piece_length=source.payload.piece_length,
+        nbytes=sum(file.length for file in source.payload.files),
         magnet=format_magnet(magnet_of(source.torrent_file)),
-        profile=catalogue.profile or "",
+        profile=profile,
     )

@@ -1,19 +1,30 @@
-"""What SRC of a reshard is: a store in one place or several, an Orbax checkpoint, or a checkpoint's files."""
+"""What SRC of a reshard is: a store in one place or several, an Orbax or Zarr directory, or a checkpoint."""
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from gdist.core.payload import Payload, PayloadFile
+from gdist.core.profile import listed
 from gdist.core.reshard import rules_of
 from gdist.core.rules import Rules
-from gdist.errors import RequestError
+from gdist.core.select import chosen_names
+from gdist.core.source_manifest import ASSUMED_PIECE_LENGTH
+from gdist.errors import RequestError, UnsupportedError
 from gdist.kvstore import local_path
-from gdist.run.survey import SurveyOptions, is_checkpoint, survey_files
+from gdist.run.headers import unread_of
+from gdist.run.survey import Survey, SurveyOptions, is_checkpoint, scan_file, survey_files
 from gdist.stores import Address, files_of
 from gdist.stores.origins import Origin
 from gdist.stores.origins.store import StoreOrigin
+
+if TYPE_CHECKING:
+    from gdist.stores.origins.zarr import ZarrOrigin
 
 
 def check_apart(sources: Sequence[Address], dest: str) -> None:
@@ -85,6 +96,7 @@ def _hosts_below(source: Address) -> Sequence[Address]:
 
 def _checkpoint(source: Address, profile: str | None, ignore: Sequence[str]) -> tuple[Origin, Rules | None]:
     from gdist.stores.origins.orbax import OrbaxOrigin, is_orbax  # TensorStore comes with it
+    from gdist.stores.origins.zarr import has_zarr
 
     if is_orbax(source):
         if profile:
@@ -94,26 +106,94 @@ def _checkpoint(source: Address, profile: str | None, ignore: Sequence[str]) -> 
             )
         return OrbaxOrigin(source, ignore), None
     root = local_path(source)
-    if root is None or not root.exists() or not is_checkpoint(root):
-        raise RequestError(
-            f"{os.fspath(source)} is no store, no Orbax checkpoint and no checkpoint on this disk",
-            hint="check the address; a torrent is fetched with gdist fetch --mesh",
-        )
-    items = sorted(path.parent.name for path in root.glob("*/_METADATA")) if root.is_dir() else []
+    items = sorted(path.parent.name for path in root.glob("*/_METADATA")) if root is not None else []
     if items:
         raise RequestError(
             f"{root} is not an Orbax checkpoint itself, but holds some: {', '.join(items)}",
-            hint=f"give one of them: {root / items[0]}",
+            hint=f"give one of them: {root}/{items[0]}",
+        )
+    if root is not None and has_zarr(root):
+        if profile:
+            raise RequestError(
+                f"{root} is a Zarr hierarchy: its tensors have their names", hint="leave out --profile"
+            )
+        return open_zarr(root, ignore), None
+    if root is None or not root.exists() or not is_checkpoint(root):
+        raise RequestError(
+            f"{os.fspath(source)} is no store, no Orbax or Zarr directory and no checkpoint on this disk",
+            hint="check the address; a torrent is fetched with gdist fetch --mesh",
         )
     return _files(root, profile, ignore)
 
 
+def is_directory_of_arrays(path: Path) -> bool:
+    """True for an Orbax checkpoint or a Zarr hierarchy: its tensors lie in chunks, a file each or more."""
+    from gdist.stores.origins.orbax import is_orbax  # TensorStore comes with it
+    from gdist.stores.origins.zarr import has_zarr
+
+    return path.is_dir() and (is_orbax(path) or has_zarr(path))
+
+
+def survey_arrays(path: Path, options: SurveyOptions) -> Survey:
+    """What an Orbax checkpoint or a Zarr hierarchy holds.
+
+    Its tensors lie in no file of the payload, which has the other files alone.
+
+    Raises:
+        UnsupportedError, CorruptError: as `open_origin`.
+    """
+    origin, rules = _checkpoint(path, options.profile, options.ignore)
+    with contextlib.closing(origin):
+        contents = origin.contents
+    position = sum(tensor.spec.nbytes for tensor in contents.tensors)
+    files = []
+    for name in contents.assets:
+        files.append(PayloadFile(name, position, (path / name).stat().st_size))
+        position += files[-1].length
+    names = chosen_names((tensor.rule_name for tensor in contents.tensors), options.select)
+    return Survey(
+        kind="arrays",
+        name=path.absolute().name,
+        info_hash="",
+        payload=Payload(tuple(files), ASSUMED_PIECE_LENGTH, position),
+        tensors=tuple(tensor for tensor in contents.tensors if tensor.rule_name in names),
+        rules=rules,
+        profile=None,
+        assets=tuple(range(len(files))),
+        piece_length_assumed=True,
+    )
+
+
+def open_zarr(root: Path, ignore: Sequence[str]) -> ZarrOrigin:
+    """A Zarr hierarchy, and the files beside its arrays that go with them.
+
+    Raises:
+        UnsupportedError: for files that hold tensors of their own, or of a kind that is not read.
+    """
+    from gdist.run.catalogue import check_unread  # NumPy comes with it
+    from gdist.stores.origins.zarr import ZarrOrigin, loose_files  # TensorStore comes with it
+
+    paths = [p for p in loose_files(root) if not any(fnmatch.fnmatchcase(p, pattern) for pattern in ignore)]
+    unread, holders = [], []
+    for path in paths:
+        report = scan_file(root / path)
+        unread += unread_of(PayloadFile(path, 0, (root / path).stat().st_size), report)
+        holders += [path] if report.format else []
+    if holders:
+        raise UnsupportedError(
+            f"{root} holds Zarr arrays, and tensors in other files: {listed(holders)}",
+            hint="leave one of them out with --ignore 'PATTERN'",
+        )
+    check_unread(unread)
+    return ZarrOrigin(root, ignore, paths)
+
+
 def _files(root: Path, profile: str | None, ignore: Sequence[str]) -> tuple[Origin, Rules | None]:
-    from gdist.run.catalogue import check_assets  # libtorrent comes with it
+    from gdist.run.catalogue import check_unread  # libtorrent comes with it
     from gdist.stores.origins.files import FilesOrigin
 
     found = survey_files(root, SurveyOptions(profile, tuple(ignore)))
-    check_assets(found.payload, found.assets, {n: kind for n, kind in found.foreign.items() if kind})
+    check_unread(found.unread)
     origin = FilesOrigin(
         root,
         found.payload,

@@ -85,7 +85,7 @@ def pictures_of_survey(
     for number in numbers:
         tensor = found.tensors[number]
         picture = _picture(tensor.spec, mesh or Mesh(), specs[number], hosts, tensor.quantisation)
-        pictures.append(_from_payload(picture, tensor, found, pieces=found.kind != "files"))
+        pictures.append(_from_payload(picture, tensor, found, pieces=found.kind not in ("files", "arrays")))
     return side_by_side(pictures)
 
 
@@ -103,7 +103,7 @@ def pictures_of_store(
     layout = _layout_of(manifest) if numbers else None
     for number in numbers:
         tensor = manifest.tensors[number]
-        own = TensorSpec(tensor.name, tensor.shape, tensor.dtype)
+        own = TensorSpec(tensor.name, tensor.shape, tensor.dtype, tensor.encoding)
         if mesh is None and rules is None:
             on, spec, shared_by = manifest.mesh, tensor.spec, store.count
         else:
@@ -193,5 +193,5 @@ def _spec_of(manifest: StoreManifest, tensor: StoreTensor, mesh: Mesh, rules: Ru
 
 def _stored(tensor: StoreTensor) -> StoredTensor:
     """The tensor in the terms that rules are written in; where its bytes lie is of no matter there."""
-    spec = TensorSpec(tensor.name, tensor.shape, tensor.dtype)
+    spec = TensorSpec(tensor.name, tensor.shape, tensor.dtype, tensor.encoding)
     return StoredTensor(spec, (Part(Extent(0, spec.nbytes), Box.whole(spec.shape)),), tensor.quantisation)

@@ -21,7 +21,7 @@ from gdist.core.rules import Rules
 from gdist.core.source_manifest import SourceManifest, parse_source_manifest
 from gdist.errors import RequestError, translate
 from gdist.run.aligned import write_aligned
-from gdist.run.catalogue import check_assets
+from gdist.run.catalogue import check_unread
 from gdist.run.describe import Described, Digester, describe
 from gdist.run.survey import Survey, SurveyOptions, survey_files
 from gdist.sinks.local import write_atomically
@@ -180,7 +180,7 @@ def _described(
 ) -> tuple[Survey, Described]:
     payload = read_metadata(load_torrent(torrent)).payload
     found = survey_files(source, SurveyOptions(asked.profile, asked.ignore), payload=payload)
-    check_assets(payload, found.assets, {n: kind for n, kind in found.foreign.items() if kind})
+    check_unread(found.unread)
     paths = {file.path: source if source.is_file() else source / file.path for file in payload.files}
     return found, describe(paths, found, digester, {payload.files[number].path for number in found.ignored})
 

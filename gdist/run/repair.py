@@ -303,7 +303,7 @@ class _Repair:
                 task = ShardTask(len(plans), place, grid.box_of(place))
                 places[task] = (name, index, chunk)
                 tasks.append(task)
-            spec = TensorSpec(name, tensor.shape, tensor.dtype)
+            spec = TensorSpec(name, tensor.shape, tensor.dtype, tensor.encoding)
             stored = StoredTensor(spec, source.map.tensors[name], tensor.quantisation)
             plans.append(TensorPlan(stored, tensor.spec, grid, tuple(tasks)))
         plan = HostPlan(source.payload, self._manifest.mesh, HostGroup(), tuple(plans))

@@ -139,6 +139,19 @@ def reshard(
     )
 
 
+def reshard_from(
+    origin: Origin,
+    rules: Rules | None,
+    dest: Destination,
+    options: ReshardOptions,
+    observe: Observer,
+    timing: Timing,
+    stop: threading.Event,
+) -> tuple[StoreManifest, bool]:
+    """The same from an origin that is open; the manifest, and whether the store was complete before."""
+    return _Reshard(origin, rules, dest, options, observe, timing, stop).run()
+
+
 def open_sink(dest: Destination, plan: HostPlan, codec: str, *, staged: bool) -> Sink:
     """Where the shards of a plan go."""
     if dest.root is not None and not staged:

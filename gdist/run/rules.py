@@ -158,7 +158,7 @@ def _tensors_of(manifest: StoreManifest) -> tuple[StoredTensor, ...]:
     """The tensors of a store in the terms of rules; where their bytes lie is of no matter there."""
     found = []
     for tensor in manifest.tensors:
-        spec = TensorSpec(tensor.name, tensor.shape, tensor.dtype)
+        spec = TensorSpec(tensor.name, tensor.shape, tensor.dtype, tensor.encoding)
         part = Part(Extent(0, spec.nbytes), Box.whole(spec.shape))
         found.append(StoredTensor(spec, (part,), tensor.quantisation))
     return tuple(found)

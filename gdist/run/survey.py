@@ -8,8 +8,8 @@ from __future__ import annotations
 import fnmatch
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gdist import releases
 from gdist.core.extent import Extent
 from gdist.core.payload import Payload, PayloadFile
-from gdist.core.profile import INDEX_SUFFIX, check_index, name_tensors
+from gdist.core.profile import INDEX_SUFFIX, FileArrays, check_index
 from gdist.core.rules import Rules
 from gdist.core.select import check_patterns, chosen_names
 from gdist.core.source_manifest import ASSUMED_PIECE_LENGTH, SourceManifest
@@ -25,10 +25,11 @@ from gdist.core.tensor import StoredTensor
 from gdist.errors import CorruptError, InterruptedRun, UnsupportedError, translate
 from gdist.events import Note, Observer, Stage, StageStarted
 from gdist.formats import drive
-from gdist.formats.detect import formats_read
+from gdist.formats.detect import advice_on_piece
+from gdist.run.documents import documents_ending, documents_in
+from gdist.run.headers import FileReport, Unread, arrays_of, identify, skip_below, unread_of
 
 if TYPE_CHECKING:
-    from gdist.run.headers import FileReport
     from gdist.run.resolve import Resolved
     from gdist.sources.torrent import TorrentOptions
 
@@ -54,7 +55,8 @@ class SurveyOptions:
 class Survey:
     """What a source holds; tensors are the chosen ones, in loading order, `assets` indices of other files.
 
-    `kind` is "release" (from a manifest alone), "torrent" or "files".
+    `kind` is "release" (from a manifest alone), "torrent", "files" or "arrays" (an Orbax checkpoint or a Zarr
+    hierarchy: tensors are in no file of the payload).
     """
 
     kind: str
@@ -68,12 +70,13 @@ class Survey:
     ignored: tuple[int, ...] = ()
     piece_length_assumed: bool = False
     notes: tuple[str, ...] = ()
-    foreign: Mapping[int, str | None] = field(default_factory=dict)  # kinds of assets on disk, where known
+    unread: tuple[Unread, ...] = ()  # of files on disk: those without tensors, and members of containers
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files."""
-        return sum(file.length for file in self.payload.files)
+        """Bytes of all files, of arrays by their shapes."""
+        arrays = sum(tensor.spec.nbytes for tensor in self.tensors) if self.kind == "arrays" else 0
+        return arrays + sum(file.length for file in self.payload.files)
 
 
 def survey(
@@ -197,42 +200,48 @@ def survey_files(
         CorruptError, FilesystemError: when a file contradicts itself or cannot be read.
     """
     asked = options or SurveyOptions()
-    from gdist.run.headers import arrays_of
+    from gdist.run.catalogue import no_tensor  # NumPy comes with it
+    from gdist.run.naming import name_arrays
 
-    found, ignored = [], []
-    foreign: dict[int, str | None] = {}
-    payload = payload or local_payload(path, skip)
-    files = payload.files
-    for number, file in enumerate(files):
-        name = file.path
-        where = path if path.is_file() else path / name
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in asked.ignore):
-            ignored.append(number)
-        elif held := arrays_of(file, report := scan_file(where)):
-            found += held
-        else:
-            foreign[number] = report.foreign
+    def left_out(name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in asked.ignore)
+
+    def read(number: int, extent: Extent) -> bytes:
+        return _content(path if path.is_file() else path / laid.files[number].path, extent)
+
+    laid = payload or local_payload(path, skip)
+    found: list[FileArrays] = []
+    unread: list[Unread] = []
+    assets = []
+    reports: dict[int, FileReport] = {}
+    for number, file in enumerate(laid.files):
+        if left_out(file.path):
+            continue
+        where = path if path.is_file() else path / file.path
+        reports[number] = report = scan_file(where, skip_below(file.path, left_out))
+        held = arrays_of(file, report)
+        found += held
+        if not held:
+            assets.append(number)
+        unread += unread_of(file, report)
     if not found:
-        raise UnsupportedError(
-            f"none of the {len(files)} files of {str(path)!r} holds a tensor gdist can read",
-            hint=formats_read(),
-        )
-    for number in foreign:
-        if files[number].path.endswith(INDEX_SUFFIX) and files[number].length:
-            check_index(_content(path if path.is_file() else path / files[number].path), found)
-    naming = name_tensors(found, asked.profile)
+        raise no_tensor(laid, "gdist inspect lists what is in a torrent", f" of {str(path)!r}")
+    for index in documents_ending(laid, reports, read, INDEX_SUFFIX).values():
+        if index:
+            check_index(index, found)
+    naming = name_arrays(found, asked.profile, documents_in(laid, reports, read))
     everything = Survey(
         kind="files",
         name=path.absolute().name,
         info_hash="",
-        payload=payload,
+        payload=laid,
         tensors=naming.tensors,
         rules=naming.rules,
         profile=naming.profile,
-        assets=tuple(foreign),
-        ignored=tuple(ignored),
+        assets=tuple(assets),
+        ignored=tuple(number for number in range(len(laid.files)) if number not in reports),
         piece_length_assumed=True,
-        foreign=foreign,
+        unread=tuple(unread),
     )
     return _chosen(everything, asked)
 
@@ -247,9 +256,11 @@ def local_payload(path: Path, skip: Callable[[str], bool] = lambda name: False) 
     return Payload(tuple(files), ASSUMED_PIECE_LENGTH, position)
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, extent: Extent) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(extent.start)
+            return file.read(extent.length)
     except OSError as error:
         raise translate(error, f"reading {path}") from error
 
@@ -261,14 +272,12 @@ def _files_below(path: Path) -> Sequence[tuple[str, Path]]:
     return sorted((where.relative_to(path).as_posix(), where) for where in found if where.is_file())
 
 
-def scan_file(path: Path) -> FileReport:
+def scan_file(path: Path, skip: Callable[[str], bool] = lambda member: False) -> FileReport:
     """What one local file is and holds.
 
     Raises:
         UnsupportedError, CorruptError: from its format, with the file's name.
     """
-    from gdist.run.headers import FileReport, identify
-
     report, size = FileReport(), path.stat().st_size
     if not size:
         return report
@@ -279,9 +288,10 @@ def scan_file(path: Path) -> FileReport:
                 file.seek(extent.start)
                 return file.read(extent.length)
 
-            drive(identify(size, report, thorough=True), read)
+            drive(identify(size, report, skip, thorough=True), read)
     except (UnsupportedError, CorruptError) as error:
-        raise type(error)(f"{path}: {error.message}", hint=error.hint, file=str(path)) from error
+        hint = advice_on_piece(str(path)) or error.hint
+        raise type(error)(f"{path}: {error.message}", hint=hint, file=str(path)) from error
     except OSError as error:
         raise translate(error, f"reading {path}") from error
     return report

@@ -299,7 +299,7 @@ def _document_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
 
 
 def _disagreements(tensor: StoreTensor, found: dict[str, object], codec: str) -> Iterable[str]:
-    attributes = tensor_attributes(tensor.spec, tensor.quantisation)
+    attributes = tensor_attributes(tensor.spec, tensor.quantisation, tensor.encoding)
     document = array_document(tensor.grid, tensor.dtype, attributes, codec)
     expected = json.loads(json.dumps(document))
     for key in ("node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs"):

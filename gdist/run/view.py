@@ -34,7 +34,8 @@ from gdist.core.tensor import StoredTensor
 from gdist.core.view import VIEW, StoreFile, chunk_indexes, view_grid, view_of
 from gdist.errors import CorruptError, GdistError, InterruptedRun, RequestError, UnsupportedError, translate
 from gdist.events import Finished, Note, Observer, ShardCommitted, TensorsPlanned
-from gdist.run.catalogue import check_assets
+from gdist.run.catalogue import check_unread
+from gdist.run.copies import one_copy
 from gdist.run.survey import Survey, SurveyOptions, survey_files
 from gdist.run.view_index import write_documents
 from gdist.run.view_torrent import ViewedTorrent
@@ -210,8 +211,10 @@ def _survey(payload: Path, root: Path, asked: ViewOptions, torrent: ViewedTorren
         found = survey_files(base, survey, payload=torrent.payload)
     else:
         found = survey_files(payload, survey, skip=own)
-    check_assets(found.payload, found.assets, {n: kind for n, kind in found.foreign.items() if kind})
-    return found
+    check_unread(found.unread)
+    base = payload if torrent is None or payload.is_file() else torrent.base
+    one = (one_copy(t, found.payload, base, compare=not asked.trust) for t in found.tensors)
+    return replace(found, tensors=tuple(one))
 
 
 def _manifest(
@@ -259,7 +262,16 @@ def _store_tensor(tensor: StoredTensor, found: Survey) -> StoreTensor:
     spec = tensor.spec
     grid = view_grid(spec.shape, view, spec.dtype.itemsize)
     shards = dict.fromkeys(chunk_indexes(grid), ("",))
-    return StoreTensor(spec.name, spec.dtype, grid, PartitionSpec(()), tensor.quantisation, shards, view=view)
+    return StoreTensor(
+        spec.name,
+        spec.dtype,
+        grid,
+        PartitionSpec(()),
+        tensor.quantisation,
+        shards,
+        view=view,
+        encoding=spec.encoding,
+    )
 
 
 def _is_view(root: Path) -> bool:

@@ -11,11 +11,12 @@ commit, so a run that is killed at any moment makes it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from operator import floordiv, mul
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 and its kin with NumPy, by name
@@ -30,7 +31,8 @@ from gdist.core.layout import ShardLayout
 from gdist.core.placer import Placement
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.core.store_manifest import StoreManifest
-from gdist.core.tensor import Factor, Order
+from gdist.core.tensor import Combine, Factor, Order
+from gdist.errors import CorruptError
 from gdist.sinks import Sink
 from gdist.sinks.parts import PartFiles
 
@@ -88,7 +90,9 @@ class ConvertingSink:
             corner = tuple(map(mul, chunk, plan.grid.chunk))
             for _, inside in tiles_of(Box.whole(plan.grid.chunk), tile):
                 box = inside.shift(corner)
-                values = product([part.read(box) for part in parts], dtype)
+                values = _COMBINED[plan.tensor.combine]([part.read(box) for part in parts], dtype)
+                if values is None:
+                    raise _differ(plan, task)
                 data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
                 take = Box.whole(box.shape).with_bytes(dtype.itemsize)
                 target = box.with_bytes(dtype.itemsize)
@@ -143,6 +147,34 @@ class _Staged:
         return found
 
 
+def mean(copies: Sequence[Array], dtype: np.dtype[Any]) -> Array:
+    """The mean in float32, rounded to nearest even."""
+    with np.errstate(all="ignore"):
+        total = copies[0].astype(np.float32)
+        for copy in copies[1:]:
+            total += copy.astype(np.float32)
+        total /= np.float32(len(copies))
+        return total.astype(dtype)
+
+
+def equal(copies: Sequence[Array], dtype: np.dtype[Any]) -> Array | None:
+    """One of copies that are equal byte for byte, cast; None where two differ."""
+    first = copies[0].tobytes()
+    if any(copy.tobytes() != first for copy in copies[1:]):
+        return None
+    with np.errstate(all="ignore"):
+        return copies[0].astype(dtype)
+
+
+def _differ(plan: TensorPlan, task: ShardTask) -> CorruptError:
+    name = plan.tensor.spec.name
+    return CorruptError(
+        f"the {len(plan.tensor.factors)} copies of {name!r} are not equal (shard {task.index})",
+        hint="the profile calls it replicated: the files are of two models, or of another profile",
+        tensor=name,
+    )
+
+
 def product(factors: Sequence[Array], dtype: np.dtype[Any]) -> Array:
     """The product in float32, rounded to nearest even; a single factor is cast as NumPy and ml_dtypes do.
 
@@ -156,6 +188,11 @@ def product(factors: Sequence[Array], dtype: np.dtype[Any]) -> Array:
         for other in others:
             value *= other.astype(np.float32)
         return value.astype(dtype)
+
+
+_COMBINED: Mapping[Combine, Callable[[Sequence[Array], np.dtype[Any]], Array | None]] = MappingProxyType(
+    {Combine.PRODUCT: product, Combine.MEAN: mean, Combine.EQUAL: equal}
+)
 
 
 def _block(shape: Sequence[int], most: int) -> tuple[int, ...]:

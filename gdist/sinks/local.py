@@ -66,7 +66,9 @@ class LocalSink:
     def publish(self, plan: TensorPlan) -> None:
         """Writes the tensor's `zarr.json`."""
         document = array_document(
-            plan.grid, plan.tensor.spec.dtype, tensor_attributes(plan.spec, plan.tensor.quantisation)
+            plan.grid,
+            plan.tensor.spec.dtype,
+            tensor_attributes(plan.spec, plan.tensor.quantisation, plan.tensor.spec.encoding),
         )
         # Not synced: should the machine die, the next run publishes again; `finish` syncs them all.
         self._write(f"{plan.tensor.spec.name}/zarr.json", to_document(document), sync=False)

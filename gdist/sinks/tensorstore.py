@@ -51,7 +51,7 @@ class TensorStoreSink:
             ) from error
 
     def _document(self, plan: TensorPlan) -> dict[str, object]:
-        attributes = tensor_attributes(plan.spec, plan.tensor.quantisation)
+        attributes = tensor_attributes(plan.spec, plan.tensor.quantisation, plan.tensor.spec.encoding)
         return array_document(plan.grid, plan.tensor.spec.dtype, attributes, self._codec)
 
     def restore(self, records: Iterable[ShardRecord]) -> tuple[set[ShardTask], set[ShardTask]]:

@@ -37,6 +37,7 @@ def translate(error: Exception, doing: str) -> GdistError:
             hint="serve the store with a server that does, or read a copy of it on disk",
         )
     status = re.match(r"[A-Z_]+", str(error))
+    error = type(error)(str(error).partition(" [tensorstore_spec=")[0])  # screens of what we gave it
     match status[0] if status else "":
         case "NOT_FOUND":
             return CorruptError(f"{doing}: something is missing: {error}", hint="fetch again")

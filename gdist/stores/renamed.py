@@ -41,7 +41,8 @@ def plan_of(table: RenameTable, tensors: Iterable[StoreTensor]) -> RenamePlan:
     Raises:
         RequestError: naming all that cannot be.
     """
-    return plan_renames(table, (NamedTensor(t.name, t.shape, t.dtype.name, t.quantisation) for t in tensors))
+    named = (NamedTensor(t.name, t.shape, t.dtype.name, t.quantisation, t.encoding) for t in tensors)
+    return plan_renames(table, named)
 
 
 def renamed_tensor(renamed: Renamed, stored: StoreTensor) -> StoreTensor:
@@ -58,7 +59,14 @@ def renamed_tensor(renamed: Renamed, stored: StoreTensor) -> StoreTensor:
         renamed.dims(grid.slab, count),
         renamed.dims(grid.chunk, 1),
     )
-    return StoreTensor(renamed.name, stored.dtype, cut, PartitionSpec(spec), renamed.quantisation)
+    return StoreTensor(
+        renamed.name,
+        stored.dtype,
+        cut,
+        PartitionSpec(spec),
+        renamed.quantisation,
+        encoding=renamed.encoding,
+    )
 
 
 class _Described:

@@ -116,6 +116,11 @@ class LazyArray:
         """Set on both halves of a quantised pair."""
         return self._tensor.quantisation
 
+    @property
+    def encoding(self) -> str:
+        """What the elements stand for where that is not their type (`gguf.q4_0`: blocks of bytes), or ""."""
+        return self._tensor.encoding
+
     def __repr__(self) -> str:
         return f"<LazyArray {self.name!r} {self.dtype.name}{list(self.shape)} {self.spec}>"
 

@@ -104,6 +104,19 @@ def test_both_halves_of_a_pair_go_by_the_pairs_name() -> None:
     assert all(t.is_same for t in plan.tensors)
 
 
+def test_encoded_blocks_keep_what_they_are_and_are_not_turned() -> None:
+    blocks = [NamedTensor(f"l.{n}.w", (4, 18), "uint8", None, "gguf.q4_0") for n in range(2)]
+    (made,) = plan_renames(table(STACK), blocks).tensors
+    assert made.encoding == "gguf.q4_0" and made.shape == (2, 4, 18)
+    for change in ({"transpose": True}, {"axis": 1}):
+        with pytest.raises(
+            RequestError, match=r"'l\.0\.w' is blocks of gguf\.q4_0, which cannot be transposed"
+        ):
+            plan_renames(table({**STACK, **change}), blocks)
+    with pytest.raises(RequestError, match=r"'l\.1\.w' are of other shapes or types"):
+        plan_renames(table(STACK), [blocks[0], NamedTensor("l.1.w", (4, 18), "uint8")])
+
+
 def test_the_groups_of_a_pair_keep_their_dimension() -> None:
     rule = {**STACK, "match": r"l(?P<layer>\d)", "transpose": True}
     for axis, dimension in ((0, 2), (1, 2), (2, 1)):

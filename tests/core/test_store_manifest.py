@@ -24,6 +24,7 @@ from gdist.core.store_manifest import (
     manifest_name,
     parse_store_manifest,
     store_manifest_to_json,
+    tensor_attributes,
 )
 from gdist.core.tensor import Quantisation
 from gdist.errors import CorruptError, GdistError, RequestError
@@ -86,6 +87,23 @@ def test_what_was_chosen_and_converted_survives_and_is_absent_otherwise() -> Non
     assert document["select"] == ["^w", "größe"] and document["converted"] == {"dtype": "bfloat16"}
     assert [row.get("stored") for row in document["tensors"]] == [None, ["int8", "float16"]]
     assert not {"select", "converted"} & DOCUMENT.keys()
+
+
+def test_an_encoding_survives_and_is_absent_otherwise() -> None:
+    plain = sample()
+    blocks = replace(plain.tensors[0], encoding="gguf.q4_0")
+    manifest = replace(plain, tensors=(blocks, *plain.tensors[1:]))
+    assert parse_store_manifest(store_manifest_to_json(manifest), "here") == manifest
+    document = json.loads(store_manifest_to_json(manifest))
+    assert [row.get("encoding") for row in document["tensors"]] == ["gguf.q4_0", None, None]
+    assert all("encoding" not in row for row in DOCUMENT["tensors"])
+    assert tensor_attributes(SPEC, None, "gguf.q4_0")["gdist"] == {
+        "partition_spec": SPEC.to_json(),
+        "encoding": "gguf.q4_0",
+    }
+    assert tensor_attributes(SPEC, None) == {"gdist": {"partition_spec": SPEC.to_json()}}
+    with pytest.raises(RequestError, match="another job"):
+        join_manifests([plain, manifest])
 
 
 def test_a_device_order_survives_and_is_not_there_without_one() -> None:

@@ -37,7 +37,7 @@ import numpy as np
 from gdist.core.extent import Extent
 from gdist.core.tensor import FoundArray
 from gdist.errors import GdistError
-from gdist.formats import pickle_arrays, safetensors, torch_legacy, torch_zip
+from gdist.formats import gguf, pickle_arrays, safetensors, torch_legacy, torch_zip
 from gdist.formats.zip_directory import read_members
 from gdist.testing.checkpoints import write_safetensors
 
@@ -139,6 +139,28 @@ def _torch_sample() -> bytes:
     return _cache["torch"]
 
 
+def _gguf() -> list[bytes]:
+    from tempfile import TemporaryDirectory
+
+    import gguf as package
+
+    with TemporaryDirectory() as scratch:
+        writer = package.GGUFWriter(Path(scratch, "m"), "llama")
+        writer.add_array("tokenizer.ggml.tokens", ["a", "bc", "", "def"])
+        writer.add_array("scores", [1.0, 2.0])
+        writer.add_array("nested", [[1, 2], [3]])
+        writer.add_bool("flag", True)
+        writer.add_custom_alignment(64)
+        writer.add_tensor("plain", np.arange(6, dtype=np.float32).reshape(2, 3))
+        blocks = np.zeros((2, 36), np.uint8)
+        writer.add_tensor("blocks", blocks, raw_dtype=package.GGMLQuantizationType.Q4_0)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return [Path(scratch, "m").read_bytes()]
+
+
 def _legacy_parts() -> list[bytes]:
     data = _torch(legacy=True)
     return [data[len(torch_legacy.MAGIC + torch_legacy.VERSION) :]]
@@ -188,6 +210,12 @@ TARGETS = {
         _legacy_parts,
         lambda rest: torch_legacy.MAGIC + torch_legacy.VERSION + rest,
         _OPCODES + _TORCH_WORDS,
+    ),
+    "gguf": Target(
+        _gguf,
+        gguf.scan,
+        words=[struct.pack("<IQ", 9, n) for n in (1, 3, 1 << 40)]
+        + [struct.pack("<IIQ", 9, 9, 1) * 5, b"\x08\0\0\0", struct.pack("<Q", 64), b"general.alignment"],
     ),
     "zip": Target(
         _zips, read_members, words=[b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\7\x08"]

@@ -21,7 +21,11 @@ SCANS: Mapping[str, Callable[[int], Any]] = {
 
 
 def test_every_file_is_expected() -> None:
-    assert sorted(EXPECTED) == sorted(str(path.relative_to(CORPUS)) for path in CORPUS.glob("*/*"))
+    assert sorted(EXPECTED) == sorted(
+        str(path.relative_to(CORPUS))
+        for path in CORPUS.glob("*/*")
+        if path.parent.name != "tar"  # containers have a test of their own
+    )
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -24,7 +24,7 @@ from gdist.core.extent import Extent
 from gdist.core.tensor import FoundArray, Order
 from gdist.errors import CorruptError, GdistError, UnsupportedError
 from gdist.formats import SNIFF_BYTES, drive, pickle_arrays
-from gdist.formats.detect import FORMATS, detect, recognise_foreign
+from gdist.formats.detect import FORMATS, advice_on_piece, detect, recognise_foreign
 from gdist.formats.pickle_lexer import FIRST_WINDOW, LAST_WINDOW
 from gdist.testing.checkpoints import grok1_files, numpy_dtype, write_sparse
 from gdist.testing.pickle_writer import ArraySpec, layout_array, layout_pair
@@ -608,20 +608,43 @@ def test_foreign_containers_are_recognised() -> None:
     npy, npz = io.BytesIO(), io.BytesIO()
     np.save(npy, np.zeros(3))
     np.savez(npz, a=np.zeros(3))
-    tar = bytes(257) + b"ustar\0"
     for data, what in (
         (npy.getvalue(), "npy"),
         (npz.getvalue(), "npz"),
-        (b"GGUF\x03\0\0\0", "GGUF"),
         (b"\x1f\x8b\x08", "gzip"),
         (b"\x28\xb5\x2f\xfd", "zstd"),
-        (tar, "tar"),
+        (b"BZh9", "bzip2"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"7z\xbc\xaf\x27\x1c", "7z"),
+        (b"Rar!\x1a\x07\0", "RAR"),
+        (b"PK\x07\x08PK\x03\x04", "zip archive in several files"),
+        (b"\x81\xa6target\x82\xa6driver\xa4zarr\xa7kvstore\x80", "t5x"),
         (pickle.dumps([1], 2), "protocol 2"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
     ):
         assert detect(data[:SNIFF_BYTES], len(data)) is None
         named = recognise_foreign(data[:SNIFF_BYTES], len(data))
-        assert named is not None and what in named
+        assert named is not None and what in named.what
+        assert named.hint or what in ("npy", "npz", "torch", "protocol 2"), what
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("a/consolidated.00.pth-split0", "cat $(ls -v consolidated.00.pth-split*)"),
+        ("model.safetensors.part01", "cat $(ls -v model.safetensors.part*)"),
+        ("model.bin.part-aa", "cat $(ls -v model.bin.part-*)"),
+        ("weights.7z.001", "cat $(ls -v weights.7z.*)"),
+        ("weights.z01", "zip -s 0 weights.zip"),
+        ("model-00001-of-00002.safetensors", ""),
+        ("consolidated.00.pth", ""),
+        ("tensor00001_000", ""),
+        ("README.md", ""),
+    ],
+)
+def test_names_of_pieces_bring_advice(path: str, words: str) -> None:
+    advice = advice_on_piece(path)
+    assert words in advice and bool(words) == bool(advice)
 
 
 @pytest.mark.parametrize(

@@ -358,8 +358,8 @@ def test_the_store_names_where_it_came_from(seeded: Seeded, tmp_path: Path) -> N
 
 def test_a_file_gdist_cannot_read_is_named(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "m", emb=16, vocab=32)
-    (tmp_path / "m/model.gguf").write_bytes(b"GGUF" + bytes(100))
+    (tmp_path / "m/model.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     with seed(tmp_path / "m", piece_length=PIECE) as seeded:
-        with pytest.raises(UnsupportedError, match=r"model\.gguf \(a GGUF file\)"):
+        with pytest.raises(UnsupportedError, match=r"model\.h5 \(an HDF5 file\)"):
             fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options())
-        fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(ignore=("*.gguf",)))
+        fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(ignore=("*.h5",)))

@@ -11,8 +11,9 @@ from gdist.core.dtypes import BY_NAME
 from gdist.core.extent import Extent
 from gdist.core.payload import Payload, PayloadFile
 from gdist.core.tensor import FoundArray, Order
+from gdist.formats.detect import Foreign
 from gdist.run.header_cache import load_headers, save_headers
-from gdist.run.headers import FileReport
+from gdist.run.headers import FileReport, MemberReport
 
 PAYLOAD = Payload((PayloadFile("a", 0, 100), PayloadFile("d/b", 100, 50)), 16, 150)
 REPORTS = {
@@ -23,7 +24,20 @@ REPORTS = {
             FoundArray("", Extent(30, 8), (1, 4), BY_NAME["bfloat16"], Order.C, "scales"),
         ),
     ),
-    1: FileReport(None, (), "zip archive"),
+    1: FileReport(
+        "tar",
+        members=(
+            MemberReport("x/c.json", Extent(2, 5), FileReport()),
+            MemberReport("d.gz", Extent(10, 8), FileReport(foreign=Foreign("gzip data", "unpack it"))),
+            MemberReport(
+                "w",
+                Extent(20, 30),
+                FileReport(
+                    "safetensors", (FoundArray("n", Extent(6, 8), (2,), BY_NAME["float32"]),), None, True
+                ),
+            ),
+        ),
+    ),
 }
 
 
@@ -40,13 +54,19 @@ def test_what_was_found_comes_back(tmp_path: Path) -> None:
         lambda text: "",
         lambda text: text.replace('"nbytes": 100', '"nbytes": 101'),
         lambda text: text.replace('"path": "d/b"', '"path": "d/c"'),
-        lambda text: text.replace('"gdist_headers": 2', '"gdist_headers": 3'),
-        lambda text: json.dumps({"gdist_headers": 2, "files": [[9, None, None, False, {}]]}),
+        lambda text: text.replace('"gdist_headers": 3', '"gdist_headers": 2'),
+        lambda text: json.dumps({"gdist_headers": 3, "ignore": [], "files": [[9, None]]}),
     ],
 )
 def test_anything_else_is_nothing(damage, tmp_path: Path) -> None:
     save_headers(tmp_path / "h", PAYLOAD, REPORTS)
     (tmp_path / "h").write_text(damage((tmp_path / "h").read_text()))
+    assert load_headers(tmp_path / "h", PAYLOAD, [0, 1]) is None
+
+
+def test_members_that_were_left_out_before_are_asked_for_again(tmp_path: Path) -> None:
+    save_headers(tmp_path / "h", PAYLOAD, REPORTS, ["b/x*", "a"])
+    assert load_headers(tmp_path / "h", PAYLOAD, [0, 1], ["a", "b/x*"]) == REPORTS
     assert load_headers(tmp_path / "h", PAYLOAD, [0, 1]) is None
 
 

@@ -67,14 +67,15 @@ def test_every_file_is_told_for_what_it_is(tmp_path: Path) -> None:
     write_grok1(tmp_path / "m", layers=1, emb=16, ffn=16, kv=8, vocab=16)
     (tmp_path / "m/README.md").write_bytes(b"read me")
     (tmp_path / "m/empty").write_bytes(b"")
-    (tmp_path / "m/x.gguf").write_bytes(b"GGUF" + bytes(50))
+    (tmp_path / "m/x.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50))
     with opened(tmp_path / "m", tmp_path / "to") as source:
         scan, reports = reports_of(source)
         files = {file.path: number for number, file in enumerate(source.payload.files)}
         assert scan.fetch(files["README.md"]) == b"read me"
         assert scan.fetch(files["empty"]) == b""
     assert reports["README.md"] == reports["empty"] == FileReport()
-    assert reports["x.gguf"].foreign == "a GGUF file"
+    foreign = reports["x.h5"].foreign
+    assert foreign is not None and foreign.what == "an HDF5 file"
     assert all(report.format == "pickle" for path, report in reports.items() if path.startswith("ckpt-0"))
 
 

@@ -103,7 +103,8 @@ def _tensors(tensors: Sequence[TensorInfo]) -> list[str]:
     head = ["tensor", "shape", "type", "bytes"] + ["spec"] * specs + ["on each device"] * slabs
     rows = []
     for tensor in tensors:
-        row = [tensor.name, shape(tensor.shape), tensor.dtype, format_bytes(tensor.nbytes)]
+        kind = f"{tensor.dtype} ({tensor.encoding})" if tensor.encoding else tensor.dtype
+        row = [tensor.name, shape(tensor.shape), kind, format_bytes(tensor.nbytes)]
         row += [str(tensor.spec) if tensor.spec else "-"] * specs
         row += [shape(tensor.slab) if tensor.slab is not None else "-"] * slabs
         rows.append(row)
@@ -151,6 +152,7 @@ def _totals(found: Inspection) -> Iterator[str]:
         yield f"store on mesh {found.mesh}, codec {found.codec}, {count(len(assets), 'other file')}"
     else:
         kind = {"release": "known release, from its manifest", "torrent": "torrent", "files": "local files"}
+        kind["arrays"] = "a directory of arrays in chunks"
         pieces = f", pieces of {found.piece_length} bytes" if found.piece_length else ""
         size = format_bytes(found.nbytes)
         files = count(len(found.files), "file")

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @option("--tracker", "trackers", multiple=True, metavar="URL", help="A tracker; may be repeated.")
 @option("--web-seed", "web_seeds", multiple=True, metavar="URL", help="An HTTP mirror; may be repeated.")
 @option("--private", is_flag=True, help="No DHT, no peer exchange.")
-@option("--profile", metavar="NAME", help="How to name the tensors.  [default: what fits]")
+@option("--profile", metavar="NAME|FILE", help="How to name and join the tensors.  [default: what fits]")
 @option(
     "--ignore",
     multiple=True,

@@ -46,9 +46,10 @@ def reshard(source: tuple[str, ...], dest: str, output: Output, **values: Any) -
     """Write SOURCE as a store at DEST, cut for another mesh.
 
     SOURCE is a store (directory or URL; several, where hosts wrote it apart), a directory of files that
-    gdist reads, or an Orbax checkpoint. Without --rules tensors are split as SOURCE was. Without --host one
-    host does it all; else each does its part, and none waits for another. Run the same line again and it goes
-    on where it stopped; when the store is complete it returns at once. DEST is printed at the end.
+    gdist reads, or an Orbax or Zarr directory. Without --rules tensors are split as SOURCE was. Without
+    --host one host does it all; else each does its part, and none waits for another. Run the same line again
+    and it goes on where it stopped; when the store is complete it returns at once. DEST is printed at the
+    end.
     """
     host = api.read_host(values["host"])
     output.host = host.index if host else 0

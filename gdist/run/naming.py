@@ -1,0 +1,56 @@
+"""Which profile names and joins what was found in the files of a checkpoint."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from gdist.core.joins import JoinProfile, join_files
+from gdist.core.profile import FileArrays, Naming, name_tensors
+from gdist.errors import CorruptError, GdistError
+from gdist.profile_files import check_profile, join_profiles, profile_named
+from gdist.run.documents import FindDocuments
+
+
+def name_arrays(files: Sequence[FileArrays], profile: str | None, find_documents: FindDocuments) -> Naming:
+    """Named tensors by a profile, or as the files name them.
+
+    Without a `profile`, files whose keys repeat are joined by the first profile that they fit.
+    `find_documents` gives the small files whose last part of the path is among the names, by path.
+
+    Raises:
+        RequestError: for an unknown profile.
+        UnsupportedError, CorruptError: when the files do not fit the profile, or their names do not fit.
+    """
+    files = [file for file in files if file.arrays]
+    if profile is not None:
+        check_profile(profile)
+        joined = profile_named(profile)
+        if joined:
+            return _joined(joined, files, find_documents)
+    elif _repeat(files):
+        whys = []
+        for candidate in join_profiles():
+            try:
+                return _joined(candidate, files, find_documents)
+            except GdistError as error:
+                whys.append(f"{candidate.name}: {error.message}")
+        try:
+            return name_tensors(files)
+        except CorruptError as error:
+            more = "; ".join(why[:300] for why in whys)
+            raise CorruptError(
+                f"{error.message}; no profile joins them ({more})", hint=error.hint, **error.facts
+            ) from error
+    return name_tensors(files, profile)
+
+
+def _joined(profile: JoinProfile, files: Sequence[FileArrays], find_documents: FindDocuments) -> Naming:
+    documents = find_documents([profile.document]) if profile.document else {}
+    return Naming(join_files(profile, files, documents), profile.name, None)
+
+
+def _repeat(files: Sequence[FileArrays]) -> bool:
+    """True when two files have a name in common."""
+    keys = Counter(key for file in files if file.keys_are_names for key in {a.key for a in file.arrays})
+    return any(count > 1 for count in keys.values())
