@@ -28,6 +28,7 @@ from gdist.reading import HostLike, MeshLike, OrderLike, RulesLike, all_devices
 from gdist.reading import read_host as read_host
 from gdist.reading import read_mesh as read_mesh
 from gdist.reading import read_rules as read_rules
+from gdist.rename_files import RenameLike, read_rename
 
 if TYPE_CHECKING:
     from gdist.clusters import Membership
@@ -451,6 +452,7 @@ def inspect(
     rules: RulesLike = None,
     hosts: int = 1,
     tensor: str | None = None,
+    rename: RenameLike | None = None,
     select: str | Iterable[str] = (),
     profile: str | None = None,
     ignore: Iterable[str] = (),
@@ -464,6 +466,7 @@ def inspect(
 
     `tensor` is a name, or a regular expression searched in names; where it means one tensor or one quantised
     pair, the result's `pictures` say which devices of how many `hosts` hold what of it, and what feeds them.
+    `rename` is a renaming table, its name or its file: the result's `renamed` says what it makes of them all.
 
     Raises:
         RequestError: also when no tensor has that name; the hint has names that are near.
@@ -481,9 +484,9 @@ def inspect(
 
     table = read_rules(rules)
     cut = read_mesh(mesh, axes=axes, devices=devices, rules=table)
-    options = InspectOptions(
-        cut, table, hosts, tensor, _survey(profile, ignore, select, manifest, verify_key, swarm)
-    )
+    names = None if rename is None else read_rename(rename)
+    described = _survey(profile, ignore, select, manifest, verify_key, swarm)
+    options = InspectOptions(cut, table, hosts, tensor, names, described)
     return run(source, options, observe=observe, stop=stop)
 
 

@@ -6,7 +6,8 @@
     run, loader
     formats, sources, sinks, stores, views, clusters, exchange     (never one another)
     reading
-    durable, kvstore, profile_files, releases, rule_files, zarr_dtypes  (one file each, never one another)
+    durable, kvstore, profile_files, releases, rename_files, rule_files, zarr_dtypes
+                                             (one file each, never one another)
     events
     core
     errors
@@ -33,7 +34,7 @@ LEVELS = (
     ("errors",),
     ("core",),
     ("events",),
-    ("durable", "kvstore", "releases", "rule_files", "profile_files", "zarr_dtypes"),
+    ("durable", "kvstore", "releases", "rename_files", "rule_files", "profile_files", "zarr_dtypes"),
     ("reading",),
     ("formats", "sources", "sinks", "stores", "views", "clusters", "exchange"),
     ("run", "loader"),

@@ -206,6 +206,12 @@ def watch_options(function: F) -> F:
     return option("--host", metavar="I/N", help=text)(function)
 
 
+def rename_option(function: F) -> F:
+    """The names that a model expects."""
+    text = "Names a model expects: the name of a renaming table, or a TOML file."
+    return option("--rename", metavar="NAME|FILE", help=text)(function)
+
+
 def output_options(function: F) -> F:
     """How the command speaks; the command gets an `Output` as `output`."""
 

@@ -103,7 +103,11 @@ def reads_of(tensor: LazyArray, box: Box, out: Array) -> list[Read]:
     """Calls that together copy a box into `out`, each a part that one thread may take."""
     view = tensor.view(box)
     reads: list[Read] = []
-    for part in row_parts(Box.whole(box.shape), tensor.dtype.itemsize, PART_BYTES):
+    parts = row_parts(Box.whole(box.shape), tensor.dtype.itemsize, PART_BYTES)
+    if view is None and not tensor.has_row_blocks:
+        # Rows would meet most chunks, and every part would read them again.
+        parts = (part.relative_to(box.start) for part in tensor.chunks_of(box))
+    for part in parts:
         region: Any = (..., *part.slices())  # with `...` a scalar is an array, too; no type says so
         if view is None:
             reads.append(partial(tensor.read, part.shift(box.start), out[region]))

@@ -25,7 +25,7 @@ from gdist.loader.arrays import Mapped
 from gdist.loader.broadcast import Shared
 from gdist.loader.cast import finisher, given, parse_dtype
 from gdist.loader.exchanged import Others, grids_of, meant
-from gdist.loader.names import Rename
+from gdist.loader.names import RenameLike, table_or_names
 from gdist.loader.pipeline import Job, Pipeline, Source
 from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, devices_of, is_abstract, local_device
 from gdist.loader.staging import Staged, Staging, staging_on
@@ -34,6 +34,7 @@ from gdist.loader.wanted import Shares, Wanted, described, needed, shares_of, wa
 from gdist.stores import Store
 from gdist.stores import open as open_store
 from gdist.stores.buffers import numpy_dtype
+from gdist.stores.renamed import renamed_store
 
 MOST_THREADS = 16  # that read; more gain nothing from a disk, and little from a network
 
@@ -47,7 +48,7 @@ def load(
     rules: RulesLike = None,
     target: Any = None,
     select: Select | None = None,
-    rename: Rename | None = None,
+    rename: RenameLike = None,
     verify: bool = True,
     dtype: Any = None,
     broadcast: bool = False,
@@ -68,7 +69,9 @@ def load(
             `mesh`. The same kind of tree is returned.
         select: regular expressions searched in tensor names (both halves of a quantised pair go by the
             pair's name), or a function that says yes; default: everything.
-        rename: from the path of a target's leaf to the tensor's name: a mapping, a function, or pairs of a
+        rename: the name of a renaming table or a file with one: the store's tensors get the names that it
+            gives them, transposed and stacked as it says; rules, target and select then speak of those. Or,
+            from the path of a target's leaf to the tensor's name: a mapping, a function, or pairs of a
             regular expression and its replacement, each substituted in turn.
         verify: compare digests, of everything that is needed here, before any array is built. (A `Store`
             was opened with or without.)
@@ -99,6 +102,12 @@ def load(
     limit, as_type = parse_bytes(memory, "memory"), parse_dtype(dtype)
     if broadcast and exchange:
         raise RequestError("broadcast and exchange are both asked for", hint="exchange reads once, too")
+    table, names = table_or_names(rename)
+    if table and exchange:
+        raise RequestError(
+            "exchange goes by the shards as they are stored, a renaming table makes others",
+            hint="load from a store that every process can read, with broadcast=True if that is slow",
+        )
     devices = _devices(mesh, target)
     team = Team(devices)
     told = {"another release": "", "other tensors, shardings or options": ""}
@@ -106,6 +115,7 @@ def load(
         with team.together(told):
             opened = nullcontext(store) if isinstance(store, Store) else open_store(store, verify=verify)
             source = stack.enter_context(opened)
+            source = renamed_store(source, table) if table else source
             manifest = meant(source) if exchange else source.manifest
             tensors = _selected(manifest.tensors, select)
             _refuse_wide(tensors)
@@ -113,7 +123,7 @@ def load(
             def on_mesh() -> jax.sharding.Mesh:
                 return device_mesh(mesh, manifest)
 
-            wanted, build = wanted_of(given(tensors, as_type), on_mesh, rules, target, rename)
+            wanted, build = wanted_of(given(tensors, as_type), on_mesh, rules, target, names)
             shares = shares_of(wanted) if broadcast else {}
             boxes = needed(wanted, shares)
             exchanging = exchange and team.meets

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from gdist.core.rename import RenameTable
 from gdist.errors import RequestError
+from gdist.rename_files import read_rename
 
 Rename = Mapping[str, str] | Iterable[tuple[str, str]] | Callable[[str], str]
+RenameLike = Rename | RenameTable | str | os.PathLike[str] | None
+
+
+def table_or_names(rename: RenameLike) -> tuple[RenameTable | None, Rename | None]:
+    """A table that gives a store's tensors other names, or what finds a leaf's tensor; one of them is None.
+
+    Raises:
+        RequestError: when there is no such table.
+    """
+    if isinstance(rename, RenameTable | str | os.PathLike):
+        return read_rename(rename), None
+    return None, rename
 
 
 def renamer(rename: Rename | None) -> Callable[[str], str]:

@@ -31,7 +31,7 @@ from gdist.errors import RequestError
 from gdist.kvstore import local_path
 from gdist.loader.arrays import array_of
 from gdist.loader.load import Select, _refuse_wide, _selected
-from gdist.loader.names import Rename
+from gdist.loader.names import Rename, RenameLike, table_or_names
 from gdist.loader.quantized import QuantizedWeight8bit
 from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, local_boxes, shardings_on
 from gdist.loader.trees import lay_on, match_target
@@ -85,7 +85,7 @@ def stream(
     rules: RulesLike = None,
     target: Any = None,
     select: Select | None = None,
-    rename: Rename | None = None,
+    rename: RenameLike = None,
     verify: bool = True,
     timeout: float | str = "10m",
     start_timeout: float | str = "30s",
@@ -100,8 +100,9 @@ def stream(
     `path` is the tensor's name, or the common name of a quantised pair, which is one `QuantizedWeight8bit`.
     With `target` it is the path of a leaf, joined by `.`. The order is the fetch's: embedding, layer 0, 1, 2,
     ..., the same in every process. `mesh` to `verify` are those of `load`; digests are compared tensor by
-    tensor. Times are seconds or texts like `5m`: `timeout` is how long a fetch may run and commit nothing,
-    `start_timeout` how long none may run, before the first or after one was killed.
+    tensor, but `rename` is no table here. Times are seconds or texts like `5m`: `timeout` is how long a fetch
+    may run and commit nothing, `start_timeout` how long none may run, before the first or after one was
+    killed.
 
     Raises:
         RequestError, CorruptError: as `load`, of a damaged tensor when it is its turn.
@@ -118,9 +119,15 @@ def stream(
         if job:
             job.check()
 
+    table, names = table_or_names(rename)
+    if table:
+        raise RequestError(
+            "stream gives tensors as they are stored, and takes no renaming table",
+            hint="gdist.load takes one",
+        )
     limits = parse_seconds(timeout, "timeout"), parse_seconds(start_timeout, "start_timeout")
     with _opened(store, verify, limits, tick) as (source, growing):
-        steps = _steps(source.manifest, mesh, rules, target, select, rename)
+        steps = _steps(source.manifest, mesh, rules, target, select, names)
         if growing is None or growing.complete:  # else nobody knows yet what will be there
             for step in steps:
                 source.check_listed(step.boxes)

@@ -22,9 +22,11 @@ from blake3 import blake3
 from gdist.core.box import Box
 from gdist.core.extent import Extent
 from gdist.core.profile import INDEX_SUFFIX
+from gdist.core.rename import RenameTable
 from gdist.core.store_manifest import StoreTensor
 from gdist.errors import CorruptError, InterruptedRun, RequestError, translate
 from gdist.events import Observer
+from gdist.rename_files import RenameLike, read_rename
 from gdist.run.output_files import OutputFiles, check_empty_directory
 from gdist.run.rebuild import Rebuilder, whole_boxes
 from gdist.run.safetensors_files import (
@@ -39,6 +41,7 @@ from gdist.run.safetensors_files import (
 from gdist.stores import Address, files_of
 from gdist.stores import open as open_store
 from gdist.stores.buffers import aligned_empty
+from gdist.stores.renamed import renamed_store
 from gdist.stores.store import Store
 
 KINDS = ("payload", "safetensors")
@@ -61,22 +64,31 @@ def export(
     *,
     to: str = "payload",
     file_bytes: int = FILE_BYTES,
+    rename: RenameLike | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
 ) -> ExportResult:
     """Writes the files of a store's torrent, or safetensors files of its tensors, below the directory `dest`.
 
     `dest` must be empty or not exist; files get their names when they are whole. `file_bytes` bounds a
-    safetensors file, but for one tensor.
+    safetensors file, but for one tensor. `rename` is a renaming table, its name or its file: safetensors
+    files then hold what it makes of the tensors.
 
     Raises:
-        RequestError: when `dest` is not empty, or the store does not hold what is asked for; names it.
+        RequestError: when `dest` is not empty, the store does not hold what is asked for, or the table does
+            not fit its tensors; names it.
         UnsupportedError: for types that safetensors has no name for.
         CorruptError: naming the pieces, or shards, that are damaged.
         SpaceError: when the disk cannot hold it.
     """
     if to not in KINDS:
         raise RequestError(f"export to {to!r} is none of {', '.join(KINDS)}")
+    if rename is not None and to != "safetensors":
+        raise RequestError(
+            "the torrent's own files have the names that they have",
+            hint="--rename goes with --to safetensors",
+        )
+    table = None if rename is None else read_rename(rename)
     target = Path(os.fspath(dest))
     check_empty_directory(target)
     tell: Observer = observe or (lambda event: None)
@@ -94,7 +106,7 @@ def export(
         if to == "payload":
             _export_payload(store, out)
         else:
-            _export_safetensors(store, out, file_bytes)
+            _export_safetensors(store, out, file_bytes, table)
     return ExportResult(str(target), tuple(out.files), out.nbytes)
 
 
@@ -187,9 +199,12 @@ class _FileWriter:
         assert not self._open, "the payload ended inside a file"
 
 
-def _export_safetensors(store: Address | Sequence[Address], out: OutputFiles, file_bytes: int) -> None:
+def _export_safetensors(
+    store: Address | Sequence[Address], out: OutputFiles, file_bytes: int, table: RenameTable | None
+) -> None:
     places: Sequence[Address] = (store,) if isinstance(store, str | os.PathLike) else tuple(store)
-    with open_store(places) as opened:
+    with open_store(places) as whole:
+        opened = renamed_store(whole, table) if table else whole
         tensors = opened.manifest.tensors
         check_types(tensors, "export --to payload, or fetch with --dtype")
         opened.check_listed({name: [Box.whole(array.shape)] for name, array in opened.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from gdist import releases
 from gdist.core.grid import GridMaker
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.picture import TensorPicture
+from gdist.core.rename import NamedTensor, RenamePlan, RenameTable, plan_renames
 from gdist.core.rules import Rules, complete_mesh, resolve_specs
 from gdist.core.select import chosen_names
 from gdist.core.store_manifest import StoreTensor
@@ -33,12 +34,14 @@ class InspectOptions:
 
     `tensor` is a name, or a regular expression searched in names: what it finds is `Inspection.chosen`. Where
     that is one tensor or one quantised pair there are pictures of it, of a store on another `mesh` too.
+    `rename` is a table that tensors are looked up in.
     """
 
     mesh: Mesh | None = None
     rules: Rules | None = None
     hosts: int = 1
     tensor: str | None = None
+    rename: RenameTable | None = None
     survey: SurveyOptions = field(default_factory=SurveyOptions)
 
 
@@ -72,7 +75,8 @@ class Inspection:
 
     `nbytes` is of all files of a source, of all tensors of a store. `piece_length` is None where there are no
     pieces or their length is not known. `absent_hosts` have a part of the store that is not here. `chosen`
-    are those of `tensors` that were asked for, and `pictures` are of them where they are one.
+    are those of `tensors` that were asked for, and `pictures` are of them where they are one. `renamed` is
+    what a table makes of all `tensors`.
     """
 
     kind: str
@@ -89,6 +93,7 @@ class Inspection:
     notes: tuple[str, ...] = ()
     chosen: tuple[TensorInfo, ...] = ()
     pictures: tuple[TensorPicture, ...] = ()
+    renamed: RenamePlan | None = None
 
 
 def inspect(
@@ -103,14 +108,20 @@ def inspect(
     Of a torrent only the headers are fetched, and nothing is kept.
 
     Raises:
-        RequestError: when it is none of these, the mesh does not divide its tensors, or none has the name.
+        RequestError: when it is none of these, the mesh does not divide its tensors, none has the name, or a
+            renaming table does not fit.
         GdistError: when metadata or headers do not come, or cannot be read.
     """
     asked = options or InspectOptions()
     found = look(source, asked.survey, observe=observe, stop=stop)
     if isinstance(found, Survey):
-        return _of_survey(found, asked)
-    return _of_store(found, asked, os.fspath(source))
+        result = _of_survey(found, asked)
+    else:
+        result = _of_store(found, asked, os.fspath(source))
+    if asked.rename is None:
+        return result
+    tensors = (NamedTensor(t.name, t.shape, t.dtype, t.quantisation, t.encoding) for t in result.tensors)
+    return replace(result, renamed=plan_renames(asked.rename, tensors))
 
 
 def look(

@@ -11,13 +11,12 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from gdist.core.box import Box
+from gdist.core.box import Box, tiles_of
 from gdist.core.mesh import PartitionSpec
 from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.core.tensor import Quantisation
 from gdist.errors import RequestError
 from gdist.stores.buffers import Array, aligned_empty, numpy_dtype
-from gdist.stores.manifests import Manifests
 
 
 class Reader(Protocol):
@@ -37,6 +36,22 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Gives back what is held."""
+        ...
+
+
+class Described(Protocol):
+    """What a store says of itself."""
+
+    @property
+    def joined(self) -> StoreManifest:
+        """What was written."""
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """Hosts whose part of the store is not here."""
+
+    def check_listed(self, requests: Iterable[tuple[StoreTensor, Box]]) -> None:
+        """Raises unless a manifest lists every shard that meets the boxes."""
         ...
 
 
@@ -81,6 +96,20 @@ class LazyArray:
     def spec(self) -> PartitionSpec:
         """The mesh axes that split each dimension in the store's mesh."""
         return self._tensor.spec
+
+    @property
+    def has_row_blocks(self) -> bool:
+        """True when inner chunks are row blocks: always, but in a tensor that was transposed or stacked."""
+        chunk, block = (
+            self._tensor.grid.chunk,
+            tuple(map(min, self._tensor.grid.shard, self._tensor.grid.slab)),
+        )
+        first = next((n for n, size in enumerate(chunk) if size > 1), len(chunk))
+        return chunk[first + 1 :] == block[first + 1 :]
+
+    def chunks_of(self, box: Box) -> Iterator[Box]:
+        """A box cut along the inner chunks."""
+        return (part for _, part in tiles_of(box, self._tensor.grid.chunk))
 
     @property
     def quantisation(self) -> Quantisation | None:
@@ -222,7 +251,7 @@ class Store(Mapping[str, LazyArray]):
     """A store opened for reading: its tensors by name, in loading order. Made by `gdist.open`."""
 
     def __init__(
-        self, where: str, manifests: Manifests, reader: Reader, opener: Callable[[StoreTensor], Any]
+        self, where: str, manifests: Described, reader: Reader, opener: Callable[[StoreTensor], Any]
     ):
         self.where = where
         self._manifests = manifests

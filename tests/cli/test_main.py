@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 import gdist
 from gdist.cli import cli, main
+from gdist.testing.checkpoints import llama_tree, write_safetensors
+from gdist.testing.stores import write_store
 
 GROK_TENSORS = 1218
 
@@ -244,3 +250,42 @@ def test_it_starts_without_the_heavy_libraries(arguments: list[str]) -> None:
     names, mebibytes, code = done.stderr.rsplit(" ", 2)
     assert (names, code.strip()) == ("[]", "0")
     assert int(mebibytes) < 200
+
+
+def test_inspect_shows_what_a_renaming_table_makes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_safetensors(tmp_path / "llama", {**dict(llama_tree(layers=3)), "odd": np.ones(3, np.float32)})
+    assert main(["inspect", str(tmp_path / "llama"), "--rename", "hf-maxtext"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(
+        r"model\.layers\.0\.mlp\.down_proj\.weight and 2 more +64x256 +"
+        r"params\.decoder\.layers\.mlp\.wo\.kernel +256x3x64 +transposed, 3 stacked on 1",
+        text,
+    )
+    assert "unmatched: odd" in text and "12 tensors, 0 dropped, 1 have no rule" in text
+    assert main(["inspect", str(tmp_path / "llama"), "--rename", "hf-maxtext", "--json"]) == 0
+    renamed = json.loads(capsys.readouterr().out.splitlines()[-1])["renamed"]
+    assert renamed["unmatched"] == ["odd"] and renamed["table"] == "hf-maxtext"
+    head = next(t for t in renamed["tensors"] if t["name"] == "params.decoder.logits_dense.kernel")
+    assert (head["shape"], head["sources"], head["transpose"]) == ([64, 256], ["lm_head.weight"], True)
+    assert main(["inspect", str(tmp_path / "llama"), "--rename", "absent"]) == 2
+    assert "'absent' is no table" in capsys.readouterr().err
+
+
+def test_export_takes_a_renaming_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_store(tmp_path / "s", dict(llama_tree()))
+    assert main(["export", str(tmp_path / "s"), str(tmp_path / "o"), "--rename", "hf-flax"]) == 2
+    assert "--rename goes with --to safetensors" in capsys.readouterr().err
+    command = [
+        "export",
+        str(tmp_path / "s"),
+        str(tmp_path / "o"),
+        "--to",
+        "safetensors",
+        "--rename",
+        "hf-flax",
+    ]
+    assert main(command) == 0
+    with safe_open(tmp_path / "o/model.safetensors", "np") as file:
+        assert "params.model.layers.1.mlp.up_proj.kernel" in set(file.keys())

@@ -21,8 +21,11 @@ from jax.sharding import PartitionSpec as P
 
 import gdist
 from gdist.core.mesh import HostGroup
+from gdist.core.profiles import PROFILES
 from gdist.core.tensor import Quantisation
 from gdist.errors import CorruptError, RequestError
+from gdist.rule_files import named_rules
+from gdist.testing.checkpoints import dequantised, llama_tree, write_grok1
 from gdist.testing.stores import Array, write_store
 
 RULES = {
@@ -377,6 +380,133 @@ def assert_device_slabs(pair: gdist.QuantizedWeight8bit, value: Array, *, exact:
         assert got.tobytes() == np.ascontiguousarray(value[mine.index]).tobytes(), mine.index
         if exact:
             assert theirs.data.shape[-2] == groups.max() + 1, (mine.index, theirs.index)
+
+
+def maxtext_like(old: dict[str, Array]) -> dict[str, Any]:
+    """What `hf-maxtext` makes of Hugging Face's names, worked out plainly."""
+    roles = {
+        "self_attn.q_proj": "self_attention.query.kernel",
+        "self_attn.k_proj": "self_attention.key.kernel",
+        "self_attn.v_proj": "self_attention.value.kernel",
+        "self_attn.o_proj": "self_attention.out.kernel",
+        "mlp.gate_proj": "mlp.wi_0.kernel",
+        "mlp.up_proj": "mlp.wi_1.kernel",
+        "mlp.down_proj": "mlp.wo.kernel",
+        "input_layernorm": "pre_self_attention_layer_norm.scale",
+        "post_attention_layernorm": "post_self_attention_layer_norm.scale",
+    }
+    made: dict[str, Any] = {
+        "params.token_embedder.embedding": old["model.embed_tokens.weight"],
+        "params.decoder.decoder_norm.scale": old["model.norm.weight"],
+        "params.decoder.logits_dense.kernel": old["lm_head.weight"].T,
+    }
+    for theirs, ours in roles.items():
+        rows = [old[f"model.layers.{layer}.{theirs}.weight"].T for layer in range(11)]
+        made[f"params.decoder.layers.{ours}"] = np.stack(rows, axis=1)
+    return made
+
+
+def assert_renamed(tree: Any, expected: dict[str, Any], mesh: jax.sharding.Mesh) -> None:
+    found = leaves(tree)
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    for name, array in expected.items():
+        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype), name
+        assert found[name].sharding.mesh == mesh, name
+        for shard in found[name].addressable_shards:
+            wanted = np.ascontiguousarray(array[shard.index])
+            assert np.asarray(shard.data).tobytes() == wanted.tobytes(), (name, shard.index)
+
+
+@check
+def a_renaming_table_transposes_and_stacks_on_every_mesh(directory: Path) -> None:
+    old, rules = dict(llama_tree(layers=11)), named_rules("llama")
+    expected = maxtext_like(old)
+    for cut, codec in (("2x4", "none"), ("8x8", "none"), ("2x4", "zstd")):
+        where = directory / f"{cut}-{codec}"
+        write_store(where, old, mesh=cut, rules=rules, chunk_bytes=512, codec=codec)
+        for sizes in ((1, 1), (1, 8), (2, 4), (8, 8)):
+            tree = gdist.load(where, mesh=mesh_of(*sizes), rename="hf-maxtext")
+            assert_renamed(tree, expected, mesh_of(*sizes))
+            kernel = tree["params"]["decoder"]["layers"]["mlp"]["wo"]["kernel"]
+            wanted = NamedSharding(mesh_of(*sizes), P("model", None, "data"))  # down_proj has P(data, model)
+            assert kernel.sharding.is_equivalent_to(wanted, 3), kernel.sharding
+
+
+@check
+def a_renaming_table_goes_with_every_way_to_load(directory: Path) -> None:
+    old, mesh = dict(llama_tree(layers=11)), mesh_of(2, 4)
+    expected = maxtext_like(old)
+    write_store(directory / "s", old, mesh="4x2", rules=named_rules("llama"), chunk_bytes=512)
+    ways: list[dict[str, Any]] = [{"staging": "ring"}, {"staging": "ring", "memory": 3000}, {"verify": False}]
+    for way in [*ways, {"broadcast": True}]:
+        assert_renamed(gdist.load(directory / "s", mesh=mesh, rename="hf-maxtext", **way), expected, mesh)
+    wide = {name: array.astype(np.float32) for name, array in expected.items()}
+    tree = gdist.load(directory / "s", mesh=mesh, rename="hf-maxtext", dtype="float32")
+    assert_renamed(tree, wide, mesh)
+    place = NamedSharding(mesh, P(None, None, ("data", "model")))
+    name = "params.decoder.layers.mlp.wi_0.kernel"
+    shape = expected[name].shape
+    target = {name: jax.ShapeDtypeStruct(shape, ml_dtypes.bfloat16, sharding=place)}
+    tree = gdist.load(directory / "s", rename="hf-maxtext", target=target, select=r"wi_0")
+    assert tree[name].sharding == place
+    assert_renamed(tree, {name: expected[name]}, mesh)
+
+
+@check
+def flax_names_go_by_rules_for_flax_names(directory: Path) -> None:
+    old, mesh = dict(llama_tree()), mesh_of(2, 4)
+    write_store(directory / "s", old)
+    tree = gdist.load(directory / "s", mesh=mesh, rules="llama", rename="hf-flax")
+    kernel = tree["params"]["model"]["layers"]["1"]["mlp"]["down_proj"]["kernel"]
+    assert kernel.sharding.is_equivalent_to(NamedSharding(mesh, P("model", "data")), 2)
+    wanted = np.ascontiguousarray(old["model.layers.1.mlp.down_proj.weight"].T)
+    assert np.asarray(kernel).tobytes() == wanted.tobytes()
+
+
+@check
+def grok_1_under_other_names(directory: Path) -> None:
+    mesh = mesh_of(2, 4)
+    stored = write_grok1(directory / "files", layers=11, emb=32, ffn=64, vocab=64)
+    old = dequantised(stored, "bfloat16")
+    write_store(directory / "s", old, mesh="8x1", rules=PROFILES["grok-1"].rules, chunk_bytes=512)
+    layer = "params.transformer.decoder_layer_{}."
+    tree = gdist.load(directory / "s", mesh=mesh, rename="grok-1-stacked")
+    stacked = {name: array for name, array in old.items() if "decoder_layer" not in name}
+    for role in (name.removeprefix(layer.format(0)) for name in old if name.startswith(layer.format(0))):
+        rows = [old[layer.format(number) + role] for number in range(11)]
+        stacked["params.transformer.layers." + role] = np.stack(rows)
+    assert_renamed(tree, stacked, mesh)
+    tree = leaves(gdist.load(directory / "s", mesh=mesh, rename="grok-1-hf"))
+    assert len(tree) == len(old)
+    got = np.asarray(tree["model.layers.10.attn.q_proj.weight"])
+    wanted = np.ascontiguousarray(old[layer.format(10) + "multi_head_attention.query.w"].T)
+    assert got.tobytes() == wanted.tobytes()
+
+
+@check
+def quantised_pairs_are_transposed_and_stacked_with_their_scales(directory: Path) -> None:
+    stored = write_grok1(directory / "files", layers=3, emb=32, ffn=64, vocab=64)
+    plain = dequantised(stored, "float32")
+    pairs = {}
+    for name, array in stored.items():
+        if name.endswith((".weight", ".scales")):
+            pair, _, role = name.rpartition(".")
+            groups = stored[f"{pair}.scales"].shape[-2]
+            pairs[name] = Quantisation(pair, role, groups, array.ndim - 2)
+    rules, layer = PROFILES["grok-1"].rules, "params.transformer.decoder_layer_{}."
+    write_store(directory / "s", stored, mesh="2x4", rules=rules, quantised=pairs, chunk_bytes=512)
+    moe = np.stack([plain[layer.format(number) + "moe.linear_1.w"] for number in range(3)])
+    query = np.ascontiguousarray(plain[layer.format(2) + "multi_head_attention.query.w"].T)
+    for sizes in ((1, 1), (2, 4), (8, 1), (1, 8)):
+        mesh = mesh_of(*sizes)
+        tree = gdist.load(directory / "s", mesh=mesh, rename="grok-1-stacked")
+        found = tree["params"]["transformer"]["layers"]["moe"]["linear_1"]["w"]
+        assert isinstance(found, gdist.QuantizedWeight8bit) and found.shape == (3, 8, 64, 32)
+        assert np.asarray(found.dequantize(np.float32)).tobytes() == moe.tobytes(), sizes
+        one = leaves(gdist.load(directory / "s", mesh=mesh, rename="grok-1-stacked", dtype="float32"))
+        assert np.asarray(one["params.transformer.layers.moe.linear_1.w"]).tobytes() == moe.tobytes(), sizes
+        one = leaves(gdist.load(directory / "s", mesh=mesh, rename="grok-1-hf", dtype="float32"))
+        assert np.asarray(one["model.layers.2.attn.q_proj.weight"]).tobytes() == query.tobytes(), sizes
 
 
 def main() -> None:

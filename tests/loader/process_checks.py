@@ -27,6 +27,7 @@ import gdist
 from gdist.core.box import Box
 from gdist.core.mesh import HostGroup
 from gdist.core.parcels import Item, Kind, deal, rounds_of
+from gdist.core.rename import parse_table
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.tensor import Quantisation
 from gdist.errors import CorruptError, GdistError, RequestError
@@ -256,6 +257,25 @@ def staged_and_cast_as_anywhere(root: Path, index: int, count: int) -> None:
     expected = {"moe": pair.astype(ml_dtypes.bfloat16), "step": sample()["step"]}
     for options in ({}, {"staging": "pinned"}, {"broadcast": True}):
         assert_bits(gdist.load(own, dtype="bfloat16", select="moe|step", **options), expected)
+
+
+@check
+def a_renaming_table_is_for_every_process(root: Path, index: int, count: int) -> None:
+    rules = [
+        {"match": "(both|rows|columns)", "to": r"params.\1", "transpose": True},
+        {"match": r"norm(?P<layer>\d+)", "to": "norms", "stack": "layer", "axis": 1},
+        {"match": ".*", "drop": True},
+    ]
+    table = parse_table({"name": "t", "rename": rules})
+    turned = {
+        f"params.{name}": np.ascontiguousarray(sample()[name].T) for name in ("both", "rows", "columns")
+    }
+    for options in ({}, {"broadcast": True}):  # each process has just the shards that its devices need
+        assert_bits(gdist.load(root / f"own{index}", rename=table, **options), turned)
+    stacked = {name: array for name, array in turned.items() if name != "params.rows"}
+    stacked["norms"] = np.stack([sample()["norm"]] * 2 * count, axis=1)
+    for options in ({}, {"broadcast": True}):
+        assert_bits(gdist.load(root / "zstd", rename=table, **options), stacked)
 
 
 @check

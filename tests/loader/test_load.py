@@ -248,3 +248,14 @@ def test_staging_and_memory_are_what_they_are_called(root: Path) -> None:
         found = gdist.load(root, staging=staging, memory="1KiB", select="embed|layer|int4|scalar")
         for name in ("embed", "int4", "scalar"):
             assert bits(found[name]) == sample()[name].tobytes()
+
+
+def test_a_table_is_refused_where_it_cannot_be_used(root: Path) -> None:
+    with pytest.raises(RequestError, match="rename 'llama' is no table that gdist knows"):
+        gdist.load(root, rename="llama")
+    with pytest.raises(RequestError, match="'hf-flax' has no rule for 8 tensors: embed, "):
+        gdist.load(root, rename="hf-flax")
+    with pytest.raises(RequestError, match="exchange goes by the shards as they are stored"):
+        gdist.load(root, rename="hf-flax", exchange=True)
+    with pytest.raises(RequestError, match="stream gives tensors as they are stored"):
+        next(gdist.stream(root, rename="hf-flax"))

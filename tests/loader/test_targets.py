@@ -52,8 +52,8 @@ def test_pairs_that_are_none_are_named_together(root: Path) -> None:
     faults = caught.value.faults
     assert isinstance(faults, tuple) and len(faults) == 5
     assert all(repr(pair) in caught.value.message for pair in wrong if pair != ("a", "b"))
-    with pytest.raises(RequestError, match="rename has what is no"):
-        gdist.load(root, target=target(), rename="kernel")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="rename 'kernel' is no table that gdist knows"):
+        gdist.load(root, target=target(), rename="kernel")
 
 
 def test_what_is_missing_is_named_as_it_was_looked_for(root: Path) -> None:

@@ -18,14 +18,16 @@ from gdist.core.extent import Extent
 from gdist.core.magnet import format_magnet
 from gdist.errors import CorruptError, InterruptedRun, RequestError, UnsupportedError
 from gdist.events import Event
+from gdist.rule_files import named_rules
 from gdist.run.export import export
 from gdist.run.fetch import fetch
 from gdist.run.output_files import Exported
 from gdist.run.rebuild import Rebuilder
 from gdist.run.reshard import ReshardOptions, reshard
 from gdist.sources.torrent import Version
-from gdist.testing.checkpoints import write_grok1, write_safetensors
+from gdist.testing.checkpoints import llama_tree, write_grok1, write_safetensors
 from gdist.testing.fetches import Array, Recorder, fetch_options, tree_of
+from gdist.testing.llama import HUGGING_FACE, META, SHAPES
 from gdist.testing.stores import write_store
 from gdist.testing.swarm import seed
 
@@ -275,3 +277,64 @@ def test_a_part_of_a_store_names_who_has_the_rest(tmp_path: Path) -> None:
     (tmp_path / "s/gdist.host-00001-of-00002.json").unlink()
     with pytest.raises(RequestError, match="host 1"):
         export(tmp_path / "s", tmp_path / "out", to="safetensors")
+
+
+# --- under other names ------------------------------------------------------------------------------------
+
+
+def loaded(directory: Path) -> dict[str, Array]:
+    """All tensors below a directory, as the safetensors library reads them."""
+    found: dict[str, Array] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    return found
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("file_bytes", [10**9, 50_000])
+def test_a_renaming_table_gives_other_names(tmp_path: Path, codec: str, file_bytes: int) -> None:
+    old = dict(llama_tree(layers=11))
+    write_store(tmp_path / "s", old, mesh="2x4", rules=named_rules("llama"), chunk_bytes=512, codec=codec)
+    export(tmp_path / "s", tmp_path / "o", to="safetensors", rename="hf-maxtext", file_bytes=file_bytes)
+    found = loaded(tmp_path / "o")
+    assert len(found) == 12
+    downs = [old[f"model.layers.{layer}.mlp.down_proj.weight"].T for layer in range(11)]
+    norms = [old[f"model.layers.{layer}.input_layernorm.weight"] for layer in range(11)]
+    same_bits(found["params.decoder.layers.mlp.wo.kernel"], np.stack(downs, 1))
+    same_bits(found["params.decoder.layers.pre_self_attention_layer_norm.scale"], np.stack(norms, 1))
+    same_bits(found["params.decoder.logits_dense.kernel"], old["lm_head.weight"].T)
+    if file_bytes < 10**9:
+        index = json.loads((tmp_path / "o/model.safetensors.index.json").read_text())
+        assert index["weight_map"].keys() == found.keys()
+
+
+def same_bits(found: Array, expected: Array) -> None:
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    assert found.tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+def test_metas_names_go_to_hugging_faces_and_on_to_flax(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    old = {META[role]: rng.standard_normal(shape).astype(np.float32) for role, shape in SHAPES.items()}
+    write_store(tmp_path / "s", old)
+    export(tmp_path / "s", tmp_path / "hf", to="safetensors", rename="llama-hf-names")
+    found = loaded(tmp_path / "hf")
+    assert found.keys() == set(HUGGING_FACE.values())
+    for role, name in HUGGING_FACE.items():
+        same_bits(found[name], old[META[role]])
+    write_store(tmp_path / "t", found)
+    export(tmp_path / "t", tmp_path / "flax", to="safetensors", rename="hf-flax")
+    flax = loaded(tmp_path / "flax")
+    same_bits(flax["params.model.layers.0.self_attn.k_proj.kernel"], old[META["key"]].T)
+
+
+def test_a_table_that_does_not_fit_writes_nothing(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", {"a": np.ones(3, np.float32)})
+    with pytest.raises(RequestError, match="the torrent's own files have the names that they have"):
+        export(tmp_path / "s", tmp_path / "o", rename="hf-flax")
+    with pytest.raises(RequestError, match="'hf-flax' has no rule for 1 tensors: a"):
+        export(tmp_path / "s", tmp_path / "o", to="safetensors", rename="hf-flax")
+    with pytest.raises(RequestError, match="'absent' is no table"):
+        export(tmp_path / "s", tmp_path / "o", to="safetensors", rename="absent")
+    assert tree_of(tmp_path / "o") == {}

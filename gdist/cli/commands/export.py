@@ -6,7 +6,7 @@ import time
 
 import click
 
-from gdist.cli.options import option, output_options
+from gdist.cli.options import option, output_options, rename_option
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import count
@@ -33,14 +33,18 @@ KINDS = ("payload", "safetensors")
     metavar="SIZE",
     help="Most bytes of a safetensors file, but for one tensor.",
 )
+@rename_option
 @output_options
-def export(store: tuple[str, ...], dest: str, output: Output, to: str, file_size: str) -> None:
+def export(
+    store: tuple[str, ...], dest: str, output: Output, to: str, file_size: str, rename: str | None
+) -> None:
     """Write the files that STORE came from, or safetensors, below the directory DEST.
 
     STORE is a directory or URL; several, where hosts wrote it apart. The torrent's own files are the same
     byte for byte, each piece checked by its hash; where the store does not hold every byte, it is said which
     are missing. Safetensors files are checked by the store's digests, and have an index where they are
-    several. DEST is empty or does not exist, and is printed at the end.
+    several; --rename gives the tensors other names. DEST is empty or does not exist, and is printed at the
+    end.
     """
     from gdist.run.export import export as run
     from gdist.run.output_files import Exported
@@ -52,7 +56,8 @@ def export(store: tuple[str, ...], dest: str, output: Output, to: str, file_size
             assert isinstance(event, Exported)
             show(event.nbytes)
 
-        done = run(store, dest, to=to, file_bytes=parse_bytes(file_size), observe=observe, stop=stop)
+        nbytes = parse_bytes(file_size)
+        done = run(store, dest, to=to, file_bytes=nbytes, rename=rename, observe=observe, stop=stop)
     seconds = time.monotonic() - start
     rate = format_rate(done.nbytes / max(seconds, 1e-3))
     output.say(

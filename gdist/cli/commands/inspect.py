@@ -17,6 +17,7 @@ from gdist.cli.options import (
     option,
     output_options,
     reading_options,
+    rename_option,
     source_argument,
     swarm_options,
 )
@@ -31,6 +32,7 @@ from gdist.errors import RequestError
 
 if TYPE_CHECKING:
     from gdist.core.picture import TensorPicture
+    from gdist.core.rename import RenamePlan
     from gdist.run.inspect import Inspection, TensorInfo
 
 NAMED = 5  # of several tensors, in a hint
@@ -50,6 +52,7 @@ NAMED = 5  # of several tensors, in a hint
 @option("--tensor", metavar="NAME|REGEX", help="One tensor or pair, drawn; or all that are found.")
 @option("--plot", metavar="FILE.svg", help="Draw the one tensor or pair as SVG, too.")
 @option("--files", is_flag=True, help="List the files too.")
+@rename_option
 @reading_options
 @swarm_options
 @output_options
@@ -58,7 +61,8 @@ def inspect(source: str, output: Output, files: bool, plot: str | None, **values
 
     SOURCE is what fetch takes, a store (directory or URL), or a checkpoint on disk. Of a torrent only the
     headers are fetched, and nothing is kept; a known release needs no network at all. One tensor, or a
-    quantised pair, is drawn: which devices hold what of it, and which pieces and shards feed them.
+    quantised pair, is drawn: which devices hold what of it, and which pieces and shards feed them. With
+    --rename it is shown what a renaming table makes of each tensor, and which have no rule in it.
     """
     target = check_target("--plot", plot, (".svg",))
     if target and not values.get("tensor"):
@@ -74,6 +78,8 @@ def inspect(source: str, output: Output, files: bool, plot: str | None, **values
         write_whole(target, sharding_svg(found.pictures), output)
         result["plot"] = str(target)
     listed = [] if found.pictures else _tensors(found.chosen)
+    if found.renamed:
+        listed = [*_renamed(found, found.renamed), *([""] if found.pictures else [])]
     lines = [*listed, *(["", *_files(found)] if files else []), "", *_totals(found)]
     text = "\n".join(map(printable, lines)).lstrip("\n")
     output.result("\n\n".join([*map(draw, found.pictures), text]), result)
@@ -103,6 +109,26 @@ def _tensors(tensors: Sequence[TensorInfo]) -> list[str]:
         row += [shape(tensor.slab) if tensor.slab is not None else "-"] * slabs
         rows.append(row)
     return table(head, rows, right=(3,))
+
+
+def _renamed(found: Inspection, plan: RenamePlan) -> list[str]:
+    """What becomes of each tensor that is asked for, then what is dropped, then what has no rule."""
+    asked, shapes = {t.name for t in found.chosen}, {t.name: t.shape for t in found.tensors}
+    rows = []
+    for renamed in plan.tensors:
+        first, *rest = renamed.sources
+        if not asked & {*renamed.sources}:
+            continue
+        more = f" and {len(rest)} more" if rest else ""
+        how = ["transposed"] if renamed.transpose else []
+        how += [f"{len(renamed.sources)} stacked on {renamed.axis}"] if renamed.axis is not None else []
+        rows.append(
+            (first + more, shape(shapes[first]), renamed.name, shape(renamed.shape), ", ".join(how) or "-")
+        )
+    lines = table(("tensor", "shape", "becomes", "shape", "how"), rows) if rows else []
+    lines += [f"dropped: {name}" for name in plan.dropped if name in asked]
+    lines += [f"unmatched: {name}" for name in plan.unmatched if name in asked]
+    return lines
 
 
 def _files(found: Inspection) -> list[str]:
@@ -135,6 +161,10 @@ def _totals(found: Inspection) -> Iterator[str]:
         yield f"info-hash {found.info_hash}"
     if found.profile:
         yield f"named by profile {found.profile}"
+    if found.renamed:
+        left = f", {len(found.renamed.unmatched)} have no rule" if found.renamed.unmatched else ""
+        made = count(len(found.renamed.tensors), "tensor")
+        yield f"renamed by {found.renamed.table}: {made}, {len(found.renamed.dropped)} dropped{left}"
     if found.absent_hosts:
         yield f"parts of hosts {', '.join(map(str, found.absent_hosts))} are not here"
     yield from (f"note: {note}" for note in found.notes)
@@ -149,6 +179,8 @@ def _values(found: Inspection, files: bool) -> dict[str, object]:
     values["pictures"] = [_drawn(picture) for picture in found.pictures]
     if not found.pictures:
         del values["pictures"]
+    if not found.renamed:
+        del values["renamed"]
     return values
 
 
