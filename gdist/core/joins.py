@@ -26,6 +26,9 @@ from gdist.core.tensor import Combine, Factor, FoundArray, Order, Part, StoredTe
 from gdist.errors import CorruptError, UnsupportedError
 
 
+MOST_KEY = 1024  # characters; a regular expression may take the square of it
+
+
 class Join(Enum):
     """How the arrays of one key in the files of several ranks make one tensor."""
 
@@ -80,7 +83,9 @@ class JoinProfile:
         return (self.name, *self.aliases)
 
     def rule_for(self, key: str) -> tuple[JoinRule, re.Match[str]] | None:
-        """The first rule that matches a key."""
+        """The first rule that matches a key, of a length that a tensor's name can have."""
+        if len(key) > MOST_KEY:
+            return None
         for rule in self.rules:
             if found := re.fullmatch(rule.pattern, key):
                 return rule, found

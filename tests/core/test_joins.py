@@ -126,6 +126,7 @@ def files(*ranks: Mapping[str, Array], folder: str = "m/") -> list[FileArrays]:
     ("rule", "ranks", "error", "words"),
     [
         (JoinRule("x"), [{"w": A}], UnsupportedError, "does not know: w"),
+        (JoinRule("(.*)*x"), [{"w" * 5000: A}], UnsupportedError, "does not know: w"),
         (JoinRule("w"), [{"w": A}, {"w": A}], CorruptError, "'w' is in 2 files, not in one"),
         (JoinRule("w|v", Join.CONCATENATE), [{"w": A}, {"v": A}], CorruptError, "'w' is in 1 of 2 files"),
         (JoinRule("w", Join.CONCATENATE, 1), [{"w": A}, {"w": B}], CorruptError, r"\[2, 3\] in one file and"),
