@@ -25,7 +25,6 @@ from gdist.core.profile import FileArrays, in_order, listed, tensors_of
 from gdist.core.tensor import Combine, Factor, FoundArray, Order, Part, StoredTensor, TensorSpec
 from gdist.errors import CorruptError, UnsupportedError
 
-
 MOST_KEY = 1024  # characters; a regular expression may take the square of it
 
 
@@ -126,7 +125,7 @@ def join_files(
         for key, arrays in by_key.items():
             matched = profile.rule_for(group.prefix + key)
             if matched is None:
-                unmatched.append(group.prefix + key)
+                unmatched.append((group.prefix + key)[:200])
                 continue
             rule, match = matched
             if rule.drop:

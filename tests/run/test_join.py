@@ -259,6 +259,48 @@ def test_blooms_norms_are_averaged(tmp_path: Path) -> None:
     assert_holds(tmp_path / "s", expected)
 
 
+@pytest.mark.parametrize(
+    ("profile", "above", "beside"),
+    [("stable-diffusion-1", "state_dict", {"epoch": 3}), ("gemma", "model_state_dict", {})],
+)
+def test_a_models_state_loses_what_is_above_it(
+    profile: str, above: str, beside: dict[str, Any], tmp_path: Path
+) -> None:
+    state = {"model.diffusion_model.out.weight": torch.randn(3, 4), "betas": torch.randn(5)}
+    (tmp_path / "from").mkdir()
+    torch.save({above: state, **beside}, tmp_path / "from/model.ckpt")
+    with seed(tmp_path / "from", piece_length=PIECE) as seeded:
+        fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(profile=profile))
+    assert_holds(tmp_path / "s", {name: tensor.numpy() for name, tensor in state.items()})
+
+
+def test_megatrons_layers_lose_the_module(tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    expected: dict[str, Array] = {}
+    ranks: list[dict[str, Any]] = [{}, {}]
+    for name, dimension in (
+        ("0.word_embeddings.weight", 0),
+        ("1.attention.query_key_value.weight", 0),
+        ("1.attention.dense.weight", 1),
+        ("1.attention.dense.bias", None),
+        ("1.input_layernorm.weight", None),
+        ("1.mlp.dense_h_to_4h.bias", 0),
+        ("1.mlp.dense_4h_to_h.weight", 1),
+    ):
+        whole = torch.randn(12, 8) if name.endswith("weight") and "norm" not in name else torch.randn(12)
+        for state, part in zip(ranks, sliced(whole, dimension, 2), strict=True):
+            state[name] = part
+        expected[name] = whole.numpy()
+    (tmp_path / "from").mkdir()
+    for rank, state in enumerate(ranks):
+        torch.save(
+            {"module": state, "global_steps": 7}, tmp_path / f"from/mp_rank_{rank:02d}_model_states.pt"
+        )
+    with seed(tmp_path / "from", piece_length=PIECE) as seeded:
+        fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(profile="deepspeed"))
+    assert_holds(tmp_path / "s", expected)
+
+
 def test_a_profile_of_ones_own_stacks(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     (tmp_path / "from").mkdir()
