@@ -8,6 +8,7 @@ import pytest
 
 from gdist.errors import RequestError
 from gdist.profile_files import check_profile, join_profiles, profile_named, read_profile
+from gdist.releases import known_release, release_names
 
 GOOD = """name = "mine"
 files = 'r(?P<shard>\\d)'
@@ -57,3 +58,10 @@ def test_what_is_no_profile_is_refused(text: str, words: str, tmp_path: Path) ->
     with pytest.raises(RequestError) as error:
         read_profile(tmp_path / "p.toml")
     assert words in error.value.message
+
+
+def test_the_profiles_that_releases_name_are_there() -> None:
+    for name in release_names():
+        manifest = known_release(name)
+        assert manifest is not None
+        check_profile(manifest.profile)
