@@ -11,15 +11,28 @@ from gdist.formats import (
     Container,
     Format,
     Scan,
+    flax_msgpack,
     gguf,
+    npy,
+    npz,
     pickle_arrays,
     safetensors,
     tar,
     torch_legacy,
     torch_zip,
 )
+from gdist.formats.flax_sniff import SPECS, SPECS_HINT, has_specs
 
-FORMATS: tuple[Format, ...] = (pickle_arrays, safetensors, torch_zip, torch_legacy, gguf)
+FORMATS: tuple[Format, ...] = (
+    pickle_arrays,
+    safetensors,
+    torch_zip,
+    torch_legacy,
+    gguf,
+    npy,
+    npz,
+    flax_msgpack,
+)
 CONTAINERS: tuple[Container, ...] = (tar,)
 
 # Where `scan` computes what the file says again beside each payload: scans that read all of it too. They are
@@ -45,7 +58,6 @@ _LLAMAFILE = Foreign(
     f"take the GGUF file out of it with unzip, {_THEN}",
 )
 _MAGICS = (
-    (b"\x93NUMPY", Foreign("a NumPy array file (npy)")),
     (b"\x1f\x8b", Foreign("gzip data", f"unpack it with gunzip, or tar xzf for a .tar.gz, {_THEN}")),
     (b"\x28\xb5\x2f\xfd", Foreign("zstd data", f"unpack it with zstd -d, or tar --zstd -xf, {_THEN}")),
     (b"BZh", Foreign("bzip2 data", f"unpack it with bunzip2, or tar xjf, {_THEN}")),
@@ -74,12 +86,7 @@ _MAGICS = (
         ),
     ),
 )
-_SPECS = Foreign(
-    "a checkpoint of t5x or PaxML that says where its arrays lie",
-    "gdist opens no place that a file names, which could be any on this machine; its arrays are read where "
-    "they lie beside it as plain Zarr directories",
-)
-_SPEC_WORDS = (b"kvstore", b"driver")  # of a TensorStore spec
+_SPECS = Foreign(SPECS, SPECS_HINT)
 # How tools name what they cut a file up into. Only the first piece has a magic number; a name decides
 # nothing here but which advice is given.
 _PIECE = re.compile(r"(.+[-._](?:split|part)[-_.]?)(?:\d{1,4}|[a-z]{2})|(.+\.)0\d\d", re.IGNORECASE)
@@ -126,8 +133,8 @@ def recognise_foreign(head: bytes, size: int) -> Foreign | None:
         return Foreign(
             "a torch checkpoint from before torch 0.1.10 (tar)", "load and save it where you trust it"
         )
-    if head[:1] and head[0] & 0xF0 in (0x80, 0xD0) and all(word in head for word in _SPEC_WORDS):
-        return _SPECS  # a msgpack map
+    if head[:1] and head[0] & 0xF0 in (0x80, 0xD0) and has_specs(head):  # a msgpack map
+        return _SPECS
     return None
 
 
@@ -151,8 +158,6 @@ def _zip(head: bytes) -> Foreign:
     """Tells the zip files of tensors apart by the first member's name, at offset 30 of its local header."""
     length = int.from_bytes(head[26:28], "little")
     name = head[30 : 30 + length]
-    if name.endswith(b".npy"):
-        return Foreign("a NumPy archive (npz)")
     if name.endswith(b".gguf"):
         return Foreign("a zip archive of a GGUF file", f"unpack it with unzip, {_THEN}")
     return Foreign("a zip archive", f"unpack it with unzip, {_THEN}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from math import prod
 from typing import NoReturn
 
@@ -24,6 +25,7 @@ KEYS_ARE_NAMES = True
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 MAX_DIMENSIONS = 32
 MAX_LENGTH = (1 << 63) - 1
+ENCODINGS = "gdist.encodings"  # metadata that `gdist export` writes: JSON, encodings by tensor name
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
 
@@ -50,11 +52,13 @@ def scan(size: int) -> Scan:
         _corrupt(f"the header has {length} bytes, more than the {MAX_HEADER_BYTES} allowed")
     if not 2 <= length <= size - 8:
         _corrupt(f"the header has {length} bytes, {size - 8} follow its length")
-    header = _parse((yield Extent(8, length)))
-    return _arrays(header, 8 + length, size - 8 - length)
+    header, encodings = _parse((yield Extent(8, length)))
+    found = _arrays(header, 8 + length, size - 8 - length)
+    return tuple(replace(array, encoding=encodings.get(array.key, "")) for array in found)
 
 
-def _parse(data: bytes) -> dict[str, object]:
+def _parse(data: bytes) -> tuple[dict[str, object], dict[str, str]]:
+    """The tensors' entries, and their encodings."""
     if data[:1] != b"{":
         _corrupt(f"the header starts with {data[:1]!r}, not with an opening brace")
     try:
@@ -66,7 +70,17 @@ def _parse(data: bytes) -> dict[str, object]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _corrupt("the metadata is not a map of strings")
-    return header
+    return header, _encodings(metadata.get(ENCODINGS, "{}"))
+
+
+def _encodings(text: str) -> dict[str, str]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"the metadata {ENCODINGS} is not JSON: {str(error)[:200]}") from error
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        _corrupt(f"the metadata {ENCODINGS} is not a map of strings")
+    return value
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

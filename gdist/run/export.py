@@ -26,6 +26,7 @@ from gdist.core.rename import RenameTable
 from gdist.core.store_manifest import StoreTensor
 from gdist.errors import CorruptError, InterruptedRun, RequestError, translate
 from gdist.events import Observer
+from gdist.formats.safetensors import ENCODINGS
 from gdist.rename_files import RenameLike, read_rename
 from gdist.run.output_files import OutputFiles, check_empty_directory
 from gdist.run.rebuild import Rebuilder, whole_boxes
@@ -233,7 +234,7 @@ def _export_safetensors(
 def _metadata(tensors: Sequence[StoreTensor]) -> dict[str, str]:
     """What the header says beside the tensors: which of them are encoded, in JSON, by name."""
     encodings = {tensor.name: tensor.encoding for tensor in tensors if tensor.encoding}
-    return {**FORMAT, **({"gdist.encodings": json.dumps(encodings)} if encodings else {})}
+    return {**FORMAT, **({ENCODINGS: json.dumps(encodings)} if encodings else {})}
 
 
 def _asset(places: Sequence[Address], path: str, digest: str) -> bytes:

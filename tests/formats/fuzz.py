@@ -37,7 +37,16 @@ import numpy as np
 from gdist.core.extent import Extent
 from gdist.core.tensor import FoundArray
 from gdist.errors import GdistError
-from gdist.formats import gguf, pickle_arrays, safetensors, torch_legacy, torch_zip
+from gdist.formats import (
+    flax_msgpack,
+    gguf,
+    npy,
+    npz,
+    pickle_arrays,
+    safetensors,
+    torch_legacy,
+    torch_zip,
+)
 from gdist.formats.zip_directory import read_members
 from gdist.testing.checkpoints import write_safetensors
 
@@ -180,6 +189,51 @@ def _zips() -> list[bytes]:
     return [_zip({"a": b"1", "b/c": b"22"}), arrays.getvalue(), _torch_sample(), _zip({})]
 
 
+def _npys() -> list[bytes]:
+    arrays = [
+        np.arange(6.0).reshape(2, 3),
+        np.asfortranarray(np.ones((2, 2), ml_dtypes.bfloat16)),
+        np.array(1),
+    ]
+    files = []
+    for version, array in zip(((1, 0), (2, 0), (3, 0)), arrays, strict=True):
+        out = io.BytesIO()
+        np.lib.format.write_array(out, array, version=version)
+        files.append(out.getvalue())
+    return files
+
+
+def _npz() -> bytes:
+    out = io.BytesIO()
+    np.savez(out, a=np.arange(5), **{"b/c": np.zeros((0, 3), np.int8)})
+    return out.getvalue()
+
+
+def _npy_headers() -> list[bytes]:
+    return [b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }"]
+
+
+def _npy_of(header: bytes) -> bytes:
+    return npy.MAGIC + b"\2\0" + struct.pack("<I", len(header)) + header + bytes(24)
+
+
+def _msgpacks() -> list[bytes]:
+    import msgpack
+
+    def array(*shape: int) -> Any:
+        content = bytes(4 * int(np.prod(shape)))
+        return msgpack.ExtType(1, msgpack.packb((shape, "float32", content)))
+
+    cut = {
+        "__msgpack_chunked_array__": True,
+        "shape": {"0": 2, "1": 2},
+        "chunks": {"0": array(3), "1": array(1)},
+    }
+    tree = {"params": {"w": array(2, 3), "cut": cut, "list": [array(), None, 1.5, "x", b"y"]}, "step": 7}
+    pairs = [(("params", "w"), msgpack.packb(array(2))), (("step",), msgpack.packb(array()))]
+    return [msgpack.packb(tree), b"".join(map(msgpack.packb, pairs))]
+
+
 _OPCODES = [
     bytes([code]) for code in b"(.)0]}abceghijlqrstuXQKMJGRTUCB\x80\x81\x85\x86\x87\x8a\x8c\x8e\x93\x94\x95"
 ]
@@ -216,6 +270,27 @@ TARGETS = {
         gguf.scan,
         words=[struct.pack("<IQ", 9, n) for n in (1, 3, 1 << 40)]
         + [struct.pack("<IIQ", 9, 9, 1) * 5, b"\x08\0\0\0", struct.pack("<Q", 64), b"general.alignment"],
+    ),
+    "npy": Target(
+        _npys,
+        npy.scan,
+        _npy_headers,
+        _npy_of,
+        [b"'", b"(", b")", b",", b"{", b"}", b"[", b"True", b"'descr': '|O'", b"9" * 30, b"-1", b"L"],
+    ),
+    "npz": Target(lambda: [_npz()], npz.scan, words=[b"PK\1\2", b"PK\3\4", b"PK\5\6", b".npy", b"'|O'"]),
+    "flax-msgpack": Target(
+        _msgpacks,
+        flax_msgpack.scan,
+        words=[
+            b"\x91",
+            b"\x81\xa1a",
+            b"\xdf\xff\xff\xff\xff",
+            b"\xc7",
+            b"\xc9\x00\x00\x00",
+            b"\xa7float32",
+            b"\xc0",
+        ],
     ),
     "zip": Target(
         _zips, read_members, words=[b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\7\x08"]

@@ -46,6 +46,20 @@ def entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4), **more: 
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
 
 
+def test_encodings_in_the_metadata_are_heeded_and_checked() -> None:
+    tensors = {"a": entry("U8", [4]), "b": entry("U8", [2], [4, 6])}
+
+    def with_encodings(text: object) -> bytes:
+        return made({"__metadata__": {"gdist.encodings": text}, **tensors}, bytes(6))
+
+    data = with_encodings('{"a": "gguf.q4_0", "other": "x"}')
+    found = drive(reader.scan(len(data)), lambda e: data[e.start : e.stop])
+    assert {array.key: array.encoding for array in found} == {"a": "gguf.q4_0", "b": ""}
+    for text in ("[]", '{"a": 1}', "{", "[" * 5000, 7):
+        with pytest.raises(CorruptError, match="metadata"):
+            scan(with_encodings(text))
+
+
 def test_files_of_the_package_come_back(tmp_path: Path) -> None:
     tensors = {
         "model.w": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -104,6 +104,8 @@ def test_a_split_model_is_fetched_and_given_back(codec: str, tmp_path: Path) -> 
     export(tmp_path / "r", tmp_path / "tensors", to="safetensors")
     with safe_open(tmp_path / "tensors/model.safetensors", "numpy") as file:
         assert json.loads(file.metadata()["gdist.encodings"]) == ENCODED
+    gdist.reshard(tmp_path / "tensors", tmp_path / "again", mesh="2")
+    assert_encoded(tmp_path / "again")
 
 
 @pytest.mark.torrent
