@@ -81,6 +81,14 @@ class JoinProfile:
         """All names it goes by."""
         return (self.name, *self.aliases)
 
+    def may_be(self, files: Iterable[FileArrays]) -> bool:
+        """True when every file is named like its own."""
+        return all(self.match(file.path) for file in files)
+
+    def match(self, path: str) -> re.Match[str] | None:
+        """The end of a path that is named like its files."""
+        return re.search(rf"(?:^|(?<=/))(?:{self.files})$", path)
+
     def rule_for(self, key: str) -> tuple[JoinRule, re.Match[str]] | None:
         """The first rule that matches a key, of a length that a tensor's name can have."""
         if len(key) > MOST_KEY:
@@ -155,9 +163,9 @@ def _sets(profile: JoinProfile, files: Sequence[FileArrays]) -> tuple[str, tuple
     """The folder the files lie in, and the sets of them."""
     folders: set[str] = set()
     found: defaultdict[str, dict[int, FileArrays]] = defaultdict(dict)
-    strange = []
+    strange: list[str] = []
     for file in files:
-        match = re.search(rf"(?:^|(?<=/))(?:{profile.files})$", file.path)
+        match = profile.match(file.path)
         if match is None:
             strange.append(repr(file.path))
             continue

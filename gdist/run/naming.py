@@ -34,14 +34,13 @@ def name_arrays(files: Sequence[FileArrays], profile: str | None, find_documents
             try:
                 return _joined(candidate, files, find_documents)
             except GdistError as error:
-                whys.append(f"{candidate.name}: {error.message}")
+                if candidate.may_be(files):
+                    whys.append(f"{candidate.name}: {error.message[:300]}")
         try:
             return name_tensors(files)
         except CorruptError as error:
-            more = "; ".join(why[:300] for why in whys)
-            raise CorruptError(
-                f"{error.message}; no profile joins them ({more})", hint=error.hint, **error.facts
-            ) from error
+            more = f"; no profile joins them ({'; '.join(whys)})" if whys else ""
+            raise CorruptError(error.message + more, hint=error.hint, **error.facts) from error
     return name_tensors(files, profile)
 
 

@@ -200,7 +200,7 @@ def survey_files(
         CorruptError, FilesystemError: when a file contradicts itself or cannot be read.
     """
     asked = options or SurveyOptions()
-    from gdist.run.catalogue import no_tensor  # NumPy comes with it
+    from gdist.run.catalogue import check_unread, no_tensor  # NumPy comes with it
     from gdist.run.naming import name_arrays
 
     def left_out(name: str) -> bool:
@@ -225,6 +225,7 @@ def survey_files(
             assets.append(number)
         unread += unread_of(file, report)
     if not found:
+        check_unread(row for row in unread if row.foreign)
         raise no_tensor(laid, "gdist inspect lists what is in a torrent", f" of {str(path)!r}")
     for index in documents_ending(laid, reports, read, INDEX_SUFFIX).values():
         if index:

@@ -332,3 +332,13 @@ def test_a_view_has_one_of_the_copies(tmp_path: Path) -> None:
     torch.save(state, path)
     with pytest.raises(CorruptError, match=r"2 copies of 'norm.weight' are not equal"):
         make_view(tmp_path / "from", tmp_path / "w")
+
+
+def test_why_no_profile_joins_is_said_of_those_that_may_be_meant(tmp_path: Path) -> None:
+    write_llama(tmp_path / "from", 2)
+    path = tmp_path / "from/consolidated.01.pth"
+    torch.save({**torch.load(path), "extra": torch.zeros(1)}, path)
+    with pytest.raises(CorruptError) as error:
+        survey_files(tmp_path / "from")
+    assert "llama-2: keys that profile 'llama-2' does not know: extra" in error.value.message
+    assert "bloom" not in error.value.message
