@@ -66,6 +66,8 @@ MAX_MEMBERS = 1 << 17  # of all containers in a file: what is known of each is h
 class FileReport:
     """What a file turned out to be: its format's name and arrays, or none and `foreign` if that is known.
 
+    A file of a format that holds no array has none: it is kept as it is.
+
     A container has `members` instead of arrays; where none of them has a format, neither has it.
     """
 
@@ -130,6 +132,8 @@ def _identify(size: int, report: FileReport, how: _Opening, above: tuple[str, ..
     report.keys_are_names = kind.KEYS_ARE_NAMES
     whole = CHECKS.get(kind.NAME, kind.scan) if how.thorough else kind.scan
     report.arrays = yield from whole(size)
+    if not report.arrays:  # a vocabulary in GGUF, data in msgpack: a file like any other
+        report.format, report.keys_are_names = None, False
     return report.arrays
 
 

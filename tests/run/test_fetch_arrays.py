@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import flax.serialization as flax
@@ -90,6 +91,21 @@ def test_a_checkpoint_is_fetched_and_given_back(kind: str, mesh: str, tmp_path: 
     assert verify(tmp_path / "s").ok
     export(tmp_path / "s", tmp_path / "back", to="payload")
     assert tree_of(tmp_path / "back/from") == tree_of(tmp_path / "from")
+
+
+def test_files_of_a_format_without_arrays_are_kept_as_they_are(tmp_path: Path) -> None:
+    expected = write_npz(tmp_path / "from")
+    others = {
+        "index.msgpack": flax.msgpack_serialize({"version": 1, "files": ["a", "b"]}),
+        "vocabulary.gguf": b"GGUF" + struct.pack("<I2Q", 3, 0, 0) + bytes(8),
+    }
+    for name, data in others.items():
+        (tmp_path / "from" / name).write_bytes(data)
+    with seed(tmp_path / "from", piece_length=PIECE) as seeded:
+        fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options())
+    assert_holds(tmp_path / "s", expected)
+    assert {name: (tmp_path / "s/assets" / name).read_bytes() for name in others} == others
+    assert verify(tmp_path / "s").ok
 
 
 @pytest.mark.parametrize("kind", ["npz", "npy"])
