@@ -109,8 +109,6 @@ def detect(head: bytes, size: int) -> Format | None:
 
 def detect_container(head: bytes, size: int) -> Container | None:
     """The same of containers: what a file of files is."""
-    if torch_legacy.is_tar_form(head):
-        return None  # a checkpoint, not an archive of some
     for candidate in CONTAINERS:
         if candidate.sniff(head, size):
             return candidate
@@ -129,10 +127,6 @@ def recognise_foreign(head: bytes, size: int) -> Foreign | None:
     for magic, what in _MAGICS:
         if head.startswith(magic):
             return what
-    if torch_legacy.is_tar_form(head):
-        return Foreign(
-            "a torch checkpoint from before torch 0.1.10 (tar)", "load and save it where you trust it"
-        )
     if head[:1] and head[0] & 0xF0 in (0x80, 0xD0) and has_specs(head):  # a msgpack map
         return _SPECS
     return None

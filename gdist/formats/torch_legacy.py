@@ -26,19 +26,11 @@ KEYS_ARE_NAMES = True
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # 0x1950a86a20f9469cfc6c, pickled with protocol 2
 VERSION = b"\x80\x02M\xe9\x03."  # 1001
 COUNT_BYTES = 8
-_TAR_MAGIC = 257, b"ustar"
-_TAR_MEMBERS = frozenset({b"sys_info", b"pickle", b"storages", b"tensors"})
 
 
 def sniff(head: bytes, size: int) -> bool:
     """True for a file that starts with the pickled magic number."""
     return head.startswith(MAGIC)
-
-
-def is_tar_form(head: bytes) -> bool:
-    """True for the tar that torch wrote before 0.1.10; torch too reads it only where it may execute it."""
-    offset, magic = _TAR_MAGIC
-    return head[offset : offset + 5] == magic and head[:100].rstrip(b"\0") in _TAR_MEMBERS
 
 
 def scan(size: int) -> Scan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,24 @@ def test_params_that_contradict_are_said(tmp_path: Path) -> None:
         CorruptError, match=r"'layers.0.attention.wk.weight' has shape \[32, 64\], where kv is 64"
     ):
         survey_files(tmp_path / "from", SurveyOptions(profile="llama-2"))
+
+
+def test_slices_in_an_archive_are_joined_with_the_params_in_it(tmp_path: Path) -> None:
+    expected = write_llama(tmp_path / "llama", 2)
+    for name in ("right", "wrong"):
+        if name == "wrong":
+            (tmp_path / "llama/params.json").write_text(
+                json.dumps({"dim": DIM, "n_heads": 8, "n_kv_heads": 8})
+            )
+        (tmp_path / name).mkdir()
+        with tarfile.open(tmp_path / name / "llama.tar", "w") as archive:
+            archive.add(tmp_path / "llama", "llama")
+    with seed(tmp_path / "right", piece_length=PIECE) as seeded:
+        result = fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options())
+    assert_holds(tmp_path / "s", expected)
+    assert result.manifest.source.profile == "llama-2"
+    with pytest.raises(CorruptError, match="where kv is 64"):
+        survey_files(tmp_path / "wrong", SurveyOptions(profile="llama-2"))
 
 
 def test_two_models_in_one_payload_want_a_choice(tmp_path: Path) -> None:

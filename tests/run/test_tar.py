@@ -17,7 +17,6 @@ from gdist.core.magnet import format_magnet
 from gdist.errors import CorruptError, UnsupportedError
 from gdist.events import Event, ShardCommitted
 from gdist.run import catalogue
-from gdist.run.catalogue import read_catalogue
 from gdist.run.export import export
 from gdist.run.fetch import fetch
 from gdist.run.headers import HeaderScan
@@ -85,24 +84,6 @@ def test_only_headers_are_fetched_to_find_them(tmp_path: Path) -> None:
             source.close()
     names = [f"model/model-{number:05}-of-00004.safetensors" for number in range(1, 5)]
     assert sorted(member.path for member in report.members) == names
-
-
-def test_small_files_in_an_archive_are_found_by_name(
-    release: tuple[Path, dict[str, Array]], tmp_path: Path
-) -> None:
-    root, _ = release
-    (root / "params.json").write_bytes(b"{}")
-    (root / "empty.json").write_bytes(b"")
-    expected = {"model.tar/model/params.json": CONFIG, "params.json": b"{}", "empty.json": b""}
-    asked = ("params.json", "empty.json", "model.safetensors", "tokenizer.mod")
-    assert survey_files(root).documents(asked) == expected
-    with seed(root, piece_length=PIECE) as seeded:
-        source = TorrentSource(seeded.magnet, LOOPBACK)
-        try:
-            source.open(tmp_path / "to")
-            assert read_catalogue(source, None).documents(asked) == expected
-        finally:
-            source.close()
 
 
 class Killed(Exception):
