@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from gdist.core.joins import JoinProfile, join_files
-from gdist.core.profile import FileArrays, Naming, name_tensors
+from gdist.core.profile import FileArrays, Naming, listed, name_tensors
 from gdist.errors import CorruptError, GdistError
 from gdist.profile_files import check_profile, join_profiles, profile_named
 from gdist.run.documents import FindDocuments
+
+_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 def name_arrays(files: Sequence[FileArrays], profile: str | None, find_documents: FindDocuments) -> Naming:
@@ -23,6 +26,7 @@ def name_arrays(files: Sequence[FileArrays], profile: str | None, find_documents
         UnsupportedError, CorruptError: when the files do not fit the profile, or their names do not fit.
     """
     files = [file for file in files if file.arrays]
+    _check_splits(files)
     if profile is not None:
         check_profile(profile)
         joined = profile_named(profile)
@@ -42,6 +46,30 @@ def name_arrays(files: Sequence[FileArrays], profile: str | None, find_documents
             more = f"; no profile joins them ({'; '.join(whys)})" if whys else ""
             raise CorruptError(error.message + more, hint=error.hint, **error.facts) from error
     return name_tensors(files, profile)
+
+
+def _check_splits(files: Sequence[FileArrays]) -> None:
+    """That no file of a model in several is missing: `m-00002-of-00003.gguf`, as llama.cpp names them.
+
+    Raises:
+        CorruptError: naming those that are missing.
+    """
+    found: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    for file in files:
+        if split := _SPLIT.fullmatch(file.path):
+            found[split[1], split[3]].add(int(split[2]))
+    missing = [
+        f"{stem}-{number:05}-of-{count}.gguf"
+        for (stem, count), numbers in found.items()
+        for number in range(1, int(count) + 1)
+        if number not in numbers
+    ]
+    if missing:
+        raise CorruptError(
+            f"the model is in several files, of which {len(missing)} are missing: {listed(missing)}",
+            hint="get them too, or leave out the others with --ignore: a part of a model is none",
+            missing=tuple(missing),
+        )
 
 
 def _joined(profile: JoinProfile, files: Sequence[FileArrays], find_documents: FindDocuments) -> Naming:

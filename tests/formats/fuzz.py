@@ -22,6 +22,7 @@ import resource
 import signal
 import struct
 import sys
+import tarfile
 import time
 import warnings
 import zipfile
@@ -48,6 +49,7 @@ from gdist.formats import (
     torch_zip,
 )
 from gdist.formats.zip_directory import read_members
+from gdist.run.headers import FileReport, identify
 from gdist.testing.checkpoints import write_safetensors
 
 MAX_CPU_SECONDS = 5.0  # for one input; samples take milliseconds
@@ -245,6 +247,32 @@ _TORCH_WORDS = [
     b"DoubleStorage",
 ]
 
+
+def _tars() -> list[bytes]:
+    found = []
+    for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=kind) as archive:
+            for name, content in (("d/" + "n" * 120 + ".npy", _npys()[0]), ("params.json", b"{}")):
+                member = tarfile.TarInfo(name if kind != tarfile.USTAR_FORMAT else name[-20:])
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        found.append(out.getvalue())
+    return found
+
+
+def _tar_headers() -> list[bytes]:
+    return [_tars()[0][:512]]  # the others begin with a long name
+
+
+def _tar_of(header: bytes) -> bytes:
+    """An archive whose first header is this one, with the right checksum."""
+    block = bytearray(header.ljust(512, b"\0")[:512])
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + _npys()[0].ljust(2048, b"\0") + bytes(1024)
+
+
 TARGETS = {
     "pickle": Target(_pickles, pickle_arrays.scan, words=_OPCODES),
     "safetensors": Target(
@@ -291,6 +319,13 @@ TARGETS = {
             b"\xa7float32",
             b"\xc0",
         ],
+    ),
+    "tar": Target(
+        _tars,
+        lambda size: identify(size, FileReport()),
+        _tar_headers,
+        _tar_of,
+        [b"0", b"7", b"L", b"x", b"K", b"2", b"../", b"\x80" + bytes(11), b"77777777777\0", b"10 size=9\n"],
     ),
     "zip": Target(
         _zips, read_members, words=[b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\7\x08"]

@@ -16,9 +16,10 @@ from safetensors import safe_open
 import gdist
 from gdist.cli import main
 from gdist.core.magnet import format_magnet
-from gdist.errors import RequestError
+from gdist.errors import CorruptError, RequestError
 from gdist.run.export import export
 from gdist.run.fetch import fetch
+from gdist.run.survey import survey_files
 from gdist.run.verify import verify
 from gdist.testing.fetches import Array, assert_holds, fetch_options, tree_of
 from gdist.testing.swarm import seed
@@ -164,3 +165,10 @@ def test_files_are_viewed_inspected_and_resharded_where_they_lie(
     assert main(["inspect", str(root), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["tensors"]
     assert {row["name"]: row["encoding"] for row in rows if row["encoding"]} == ENCODED
+
+
+def test_a_missing_file_of_a_split_is_said(tmp_path: Path) -> None:
+    write_model(tmp_path / "from")
+    (tmp_path / "from/m-00001-of-00002.gguf").unlink()
+    with pytest.raises(CorruptError, match=r"1 are missing: m-00001-of-00002\.gguf"):
+        survey_files(tmp_path / "from")
