@@ -181,6 +181,30 @@ def naming_options(function: F) -> F:
     )(function)
 
 
+def making_options(function: F) -> F:
+    """How a torrent is made."""
+    for add in (
+        option("--private", is_flag=True, help="No DHT, no peer exchange."),
+        option(
+            "--web-seed", "web_seeds", multiple=True, metavar="URL", help="An HTTP mirror; may be repeated."
+        ),
+        option("--tracker", "trackers", multiple=True, metavar="URL", help="A tracker; may be repeated."),
+        option(
+            "--piece-length", metavar="SIZE", help="A power of two from 16KiB on.  [default: by the size]"
+        ),
+        option(
+            "--torrent-version",
+            "--version",
+            type=click.Choice(("v1", "v2", "hybrid")),
+            default="v1",
+            show_default=True,
+            help="BitTorrent v1, v2, or both in one.",
+        ),
+    ):
+        function = add(function)
+    return function
+
+
 def fetch_options(function: F) -> F:
     """What a fetch and its plan have in common."""
     text = "Dequantise pairs and cast floating tensors on the way.  [default: as they are stored]"

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gdist import api
-from gdist.cli.options import option, output_options
+from gdist.cli.options import making_options, option, output_options
 from gdist.cli.output import Output
 from gdist.errors import RequestError, translate
 
@@ -20,18 +20,7 @@ from gdist.errors import RequestError, translate
     "--output", "target", type=click.Path(), metavar="FILE", help="Where it goes.  [default: PATH.torrent]"
 )
 @option("--force", is_flag=True, help="Replace a file of other content.")
-@option(
-    "--torrent-version",
-    "--version",
-    type=click.Choice(("v1", "v2", "hybrid")),
-    default="v1",
-    show_default=True,
-    help="BitTorrent v1, v2, or both in one.",
-)
-@option("--piece-length", metavar="SIZE", help="A power of two from 16KiB on.  [default: by the size]")
-@option("--tracker", "trackers", multiple=True, metavar="URL", help="A tracker; may be repeated.")
-@option("--web-seed", "web_seeds", multiple=True, metavar="URL", help="An HTTP mirror; may be repeated.")
-@option("--private", is_flag=True, help="No DHT, no peer exchange.")
+@making_options
 @output_options
 def make_torrent(path: str, output: Output, target: str | None, force: bool, **values: Any) -> None:
     """Make PATH.torrent of a file or directory, and print the magnet.

@@ -10,7 +10,7 @@ import click
 
 from gdist import api
 from gdist.cli.jsonlines import plain
-from gdist.cli.options import given, option, output_options
+from gdist.cli.options import given, making_options, option, output_options
 from gdist.cli.output import Output
 from gdist.core.text import count
 from gdist.core.units import format_bytes
@@ -32,18 +32,7 @@ if TYPE_CHECKING:
 @option("--name", metavar="NAME", help="The release's.  [default: PAYLOAD's]")
 @option("--title", default="", metavar="TEXT", help="What it is, for people.")
 @option("--licence", default="", metavar="SPDX", help="The licence of the weights: Apache-2.0.")
-@option(
-    "--torrent-version",
-    "--version",
-    type=click.Choice(("v1", "v2", "hybrid")),
-    default="v1",
-    show_default=True,
-    help="BitTorrent v1, v2, or both in one.",
-)
-@option("--piece-length", metavar="SIZE", help="A power of two from 16KiB on.  [default: by the size]")
-@option("--tracker", "trackers", multiple=True, metavar="URL", help="A tracker; may be repeated.")
-@option("--web-seed", "web_seeds", multiple=True, metavar="URL", help="An HTTP mirror; may be repeated.")
-@option("--private", is_flag=True, help="No DHT, no peer exchange.")
+@making_options
 @option("--profile", metavar="NAME|FILE", help="How to name and join the tensors.  [default: what fits]")
 @option(
     "--ignore",
