@@ -81,7 +81,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seeded]:
 @contextmanager
 def half_way(seeded: Seeded, dest: Path, *options: object) -> Iterator[subprocess.Popen[str]]:
     """A fetch that has the embedding, but not all, and gets nothing more."""
-    with Slow(seeded.port, rate=400_000) as way:
+    with Slow(seeded.port, rate=200_000) as way:
         magnet = format_magnet(replace(seeded.magnet, peers=((LOCALHOST, way.port),)))
         with started("fetch", magnet, dest, "--mesh", "2x1", *LOOPBACK, *options) as process:
             found = gdist("wait", dest, "--ready", "embedding")
