@@ -18,9 +18,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from plan_grok1 import run
 
 from gdist.core.extent import Extent
 from gdist.core.magnet import format_magnet
@@ -89,16 +90,6 @@ def pieces_of(path: Path, scan: Scan, piece_length: int) -> int:
 
         drive(scan, read)
     return len(touched)
-
-
-def run(*command: str) -> tuple[float, float, int]:
-    """Wall and CPU seconds, and peak resident bytes, of a command."""
-    start = time.monotonic()
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed")
-    return time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def main() -> None:

@@ -48,12 +48,10 @@ def _is_tree(head: bytes, size: int, count: int, at: int) -> bool:
         is_map, remaining = left.pop()
         left.append((is_map, remaining - 1))
         if is_map:
-            key = parse_head(head, at)
-            if key is None or key[0].kind is not Kind.TEXT:
+            after = _after_text(head, at)
+            if after is None:
                 return False
-            at = key[1] + key[0].number
-            if not _is_text(head[key[1] : at]):
-                return False
+            at = after
             if at >= len(head):
                 return at < size
         value = parse_head(head, at)
@@ -80,17 +78,24 @@ def _is_pair(head: bytes, at: int) -> bool:
         return False
     at = path[1]
     for _ in range(path[0].number):
-        key = parse_head(head, at)
-        if key is None or key[0].kind is not Kind.TEXT:
+        after = _after_text(head, at)
+        if after is None:
             return False
-        at = key[1] + key[0].number
-        if not _is_text(head[key[1] : at]):
-            return False
+        at = after
     holds = parse_head(head, at)
     inside = parse_head(head, holds[1]) if holds and holds[0].kind is Kind.BYTES else None
     return inside is not None and (
         inside[0].kind is Kind.MAP or (inside[0].kind is Kind.EXTENSION and inside[0].code == ARRAY)
     )
+
+
+def _after_text(head: bytes, at: int) -> int | None:
+    """Where a text that begins at a place ends, or None: it is none, or not printable."""
+    found = parse_head(head, at)
+    if found is None or found[0].kind is not Kind.TEXT:
+        return None
+    stop = found[1] + found[0].number
+    return stop if _is_text(head[found[1] : stop]) else None
 
 
 def _is_text(raw: bytes) -> bool:

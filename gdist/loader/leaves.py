@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gdist.core.profile import listed
 from gdist.errors import RequestError
-
-SHOWN = 20
 
 
 def tree_leaves(tree: Any) -> list[tuple[str, tuple[int, ...], str, Callable[[], Any]]]:
@@ -38,10 +37,10 @@ def tree_leaves(tree: Any) -> list[tuple[str, tuple[int, ...], str, Callable[[],
         else:
             strange.append(f"{name} ({type(leaf).__name__})")
     if strange:
-        raise RequestError(f"{len(strange)} leaves are no arrays: {_list(strange)}", leaves=tuple(strange))
+        raise RequestError(f"{len(strange)} leaves are no arrays: {listed(strange)}", leaves=tuple(strange))
     if elsewhere:
         raise RequestError(
-            f"{len(elsewhere)} arrays have parts on other processes' devices: {_list(elsewhere)}",
+            f"{len(elsewhere)} arrays have parts on other processes' devices: {listed(elsewhere)}",
             hint="save them with Orbax or gather them first, and publish from one process",
             leaves=tuple(elsewhere),
         )
@@ -58,8 +57,3 @@ def _gathered(array: jax.Array) -> np.ndarray[Any, Any]:
         if array.is_fully_replicated:
             break
     return out
-
-
-def _list(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -16,11 +16,6 @@ FindDocuments = Callable[[Collection[str]], dict[str, bytes]]
 Read = Callable[[int, Extent], bytes]  # bytes of an extent of a file of the payload
 
 
-def no_documents(names: Collection[str]) -> dict[str, bytes]:
-    """Finds none: where a manifest alone is known."""
-    return {}
-
-
 def documents_in(payload: Payload, reports: Mapping[int, FileReport], read: Read) -> FindDocuments:
     """Finds documents among some files and their members.
 

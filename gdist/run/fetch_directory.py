@@ -21,24 +21,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gdist.core.box import Box
-from gdist.core.payload import PayloadFile
-from gdist.core.profile import listed
 from gdist.core.reshard import Grain
 from gdist.core.source_map import DIRECTORY, MAP_NAME, REST_NAME, TORRENT_NAME, SourceMap, source_map_to_json
 from gdist.core.store_manifest import StoreManifest, StoreSource
 from gdist.core.units import format_bytes
 from gdist.core.view import VIEW
-from gdist.errors import CorruptError, FilesystemError, UnsupportedError
+from gdist.errors import CorruptError, FilesystemError
 from gdist.events import Binds, Note, Observer, Progress, Stage, StageStarted
-from gdist.run.catalogue import check_unread
 from gdist.run.destination import Destination
 from gdist.run.directories import EncodedDirectory
-from gdist.run.headers import unread_of
 from gdist.run.options import FetchOptions
 from gdist.run.origins import open_origin
 from gdist.run.preflight import check_free
 from gdist.run.reshard import ReshardOptions, reshard_from
-from gdist.run.survey import scan_file
+from gdist.run.survey import check_beside
 from gdist.run.timing import Timing
 from gdist.sinks.local import write_atomically
 from gdist.sources.torrent import TorrentOptions, TorrentSource
@@ -112,7 +108,7 @@ def fetch_directory(
             files[path].unlink(missing_ok=True)
     tick()
     outside = [path for path in files if path not in left_out and not _below(path, asked.root)]
-    _check_outside(files, outside)
+    check_beside("the torrent holds a directory of arrays", {path: files[path] for path in outside})
     directory = _directory(asked, files)
     inside = [path.removeprefix(asked.root).lstrip("/") for path in left_out if _below(path, asked.root)]
     patterns = (*asked.options.ignore, *map(glob.escape, inside))
@@ -225,25 +221,6 @@ def _make_empty(paths: Iterable[Path]) -> None:
                 path.touch()
             except OSError as error:
                 raise FilesystemError(f"{error.strerror} making {path}") from error
-
-
-def _check_outside(files: dict[str, Path], outside: Sequence[str]) -> None:
-    """That what lies beside the directory may be kept as it is.
-
-    Raises:
-        UnsupportedError: naming files that hold tensors, or are of a kind that is not read.
-    """
-    unread, holders = [], []
-    for path in outside:
-        report = scan_file(files[path])
-        unread += unread_of(PayloadFile(path, 0, files[path].stat().st_size), report)
-        holders += [path] if report.format else []
-    if holders:
-        raise UnsupportedError(
-            f"the torrent holds a directory of arrays, and tensors in other files: {listed(holders)}",
-            hint="leave one of them out with --ignore 'PATTERN'",
-        )
-    check_unread(unread)
 
 
 def _directory(asked: Asked, files: dict[str, Path]) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gdist.core.joins import JoinProfile, join_files
 from gdist.core.profile import FileArrays, Naming, listed, name_tensors
@@ -31,15 +31,16 @@ def name_arrays(files: Sequence[FileArrays], profile: str | None, find_documents
         check_profile(profile)
         joined = profile_named(profile)
         if joined:
-            return _joined(joined, files, find_documents)
+            return _joined(joined, files, _documents([joined], find_documents))
     elif _repeat(files):
+        candidates = [profile for profile in join_profiles() if profile.may_be(files)]
+        documents = _documents(candidates, find_documents)  # once: each may be a piece to fetch
         whys = []
-        for candidate in join_profiles():
+        for candidate in candidates:
             try:
-                return _joined(candidate, files, find_documents)
+                return _joined(candidate, files, documents)
             except GdistError as error:
-                if candidate.may_be(files):
-                    whys.append(f"{candidate.name}: {error.message[:300]}")
+                whys.append(f"{candidate.name}: {error.message[:300]}")
         try:
             return name_tensors(files)
         except CorruptError as error:
@@ -72,8 +73,12 @@ def _check_splits(files: Sequence[FileArrays]) -> None:
         )
 
 
-def _joined(profile: JoinProfile, files: Sequence[FileArrays], find_documents: FindDocuments) -> Naming:
-    documents = find_documents([profile.document]) if profile.document else {}
+def _documents(profiles: Iterable[JoinProfile], find_documents: FindDocuments) -> Mapping[str, bytes]:
+    names = {profile.document for profile in profiles if profile.document}
+    return find_documents(names) if names else {}
+
+
+def _joined(profile: JoinProfile, files: Sequence[FileArrays], documents: Mapping[str, bytes]) -> Naming:
     return Naming(join_files(profile, files, documents), profile.name, None)
 
 

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gdist.core.payload import Payload, PayloadFile
-from gdist.core.profile import listed
 from gdist.core.reshard import rules_of
 from gdist.core.rules import Rules
 from gdist.core.select import chosen_names
 from gdist.core.source_manifest import ASSUMED_PIECE_LENGTH
-from gdist.errors import RequestError, UnsupportedError
+from gdist.errors import RequestError
 from gdist.kvstore import local_path
-from gdist.run.headers import unread_of
-from gdist.run.survey import Survey, SurveyOptions, is_checkpoint, scan_file, survey_files
+from gdist.run.survey import Survey, SurveyOptions, check_beside, is_checkpoint, survey_files
 from gdist.stores import Address, files_of
 from gdist.stores.origins import Origin
 from gdist.stores.origins.store import StoreOrigin
@@ -170,21 +168,10 @@ def open_zarr(root: Path, ignore: Sequence[str]) -> ZarrOrigin:
     Raises:
         UnsupportedError: for files that hold tensors of their own, or of a kind that is not read.
     """
-    from gdist.run.catalogue import check_unread  # NumPy comes with it
     from gdist.stores.origins.zarr import ZarrOrigin, loose_files  # TensorStore comes with it
 
     paths = [p for p in loose_files(root) if not any(fnmatch.fnmatchcase(p, pattern) for pattern in ignore)]
-    unread, holders = [], []
-    for path in paths:
-        report = scan_file(root / path)
-        unread += unread_of(PayloadFile(path, 0, (root / path).stat().st_size), report)
-        holders += [path] if report.format else []
-    if holders:
-        raise UnsupportedError(
-            f"{root} holds Zarr arrays, and tensors in other files: {listed(holders)}",
-            hint="leave one of them out with --ignore 'PATTERN'",
-        )
-    check_unread(unread)
+    check_beside(f"{root} holds Zarr arrays", {path: root / path for path in paths})
     return ZarrOrigin(root, ignore, paths)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gdist import releases
 from gdist.core.extent import Extent
 from gdist.core.payload import Payload, PayloadFile
-from gdist.core.profile import INDEX_SUFFIX, FileArrays, check_index
+from gdist.core.profile import INDEX_SUFFIX, FileArrays, check_index, listed
 from gdist.core.rules import Rules
 from gdist.core.select import check_patterns, chosen_names
 from gdist.core.source_manifest import ASSUMED_PIECE_LENGTH, SourceManifest
@@ -271,6 +271,28 @@ def _files_below(path: Path) -> Sequence[tuple[str, Path]]:
         return [(path.name, path)]
     found = [Path(above, name) for above, _, names in os.walk(path) for name in names]
     return sorted((where.relative_to(path).as_posix(), where) for where in found if where.is_file())
+
+
+def check_beside(what: str, files: Mapping[str, Path]) -> None:
+    """That files beside a directory of arrays, by path, may be kept as they are; `what` begins the message.
+
+    Raises:
+        UnsupportedError: naming those that hold tensors of their own, or are of a kind that is not read.
+    """
+    from gdist.run.catalogue import check_unread  # NumPy comes with it
+
+    unread: list[Unread] = []
+    holders: list[str] = []
+    for path, where in files.items():
+        report = scan_file(where)
+        unread += unread_of(PayloadFile(path, 0, where.stat().st_size), report)
+        holders += [path] if report.format else []
+    if holders:
+        raise UnsupportedError(
+            f"{what}, and tensors in other files: {listed(holders)}",
+            hint="leave one of them out with --ignore 'PATTERN'",
+        )
+    check_unread(unread)
 
 
 def scan_file(path: Path, skip: Callable[[str], bool] = lambda member: False) -> FileReport:

@@ -25,6 +25,7 @@ from gdist.errors import CorruptError, GdistError, UnsupportedError
 from gdist.formats import SNIFF_BYTES, drive, pickle_tree, torch_legacy, torch_zip
 from gdist.formats.detect import CHECKS, detect
 from gdist.testing.checkpoints import numpy_dtype
+from gdist.testing.formats import Reader
 
 FORMS = ("torch", "torch-legacy")
 DTYPES = (
@@ -33,19 +34,6 @@ DTYPES = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
     *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
 )
-
-
-class Reader:
-    """Gives bytes of `data`; `asked` are the extents it was asked for."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.asked: list[Extent] = []
-
-    def __call__(self, extent: Extent) -> bytes:
-        assert extent.length and extent.stop <= len(self.data), f"{extent} of {len(self.data)} bytes"
-        self.asked.append(extent)
-        return self.data[extent.start : extent.stop]
 
 
 def saved(value: object, form: str = "torch", **how: Any) -> bytes:
