@@ -61,8 +61,9 @@ class ZarrArray:
     """An array: the directory it lies in, below the root, and what its document says.
 
     `chunk` is what one file holds; `inner` how many parts of it can be read by themselves. `metadata` is a
-    document of the same meaning, made anew. `raw` is the order of the elements where a file is nothing but
-    them, little-endian.
+    document of the same meaning, made anew, but that what is missing is zeros: `zeros` is true where the
+    document says so too, or nothing. `raw` is the order of the elements where a file is nothing but them,
+    little-endian.
     """
 
     path: str
@@ -75,6 +76,7 @@ class ZarrArray:
     separator: str
     inner: int = 1
     raw: Order | None = None
+    zeros: bool = True
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -251,7 +253,8 @@ def _parse_v2(data: bytes, path: str) -> ZarrArray:
         "dimension_separator": separator,
     }
     raw = Order(order) if compressor is None and little else None
-    return ZarrArray(path, 2, shape, chunk, dtype, metadata, "", separator, raw=raw)
+    zeros = _are_zeros(document.get("fill_value"))
+    return ZarrArray(path, 2, shape, chunk, dtype, metadata, "", separator, raw=raw, zeros=zeros)
 
 
 def _dtype_v2(value: object) -> tuple[DType, bool]:
@@ -289,7 +292,7 @@ def _parse_v3(data: bytes, path: str) -> ZarrArray | None:
     dtype = BY_NAME[kind]
     prefix, separator = _key_encoding(document.get("chunk_key_encoding", "default"))
     codecs = _codecs(document.get("codecs"))
-    fill = list(dtype.fill) if isinstance(dtype.fill, tuple) else dtype.fill
+    zero = {bool: False, int: 0, str: 0.0, tuple: [0.0, 0.0]}[type(dtype.fill)]
     metadata = {
         "zarr_format": 3,
         "node_type": "array",
@@ -300,11 +303,19 @@ def _parse_v3(data: bytes, path: str) -> ZarrArray | None:
             "name": "default" if prefix else "v2",
             "configuration": {"separator": separator},
         },
-        "fill_value": fill,
+        "fill_value": zero,
         "codecs": codecs,
     }
     inner, raw = _inner(codecs, chunk), _raw(codecs, len(shape), dtype)
-    return ZarrArray(path, 3, shape, chunk, dtype, metadata, prefix, separator, inner, raw)
+    zeros = _are_zeros(document.get("fill_value"))
+    return ZarrArray(path, 3, shape, chunk, dtype, metadata, prefix, separator, inner, raw, zeros)
+
+
+def _are_zeros(fill: object) -> bool:
+    """True of a fill value all of whose bits are zero, or none."""
+    if isinstance(fill, list):
+        return all(map(_are_zeros, fill))
+    return fill is None or repr(fill) in ("0", "0.0", "False")  # -0.0 is another
 
 
 def _may_be_ignored(value: object) -> bool:
@@ -356,14 +367,15 @@ def _codecs(value: object, depth: int = 0) -> list[dict[str, object]]:
 
 
 def _inner(codecs: Sequence[Mapping[str, Any]], chunk: tuple[int, ...]) -> int:
-    """How many inner chunks a file has."""
+    """How many inner chunks a file has; of shards in shards, the innermost."""
     sharding = [codec["configuration"] for codec in codecs if codec["name"] == "sharding_indexed"]
     if not sharding:
         return 1
-    shape = sharding[0]["chunk_shape"]
+    shape = tuple(sharding[0]["chunk_shape"])
     if len(shape) != len(chunk) or any(whole % part for whole, part in zip(chunk, shape, strict=True)):
-        _refuse(f"its inner chunks {shape} do not divide the shards {list(chunk)}")
-    return prod(whole // part for whole, part in zip(chunk, shape, strict=True))
+        _refuse(f"its inner chunks {list(shape)} do not divide the shards {list(chunk)}")
+    count: int = prod(whole // part for whole, part in zip(chunk, shape, strict=True))
+    return count * _inner(sharding[0]["codecs"], shape)
 
 
 def _raw(codecs: Sequence[Mapping[str, Any]], ndim: int, dtype: DType) -> Order | None:

@@ -167,3 +167,67 @@ def test_metadata_that_cannot_be_is_refused(edit: Callable[[Any], None], tmp_pat
     with pytest.raises(GdistError):
         gdist.reshard(source, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+# --- what the documents of its arrays may say ------------------------------------------------------------
+
+HUGE = 1 << 30
+RAW = [{"name": "bytes", "configuration": {"endian": "little"}}]
+
+
+def grid(*chunk: int) -> dict[str, Any]:
+    return {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}}}
+
+
+def sharded(*inner: int, codecs: Any = RAW) -> dict[str, Any]:
+    configuration = {"chunk_shape": inner, "codecs": codecs, "index_codecs": RAW}
+    return {"codecs": [{"name": "sharding_indexed", "configuration": configuration}]}
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({**grid(HUGE, HUGE), "codecs": RAW}, "has chunks of"),
+        ({**grid(1 << 18, 1 << 18), "codecs": RAW}, "has chunks of"),
+        ({**grid(HUGE, HUGE), **sharded(HUGE, HUGE)}, "has chunks of"),
+        ({**grid(HUGE, HUGE), **sharded(8, 8)}, "chunks, more than"),
+        ({**grid(1 << 14, 1 << 14), **sharded(1, 1)}, "chunks, more than"),
+        (
+            {**grid(1 << 14, 1 << 14), **sharded(1 << 14, 1 << 14, codecs=sharded(1, 1)["codecs"])},
+            "chunks, more than",
+        ),
+        ({"shape": [HUGE, HUGE]}, "chunks, more than"),
+        ({"shape": [HUGE, HUGE], **grid(HUGE, HUGE), "codecs": RAW}, "too large for"),
+        ({"shape": [HUGE, HUGE], **grid(HUGE, HUGE), **sharded(HUGE, HUGE)}, "too large for"),
+        ({"shape": [HUGE, HUGE * HUGE]}, "have more than"),
+        (
+            {"storage_transformers": [{"name": "x", "configuration": {"path": "/etc"}}]},
+            "storage_transformers",
+        ),
+        ({"codecs": [{"name": "evil"}]}, "'evil'"),
+        ({"node_type": "group"}, "are no arrays"),
+    ],
+)
+def test_documents_that_cannot_be_are_refused(
+    changes: dict[str, Any], words: str, dense: bool, tmp_path: Path
+) -> None:
+    source = forged(tmp_path / "a", lambda d: d.update({"store_array_data_equal_to_fill_value": dense}))
+    path = source / "w/zarr.json"
+    document = json.loads(path.read_text()) | {"shape": [8, 8], "fill_value": 0.0, "dimension_names": None}
+    path.write_text(json.dumps(document | {"codecs": RAW} | grid(8, 8) | changes))
+    with pytest.raises(GdistError) as caught:
+        gdist.reshard(source, tmp_path / "b")
+    assert words in caught.value.message and "w" in caught.value.message
+    assert not (tmp_path / "b").exists()
+
+
+def test_chunks_that_were_left_out_are_zeros_or_an_error(tmp_path: Path) -> None:
+    source = forged(tmp_path / "a", lambda d: d.update({"store_array_data_equal_to_fill_value": False}))
+    shutil.rmtree(source / "w/c")
+    with pytest.raises(UnsupportedError, match="chunks that are not zeros: 'w'"):
+        gdist.reshard(source, tmp_path / "b")  # NaN, in a store of gdist's
+    path = source / "w/zarr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fill_value": 0}))
+    gdist.reshard(source, tmp_path / "b")
+    assert_holds(tmp_path / "b", {"w": np.zeros(8, np.float32)})

@@ -1,4 +1,8 @@
-"""Arrays that TensorStore has open, read in the chunks they are stored in."""
+"""Zarr arrays that TensorStore has open, read in the chunks they are stored in.
+
+TensorStore is given documents made anew of what ours understood (`gdist.core.zarr_arrays`), in places of our
+own: no spec, path or transformer comes from a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +17,50 @@ from gdist.core.box import Box
 from gdist.core.extent import Extent
 from gdist.core.profile import listed
 from gdist.core.reshard import Grain
-from gdist.core.tensor import Part, StoredTensor, TensorSpec, dtype_named
-from gdist.errors import CorruptError
+from gdist.core.tensor import Part, StoredTensor, TensorSpec
+from gdist.core.zarr_arrays import ZarrArray
+from gdist.errors import CorruptError, UnsupportedError
 from gdist.kvstore import shared_context
 from gdist.stores.buffers import Array
 from gdist.stores.origins import Chunks, Held, raw
 from gdist.stores.remote import WINDOW, translate
 
+MAX_CHUNKS = 1 << 22  # of all arrays; 90,000 tensors in 32 chunks each are 3 million
+# A chunk may be larger than its array, and memory is taken for all of it: TensorStore 0.1.86 ends the process
+# where that cannot be had.
+OVERHANG_BYTES = 2**28
+
 # Any below: TensorStore ships no types.
 
 
 class OpenArrays:
-    """Arrays by name, in the order of `specs`, which are our own; tensors go by their number in it.
+    """Arrays by name; tensors go by their number in that order.
+
+    `kvstore` is where they lie. With `zeros` a chunk that is not there is zeros, otherwise an error.
 
     Raises:
-        GdistError: naming those that cannot be opened.
+        GdistError: naming those that cannot be opened, or cannot be what they say.
     """
 
-    def __init__(self, where: str, specs: Mapping[str, Mapping[str, object]]):
+    def __init__(
+        self,
+        where: str,
+        arrays: Mapping[str, ZarrArray],
+        kvstore: Mapping[str, object],
+        *,
+        zeros: bool = False,
+    ):
         self._where = where
+        _check_chunks(where, arrays, zeros=zeros)
         opening: list[Any] = []
         self._arrays: list[Any] = []
         faults = []
-        for spec in specs.values():
-            try:  # a spec that cannot be is told at once, an array that is not there later
-                opening.append(_open(spec))
+        for array in arrays.values():
+            try:  # a document that cannot be is told at once
+                opening.append(_open(array, kvstore, zeros=zeros))
             except Exception as error:  # ValueError and its kin
                 opening.append(error)
-        for name, future in zip(specs, opening, strict=True):
+        for name, future in zip(arrays, opening, strict=True):
             try:
                 self._arrays.append(_arrived(future))
             except Exception as error:
@@ -48,7 +68,7 @@ class OpenArrays:
         if faults:
             kind = type(faults[0])
             raise kind(listed(fault.message for fault in faults), hint=faults[0].hint)
-        self.tensors = tuple(map(_stored, specs, self._arrays))
+        self.tensors = tuple(_stored(name, array) for name, array in arrays.items())
 
     def grain(self, tensor: int) -> Grain:
         """Chunks as stored: nothing less can be decoded."""
@@ -84,9 +104,18 @@ class OpenArrays:
         self._arrays.clear()
 
 
-def _open(spec: Mapping[str, object]) -> Any:
-    own = {**spec, "open": True, "recheck_cached_data": "open"}
-    return ts.open(own, read=True, context=shared_context())
+def _open(array: ZarrArray, kvstore: Mapping[str, object], *, zeros: bool) -> Any:
+    below = f"{array.path}/" if array.path else ""
+    spec = {
+        "driver": "zarr3" if array.version == 3 else "zarr",
+        "kvstore": {**kvstore, "path": f"{kvstore.get('path', '')}{below}"},
+        "metadata": dict(array.metadata),
+        "assume_metadata": True,
+        "fill_missing_data_reads": zeros,
+        "open": True,
+        "recheck_cached_data": "open",
+    }
+    return ts.open(spec, read=True, context=shared_context())
 
 
 def _arrived(future: Any) -> Any:
@@ -95,8 +124,33 @@ def _arrived(future: Any) -> Any:
     return future.result()
 
 
-def _stored(name: str, array: Any) -> StoredTensor:
-    if any(array.domain.inclusive_min):
-        raise CorruptError(f"array {name!r} does not start at zero", tensor=name)
-    spec = TensorSpec(name, tuple(array.shape), dtype_named(array.dtype.name))
+def _check_chunks(where: str, arrays: Mapping[str, ZarrArray], *, zeros: bool) -> None:
+    """That memory can be had for what the documents say.
+
+    Raises:
+        CorruptError, UnsupportedError: naming the arrays for which it cannot.
+    """
+    large = [
+        f"array {name!r} of shape {list(array.shape)} has chunks of {list(array.chunk)}"
+        for name, array in arrays.items()
+        if array.chunk_nbytes // array.inner > max(2 * array.nbytes, OVERHANG_BYTES)
+    ]
+    if large:
+        raise CorruptError(listed(large), hint="the document of an array is wrong: fetch it again")
+    if zeros and (filled := [name for name, array in arrays.items() if not array.zeros]):
+        raise UnsupportedError(
+            f"{where} leaves out chunks that are not zeros: {listed(map(repr, filled))}",
+            hint="write it anew with store_array_data_equal_to_fill_value",
+        )
+    counts = {name: array.chunks * array.inner for name, array in arrays.items()}
+    if sum(counts.values()) > MAX_CHUNKS:
+        most = sorted(counts, key=lambda name: -counts[name])[:3]
+        named = ", ".join(f"{name!r} ({counts[name]})" for name in most)
+        raise UnsupportedError(
+            f"the arrays of {where} have {sum(counts.values())} chunks, more than {MAX_CHUNKS}: {named}"
+        )
+
+
+def _stored(name: str, array: ZarrArray) -> StoredTensor:
+    spec = TensorSpec(name, array.shape, array.dtype)
     return StoredTensor(spec, (Part(Extent(0, spec.nbytes), Box.whole(spec.shape)),))

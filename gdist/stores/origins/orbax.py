@@ -1,7 +1,7 @@
 """Resharding from an Orbax checkpoint: OCDBT, or one directory an array, zarr v2 or v3.
 
-Orbax itself is not needed. The names of the arrays come from its `_METADATA`, are checked as any tensor's
-name is, and TensorStore opens what lies under them; no spec and no path is taken from the checkpoint.
+Orbax itself is not needed. The names of the arrays come from its `_METADATA`, and are checked as any tensor's
+name is; what lies under them is read as any Zarr array is.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import tensorstore as ts
 
 from gdist.core.box import Box
 from gdist.core.orbax import METADATA, OrbaxTree, parse_orbax_tree
@@ -17,12 +21,14 @@ from gdist.core.order import loading_order
 from gdist.core.profile import check_names, listed
 from gdist.core.reshard import Grain
 from gdist.core.store_manifest import Step, StoreSource
-from gdist.errors import RequestError, UnsupportedError
-from gdist.kvstore import kvstore_spec, local_path
+from gdist.core.zarr_arrays import ARRAY_V2, NODE_V3, ZarrArray, check_documents, parse_hierarchy
+from gdist.errors import CorruptError, RequestError, UnsupportedError
+from gdist.kvstore import kvstore_spec, local_path, shared_context
 from gdist.stores import Address, files_of
 from gdist.stores.origins import Contents, Held
 from gdist.stores.origins.arrays import OpenArrays
 from gdist.stores.origins.tree import files_below
+from gdist.stores.remote import WINDOW, translate
 
 OCDBT = "manifest.ocdbt"
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory that Orbax is still writing
@@ -52,7 +58,10 @@ class OrbaxOrigin:
         tree = parse_orbax_tree(self._metadata, f"{self.where}/{METADATA}")
         names, ignored = _chosen(tree, ignore, self.where)
         _marks(address)  # no link leads elsewhere
-        self._arrays = OpenArrays(self.where, self._specs(names, tree))
+        base = kvstore_spec(address)
+        kvstore = base if self._ocdbt is None else {"driver": "ocdbt", "base": base}
+        arrays = _arrays(names, kvstore, NODE_V3 if tree.zarr3 else ARRAY_V2, self.where)
+        self._arrays = OpenArrays(self.where, arrays, kvstore, zeros=not tree.dense)
         self._tensors = self._arrays.tensors
         name = self.where.rstrip("/").rpartition("/")[2]
         nbytes = sum(tensor.spec.nbytes for tensor in self._tensors)
@@ -64,18 +73,6 @@ class OrbaxOrigin:
             checked=False,
             ignored=ignored,
         )
-
-    def _specs(self, names: Sequence[str], tree: OrbaxTree) -> dict[str, dict[str, object]]:
-        base = kvstore_spec(self._address)
-        base = base if self._ocdbt is None else {"driver": "ocdbt", "base": base}
-        return {
-            name: {
-                "driver": "zarr3" if tree.zarr3 else "zarr",
-                "kvstore": {**base, "path": f"{base.get('path', '')}{name}/"},
-                "fill_missing_data_reads": not tree.dense,
-            }
-            for name in names
-        }
 
     def _identity(self) -> str:
         tensors = [[t.spec.name, t.spec.dtype.name, t.spec.shape] for t in self._tensors]
@@ -129,6 +126,41 @@ def _chosen(tree: OrbaxTree, ignore: Sequence[str], where: str) -> tuple[list[st
         raise UnsupportedError(f"{where} has no array")
     check_names(names)
     return list(loading_order(names)), tuple(sorted(ignore))
+
+
+def _arrays(
+    names: Sequence[str], kvstore: Mapping[str, object], document: str, where: str
+) -> dict[str, ZarrArray]:
+    """What the document of each array says, a few being read at once."""
+    documents: dict[str, bytes] = {}
+    waiting: deque[tuple[str, Any]] = deque()  # Any: TensorStore ships no types
+
+    def arrive() -> None:
+        path, future = waiting.popleft()
+        found = future.result()
+        documents[path] = bytes(found.value) if found.state == "value" else b""
+
+    path = ""
+    try:
+        store = ts.KvStore.open(dict(kvstore), context=shared_context()).result()
+        for name in names:
+            path = f"{name}/{document}"
+            waiting.append((path, store.read(path)))
+            if len(waiting) >= WINDOW:
+                arrive()
+        while waiting:
+            arrive()
+    except Exception as error:  # ValueError and its kin
+        raise translate(error, f"reading {where}/{path}") from error
+    missing = [path for path, data in documents.items() if not data]
+    if missing:
+        raise CorruptError(f"{where} has no {listed(missing)}", hint="fetch it again", file=missing[0])
+    check_documents({path: len(data) for path, data in documents.items()})
+    arrays = {array.path: array for array in parse_hierarchy(documents)}
+    groups = [name for name in names if name not in arrays]
+    if groups:
+        raise CorruptError(f"{listed(map(repr, groups))} of {where} are no arrays, as its {METADATA} says")
+    return {name: arrays[name] for name in names}
 
 
 def _marks(address: Address) -> list[list[object]] | None:

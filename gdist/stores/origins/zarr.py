@@ -1,8 +1,6 @@
 """Resharding from a plain Zarr hierarchy in a directory: groups of arrays, version 2 or 3, sharded or not.
 
-Every document is parsed by us (`gdist.core.zarr_arrays`), and TensorStore is given one made anew, over a
-directory of ours: no spec, path or transformer comes from the checkpoint. A chunk that is not there is an
-error, though Zarr takes it for one of fill values.
+A chunk that is not there is an error, though Zarr takes it for one of fill values.
 """
 
 from __future__ import annotations
@@ -41,9 +39,6 @@ from gdist.stores.origins.arrays import OpenArrays
 from gdist.stores.origins.tree import Marks, files_below
 
 INDEX_ENTRY_BYTES = 16  # of an inner chunk in its shard's index
-# A chunk may be larger than its array, and memory is taken for all of it: TensorStore 0.1.86 ends the process
-# where that cannot be had.
-OVERHANG_BYTES = 2**28
 
 
 def has_zarr(root: Path) -> bool:
@@ -72,18 +67,7 @@ class ZarrOrigin:
         name = root.absolute().name
         self._named = _chosen(named(_arrays(root, self._files), name), ignore, self.where)
         _check_sizes(self._named, self._files)
-        base = kvstore_spec(root)
-        specs: dict[str, dict[str, object]] = {}
-        for key, array in self._named.items():
-            below = f"{array.path}/" if array.path else ""
-            specs[key] = {
-                "driver": "zarr3" if array.version == 3 else "zarr",
-                "kvstore": {**base, "path": f"{base['path']}{below}"},
-                "metadata": dict(array.metadata),
-                "assume_metadata": True,
-                "fill_missing_data_reads": False,
-            }
-        self._arrays = OpenArrays(self.where, specs)
+        self._arrays = OpenArrays(self.where, self._named, kvstore_spec(root))
         nbytes = sum(tensor.spec.nbytes for tensor in self._arrays.tensors)
         self.contents = Contents(
             tensors=self._arrays.tensors,
@@ -189,8 +173,6 @@ def _check_sizes(arrays: dict[str, ZarrArray], files: Marks) -> None:
         if chunks > count:
             first = next(missing_chunks(array, map(array.index_of, range(chunks)), files), "")
             faults.append(f"array {name!r} has {chunks} chunks and {count} files: {first!r} is missing")
-        elif array.chunk_nbytes // array.inner > max(2 * array.nbytes, OVERHANG_BYTES):
-            faults.append(f"array {name!r} of shape {list(array.shape)} has chunks of {list(array.chunk)}")
         elif array.inner > 1 and chunks * array.inner * INDEX_ENTRY_BYTES > total:
             faults.append(f"array {name!r} has {chunks * array.inner} inner chunks in {total} bytes")
     if faults:
