@@ -33,6 +33,7 @@ from load_jax import PeakMemory
 from gdist.core.magnet import format_magnet
 from gdist.core.mesh import HostGroup, parse_mesh
 from gdist.core.units import parse_bytes
+from gdist.exchange.ports import free_port
 
 GOAL_BYTES, GOAL_EXTRA_MB = 1.1, 100
 INSIDE = "GDIST_BENCH_NAMESPACE"
@@ -144,12 +145,6 @@ def together(count: int, *arguments: str) -> tuple[list[dict[str, Any]], int]:
     outs = [process.communicate()[0] for process in running]
     assert not any(process.returncode for process in running), "a host failed"
     return [json.loads(out.splitlines()[-1]) for out in outs], arrived() - before
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def same(first: Path, second: Path) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,15 +20,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from gdist.core.magnet import format_magnet
+from gdist.exchange.ports import free_port
 from gdist.testing.swarm import LOCALHOST, Seeded
 
 WAIT_SECONDS = 60.0
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server((LOCALHOST, 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class Agents:

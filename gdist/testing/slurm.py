@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gdist.exchange.ports import free_ports
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "scancel", "squeue")
 IDLE_SECONDS = 60  # about 5 on an idle machine
 STOP_SECONDS = 10
@@ -150,7 +152,7 @@ def _configure(directory: Path, run: Path, names: tuple[str, ...], cpus: int, ki
     key = directory / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
-    host, ports = socket.gethostname(), _free_ports(len(names) + 1)
+    host, ports = socket.gethostname(), free_ports(len(names) + 1)
     text = _CONF.format(
         name=host, port=ports[0], user=getpass.getuser(), run=run, state=state, log=log, kill_wait=kill_wait
     )
@@ -218,10 +220,3 @@ def _until(ready: Callable[[], bool], directory: Path) -> None:
             logs = "".join(f"{p.name}:\n{p.read_text()[-2000:]}\n" for p in (directory / "log").iterdir())
             raise AssertionError(f"Slurm did not come up in {IDLE_SECONDS} s\n{logs}")
         time.sleep(POLL_SECONDS)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(s.getsockname()[1]) for s in sockets]

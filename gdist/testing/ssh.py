@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gdist.exchange.ports import free_port
+
 PROGRAMS = ("sshd", "ssh", "ssh-keygen")
 START_SECONDS, STOP_SECONDS = 20, 10
 PRIVILEGE_SEPARATION = Path("/run/sshd")  # compiled in; sshd wants it when root runs it
@@ -69,8 +71,7 @@ def ssh_server(directory: Path, hosts: int = 4) -> Iterator[SshServer]:
     for name in ("host_key", "user_key"):
         made = [keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)]
         subprocess.run(made, check=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+    port = free_port()
     key = (directory / "host_key.pub").read_text().rsplit(" ", 1)[0]
     known = directory / "known_hosts"
     known.write_text("".join(f"[{address}]:{port} {key}\n" for address in addresses))

@@ -15,6 +15,7 @@ import yaml
 
 from gdist.cli import main
 from gdist.cli.commands.bootstrap import PERMANENT
+from gdist.exchange.ports import free_port
 
 MAGNET = "magnet:?xt=urn:btih:0123456789012345678901234567890123456789&dn=a b"
 COMMON = ["--mesh", "8x8", "--hosts", "8"]
@@ -201,8 +202,7 @@ def test_a_meeting_needs_others_and_time(words: list[str], capsys: pytest.Captur
 @pytest.mark.slow
 def test_processes_meet(tmp_path: Path) -> None:
     """The same line everywhere, but for the index; only where host 0 is has to be known."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    coordinator = f"127.0.0.1:{free_port()}"
     (tmp_path / "secret").write_text("correct horse\n")
     command = [sys.executable, "-m", "gdist", "bootstrap", "check", str(tmp_path / "m"), "--memory", "16MiB"]
     command += [

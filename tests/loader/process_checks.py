@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +30,7 @@ from gdist.core.rename import parse_table
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.tensor import Quantisation
 from gdist.errors import CorruptError, GdistError, RequestError
+from gdist.exchange.ports import free_port
 from gdist.loader.carrier import XlaCarrier
 from gdist.stores.rounds import Rounds
 from gdist.stores.store import Reader
@@ -432,9 +432,7 @@ class Fork:
 def main(count: int, root: Path) -> None:
     if Fork(lambda: prepare(root, count)).wait():  # TensorStore's threads do not survive a fork
         raise SystemExit("the stores could not be written")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     children = [Fork(lambda index=index: run_checks(root, port, index, count)) for index in range(count)]
     ended = [child.wait() for child in children]
     found: dict[str, str] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pytest
 
 from gdist.core.device_order import parse_device_order
 from gdist.core.mesh import HostGroup, Mesh, parse_mesh
+from gdist.exchange.ports import free_port
 from gdist.testing.stores import write_store
 
 jax = pytest.importorskip("jax")
@@ -47,9 +47,7 @@ def test_each_process_loads_its_own_part_on_interleaved_devices(tmp_path: Path) 
     rules = {"rules": [["w", ["data", "model"]]]}
     for index in range(2):
         write_store(tmp_path / str(index), arrays, mesh=mesh, rules=rules, host=HostGroup(index, 2))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     quiet = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     script = Path(__file__).with_name("order_checks.py")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from gdist.core.magnet import format_magnet
+from gdist.exchange.ports import free_port
 from gdist.testing.checkpoints import write_safetensors
-from gdist.testing.swarm import LOCALHOST, seed
+from gdist.testing.swarm import seed
 
 pytest.importorskip("jax")
 
@@ -24,9 +24,7 @@ SCRIPT = Path(__file__).with_name("stream_checks.py")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_two_hosts_fetches_are_streamed(processes: int, tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model", emb=64)
-    with socket.socket() as probe:
-        probe.bind((LOCALHOST, 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     quiet = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     flags = f"--xla_force_host_platform_device_count={8 // processes}"
     with seed(tmp_path / "model", piece_length=1 << 14) as seeded:

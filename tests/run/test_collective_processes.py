@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ import pytest
 
 from gdist.core.magnet import format_magnet
 from gdist.core.rules import parse_rules
+from gdist.exchange.ports import free_port
 from gdist.testing.checkpoints import write_grok1, write_safetensors
 from gdist.testing.shares import assert_same, fetch_both, odd_tensors
 from gdist.testing.swarm import seed
@@ -69,13 +69,6 @@ def shares(odd: Path, tmp_path: Path) -> Path:
     """What each host has before it moves anything."""
     shutil.copytree(odd, tmp_path / "s")
     return tmp_path / "s"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Host:

@@ -19,6 +19,7 @@ import pytest
 
 from gdist.core.magnet import format_magnet
 from gdist.errors import CorruptError, RequestError, StalledError
+from gdist.exchange.ports import free_port
 from gdist.run.fetch import fetch
 from gdist.run.seeding import Held, check_pieces, open_held, serve
 from gdist.run.view import make_view
@@ -218,13 +219,6 @@ def client(command: list[str], done: Path, expected: dict[str, bytes], tell: lis
         process.stdout.close()
 
 
-def free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def own_address() -> str:
     """An address of this machine that is not the loopback's, or nothing; no packet is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
@@ -266,8 +260,8 @@ def test_transmission_fetches_from_it(origin: Path, tmp_path: Path) -> None:
         "utp-enabled": False,  # what is rebuilt is served by TCP alone
         "port-forwarding-enabled": False,
         "rpc-bind-address": LOCALHOST,
-        "rpc-port": (control := free_port(LOCALHOST)),
-        "peer-port": free_port(address),
+        "rpc-port": (control := free_port()),
+        "peer-port": free_port(),
         "download-dir": str(tmp_path / "out"),
     }
     (tmp_path / "conf").mkdir()

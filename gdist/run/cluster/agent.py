@@ -11,7 +11,6 @@ import contextlib
 import errno
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from gdist.errors import (
     StalledError,
 )
 from gdist.events import Event, MemberChanged, Note, Observer, Stage, StageStarted
+from gdist.exchange.ports import free_port
 from gdist.kvstore import local_path
 from gdist.run.catalogue import Catalogue
 from gdist.run.cluster.held import Held
@@ -164,7 +164,7 @@ class _Agent:
             station.link.join()
         assert self._station is not None
         here = all_here(where, self._host, asked.work)
-        coordinator = self._station.link.meet(here, _free_port())
+        coordinator = self._station.link.meet(here, free_port())
         if coordinator is None:
             return replace(shares, path=where)
         request = MoveRequest(where, self._host, coordinator, memory=asked.memory, work=asked.work)
@@ -359,12 +359,6 @@ class _Agent:
             if time.monotonic() - since > IDLE_SECONDS:  # nobody takes anything
                 return
             time.sleep(0.1)
-
-
-def _free_port() -> int:
-    """A port that nobody listens on now; JAX takes it a moment later."""
-    with socket.create_server(("", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def _job(source: str, options: ClusterOptions) -> dict[str, Any]:  # Any: a document of the wire

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ import pytest
 import gdist
 from gdist.cli import main
 from gdist.core.magnet import format_magnet
+from gdist.exchange.ports import free_ports
 from gdist.run.verify import verify
 from gdist.testing import slurm as slurm_rig
 from gdist.testing import ssh as ssh_rig
@@ -53,9 +52,7 @@ def environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
 
 def addresses() -> tuple[str, ...]:
     """An address for each host: all are this machine, and ports tell them apart."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(HOSTS)]
-        return tuple(f"127.0.0.{n + 1}:{s.getsockname()[1]}" for n, s in enumerate(sockets))
+    return tuple(f"127.0.0.{n + 1}:{port}" for n, port in enumerate(free_ports(HOSTS)))
 
 
 def printed(kind: str, *words: str, capsys: pytest.CaptureFixture[str], into: Path) -> Path:

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from gdist.core.magnet import Magnet
+from gdist.exchange.ports import free_port
 from gdist.run.cluster import way
 from gdist.run.verify import verify
 from gdist.stores import open as open_store
-from gdist.testing.agents import Agents, free_port
+from gdist.testing.agents import Agents
 from gdist.testing.checkpoints import write_grok1, write_safetensors
 from gdist.testing.fetches import Array, tree_of
 from gdist.testing.swarm import LOCALHOST, Seeded, Slow, seed

@@ -6,22 +6,16 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 
 from gdist.core.mesh import HostGroup
 from gdist.errors import HostsMissing, RefusedError, RequestError, ResumeError, TransferError
+from gdist.exchange.ports import free_ports
 from gdist.run.environment import together
 from gdist.run.environment.findings import Finding, Status
 from gdist.run.environment.together import Meeting, Met, about_meeting, check_meeting, meet
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(s.getsockname()[1]) for s in sockets]
 
 
 def meetings(count: int, *, named: bool, seconds: float = 20, secret: str = "horse") -> list[Meeting]:

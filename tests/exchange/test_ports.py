@@ -1,0 +1,29 @@
+"""Ports that are chosen for another program are free, and stay so while connections come and go."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from gdist.errors import TransferError
+from gdist.exchange import ports
+from gdist.exchange.ports import free_ports
+
+
+def test_ports_are_free_and_none_of_those_given_to_connections(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = tmp_path / "range"
+    given.write_text("20000\t29989\n")
+    monkeypatch.setattr(ports, "_LOCAL_RANGE", given)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        monkeypatch.setattr(ports, "_RANGE", range(20_000, 30_000))
+        found = free_ports(5)
+        assert len(set(found)) == 5 and all(29_989 < port < 30_000 for port in found)
+        monkeypatch.setattr(ports, "_RANGE", range(taken, taken + 1))
+        with pytest.raises(TransferError, match="is free on this host"):
+            free_ports(1)
+    assert free_ports(1) == [taken]
