@@ -197,11 +197,12 @@ class Rendezvous:
             member = self._member(body)
             if member is None:
                 return {"join": True}
-            member.status = dict(body.get("status") or {})
             leases = self._leases
             number = int(body["message"])
             known = leases is not None and leases.knows(member.index, member.boot)
-            # Its two threads may overtake each other: an old enrolment must not undo what was told since.
+            # Its two threads may overtake each other: what is old must not undo what was told since.
+            if number >= member.message:
+                member.status = dict(body.get("status") or {})
             if body.get("enrol") and not (known and number < member.message):
                 self._enrol(member, body["enrol"])
             member.message = max(number, member.message)

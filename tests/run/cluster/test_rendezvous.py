@@ -1,0 +1,28 @@
+"""What hosts say reaches the coordinator by two threads each, in any order."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gdist.core.status import AgentStatus
+from gdist.events import Stage
+from gdist.exchange.messages import Request
+from gdist.run.cluster.rendezvous import Rendezvous
+
+
+@pytest.mark.parametrize("stages", [(Stage.FETCH, Stage.SERVE), (Stage.SERVE, Stage.FETCH)])
+def test_a_message_that_was_overtaken_does_not_undo_what_was_told_since(stages: tuple[Stage, Stage]) -> None:
+    rendezvous = Rendezvous(0, "boot0", 2, {}, lambda address: "")
+
+    def post(path: str, body: dict[str, object]) -> None:
+        content = json.dumps({"index": 1, "boot": "boot1", **body}).encode()
+        assert rendezvous.answer(Request("POST", path, body=content, peer="10.0.0.2"))
+
+    post("/join", {"port": 7, "gateway": True, "name": "h1", "job": {}})
+    for stage in stages:
+        status = AgentStatus(1, 2, "h1", "", stage, 0.0, live=True).to_json()
+        number = 5 if stage is Stage.SERVE else 4
+        post("/poll", {"message": number, "status": status, "wait": 0})
+    assert rendezvous.status(1.0).done == 1
