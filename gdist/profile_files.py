@@ -65,15 +65,14 @@ def read_profile(path: Path) -> JoinProfile:
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"it is larger than {MOST_BYTES} bytes")
+        return _profile(tomllib.loads(data.decode("utf-8-sig")))
     except FileNotFoundError as error:
         raise RequestError(f"there is no profile {str(path)!r}", hint=_HINT) from error
     except OSError as error:
         raise translate(error, f"reading {path}") from error
-    try:
-        if len(data) > MOST_BYTES:
-            raise ValueError(f"it is larger than {MOST_BYTES} bytes")
-        return _profile(tomllib.loads(data.decode()))
-    except (ValueError, RecursionError) as error:  # TOML's and UTF-8's errors are ValueErrors
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a NUL in the path
         raise RequestError(f"profile {str(path)!r} cannot be used: {error}", hint=_HINT) from error
 
 

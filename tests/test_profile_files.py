@@ -65,3 +65,8 @@ def test_the_profiles_that_releases_name_are_there() -> None:
         manifest = known_release(name)
         assert manifest is not None
         check_profile(manifest.profile)
+
+
+def test_a_path_that_is_none_is_an_error() -> None:
+    with pytest.raises(RequestError, match="null"):
+        profile_named("a\0.toml")
