@@ -38,6 +38,7 @@ PIECE = 1 << 16
 SHARDS, COPIES = "4x1", "replica=4,data=1,model=1"
 ONCE = 1.02  # WAN bytes over the union: nothing came twice
 FAULT_SECONDS = 3.0  # of the uplink, that may come twice: about 1 where nothing else runs
+TAKEN_OVER_SECONDS = 0.5  # likewise, where others take over what a slow host was about to bring in
 RETURN_SECONDS = (
     3.0  # likewise, where a coordinator was cut off: for so long both sides may bring in the same
 )
@@ -274,7 +275,7 @@ def test_the_origin_goes_when_the_union_is_inside(
         assert not agents.serves(2), "there is something left to do"
         assert agents.wait_all() == [0] * HOSTS, agents.said()
         assert_whole(agents.stores, grok[1])
-        assert came_in(agents) <= ONCE * union
+        assert came_in(agents) <= allowed(union, TAKEN_OVER_SECONDS)
 
 
 def test_every_host_is_killed_and_the_line_is_run_again(
