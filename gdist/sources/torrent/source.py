@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gdist.core.extent import Extent
 from gdist.core.magnet import InfoHash, Magnet
 from gdist.core.payload import Payload
 from gdist.core.plan import HostPlan
@@ -274,7 +275,7 @@ class TorrentSource:
     def read_piece(
         self, piece: int, buffer: memoryview | None = None, placements: object = (), extents: object = ()
     ) -> memoryview:
-        """The bytes of a verified piece; in the first bytes of `buffer` when one is given.
+        """The bytes of a verified piece, until it is released: mapped, or in the first bytes of `buffer`.
 
         All of them: `placements` and `extents` say which are needed, to sources that can give just those.
 
@@ -286,13 +287,15 @@ class TorrentSource:
         view = memoryview(bytearray(extent.length)) if buffer is None else buffer[: extent.length]
         assert len(view) == extent.length, f"buffer of {len(view)} bytes for a piece of {extent.length}"
         checked = self._check_all or piece in self._old or random.randrange(SAMPLE) == 0
-        if not checked and self._files.read(extent, view):
-            return view
+        found = None if checked else self._look(extent, view)
+        if found is not None:
+            return found
         for attempt, delay in enumerate((*_RETRY_SECONDS, None)):
             if not self._hashes.knows(piece):
                 self._learn_hashes()
-            if self._files.read(extent, view) and self._hashes.matches(piece, view):
-                return view
+            found = self._look(extent, view)
+            if found is not None and self._hashes.matches(piece, found):
+                return found
             self._check_all = True
             if delay is not None:
                 if attempt >= _FLUSH_FROM:
@@ -313,6 +316,12 @@ class TorrentSource:
                 piece=piece,
             )
         return view
+
+    def _look(self, extent: Extent, view: memoryview) -> memoryview | None:
+        mapped = self._files.map(extent)
+        if mapped is not None:
+            return mapped
+        return view if self._files.read(extent, view) else None
 
     def release(self, piece: int) -> None:
         """Gives the piece's disk space back where the file system can; its bytes are gone from then on."""
