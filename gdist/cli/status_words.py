@@ -174,8 +174,8 @@ def _cluster_head(status: ClusterStatus) -> Iterator[str]:
         yield f"pieces: {status.pieces}, of which {status.held} are held for others, {status.spent} with all"
     bound = status.share_of_bound
     if bound is not None and status.bound_seconds is not None:
-        at_least = format_seconds(status.bound_seconds)
-        yield f"bound: {at_least} at least, {bound:.0%} of that rate so far"
+        least = format_seconds(status.bound_seconds)
+        yield f"bound: {least} at the fastest rates seen, for what came so far: {bound:.0%} of them reached"
     slowest = f"; the slowest is host {status.slowest}" if status.slowest is not None else ""
     if status.done < status.count:
         yield f"binds: {words.BINDS[status.binds]}{slowest}"

@@ -157,7 +157,8 @@ class ClusterStatus:
 
     `union_bytes` are the distinct bytes that the hosts need, `inside_bytes` those of them that came in. Of
     `pieces` in the union, some are `held` by a host that keeps them for others, others `spent`: got by all
-    that need them. `bound_seconds` is the least time it could take, where the rates are known.
+    that need them. `bound_seconds` is the least time in which what came so far could have come, at the
+    fastest rates that were seen.
     """
 
     coordinator: int
@@ -210,7 +211,7 @@ class ClusterStatus:
 
     @property
     def share_of_bound(self) -> float | None:
-        """The least time over the time it took so far: 1 would be as fast as can be."""
+        """The least time over the time it took: 1 would be as fast as can be."""
         return self.bound_seconds / self.seconds if self.bound_seconds is not None and self.seconds else None
 
     def to_json(self) -> dict[str, object]:

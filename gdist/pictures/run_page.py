@@ -25,7 +25,7 @@ LATE_SECONDS, LATE_SHARE = 30.0, 0.1  # a host that came later than both after t
 
 def run_page(record: RunRecord) -> str:
     """The page of a run."""
-    status, bound = record.status, record.bound
+    bound = record.bound
     terms = bound.terms if bound else ()
     return render(
         "run.html.j2",
@@ -55,9 +55,8 @@ def run_page(record: RunRecord) -> str:
         hosts=_listed(record),
         more_hosts=max(len(record.hosts) - MOST_HOSTS, 0),
         faults=_faults(record),
-        share=record.bound_seconds / record.seconds if record.bound_seconds and record.seconds else None,
+        share=bound.seconds / record.seconds if bound and record.seconds else None,
         bound_chart=charts.bound_chart([(limit.value, value) for limit, value in terms]) if terms else None,
-        given=status.bound_seconds is not None,
         rate=format_rate,
         open_rows=OPEN_ROWS,
     )
@@ -69,8 +68,8 @@ def _figures(record: RunRecord) -> list[tuple[str, str, str]]:
     figures = [
         ("time", format_seconds(record.seconds), f"{status.done} of {count(status.count, 'host')} complete")
     ]
-    least = record.bound_seconds
-    if least and record.seconds:
+    if record.bound and record.seconds:
+        least = record.bound.seconds
         figures.append(
             ("of the least time", f"{least / record.seconds:.0%}", f"which is {format_seconds(least)}")
         )

@@ -93,7 +93,11 @@ def cluster_metrics(status: ClusterStatus) -> Iterator[Metric]:
         ("gdist_cluster_pieces", "Pieces that the hosts need.", status.pieces),
         ("gdist_cluster_pieces_held", "Pieces that a host keeps for others.", status.held),
         ("gdist_cluster_pieces_spent", "Pieces that all who need them have got.", status.spent),
-        ("gdist_cluster_bound_seconds", "The least time it could take.", status.bound_seconds),
+        (
+            "gdist_cluster_bound_seconds",
+            "The least time for what came so far, at the fastest rates seen.",
+            status.bound_seconds,
+        ),
         ("gdist_cluster_bound_ratio", "That over the time since it began.", status.share_of_bound),
     ]
     for name, says, value in values:

@@ -97,13 +97,6 @@ class RunRecord:
             return None
         return lower_bound([min(pair) for pair in moved], union, wan=self.wan_rate, lan=self.link_rate)
 
-    @property
-    def bound_seconds(self) -> float | None:
-        """The least time: by the rates that were given, else by those that were seen."""
-        if self.status.bound_seconds is not None:
-            return self.status.bound_seconds
-        return self.bound.seconds if self.bound else None
-
 
 @dataclass(slots=True)
 class _Host:

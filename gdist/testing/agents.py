@@ -59,7 +59,8 @@ class Agents:
         return [
             *(
                 sys.executable,
-                *(os.environ.get("GDBG", "-m gdist").split()),
+                "-m",
+                "gdist",
                 "cluster",
                 "fetch",
                 self._source,
@@ -112,6 +113,11 @@ class Agents:
     def told(self, index: int, kind: str) -> list[dict[str, Any]]:  # Any: JSON
         """The events of one kind."""
         return [event for event in self.events(index) if event.get("event") == kind]
+
+    def inside(self, index: int) -> int:
+        """Bytes of the union that came in, as a host knows it."""
+        told = self.told(index, "cluster_progress")
+        return int(told[-1]["inside_bytes"]) if told else 0
 
     def serves(self, index: int) -> bool:
         """True once a host has its part and gives to others."""

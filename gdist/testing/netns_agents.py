@@ -62,11 +62,6 @@ class RigAgents(Agents):
         """What went over the links since the agents were made."""
         return self.rig.traffic() - self._before
 
-    def inside(self, index: int) -> int:
-        """Bytes of the union that came in, as a host knows it."""
-        told = self.told(index, "cluster_progress")
-        return int(told[-1]["inside_bytes"]) if told else 0
-
 
 @contextmanager
 def world_seed(rig: Rig, content: Path, scratch: Path, *, piece_length: int | None = None) -> Iterator[str]:

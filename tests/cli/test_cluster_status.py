@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -44,10 +45,13 @@ def test_a_cluster_is_seen_from_any_host(seeded: Seeded, tmp_path: Path) -> None
         agents.start(1)
         for index in (0, 1):
             agents.until(lambda index=index: agents.told(index, "planned"), "a plan")  # type: ignore[misc]
+        agents.until(lambda: agents.inside(0) > 0, "pieces are inside")
         way.limit = 0
+        time.sleep(1)  # what is known is recorded twice a second
         table = gdist("cluster", "status", agents.dest(1))
         assert table.returncode == 0, table.stderr
         assert table.stdout.startswith("3 hosts: 0 done, for ") and "\nmissing: 2\n" in table.stdout
+        assert "\nbound: " in table.stdout
 
         coordinator = f"{LOCALHOST}:{agents.port}"
         asked = gdist("cluster", "status", "--coordinator", coordinator, "--secret", "tested", "--json")
@@ -55,6 +59,7 @@ def test_a_cluster_is_seen_from_any_host(seeded: Seeded, tmp_path: Path) -> None
         assert [member.status.index for member in status.members] == [0, 1]
         assert all(member.state is MemberState.LIVE for member in status.members)
         assert status.missing == (2,) and status.coordinator == 0 and status.pieces > 0
+        assert status.share_of_bound is not None and 0 < status.share_of_bound <= 1
         assert all(member.status.tensors > 0 for member in status.members)
 
         variables = {"GDIST_COORDINATOR": coordinator, "GDIST_SECRET": "tested"}

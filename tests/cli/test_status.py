@@ -307,7 +307,7 @@ def test_the_screen_of_a_cluster() -> None:
         "missing: 3",
         "outside: 90.00 MB of 100.00 MB are inside, 90.0%; 105.00 MB came in, 1.05 times the union",
         "pieces: 100, of which 20 are held for others, 70 with all",
-        "bound: 40 s at least, 80% of that rate so far",
+        "bound: 40 s at the fastest rates seen, for what came so far: 80% of them reached",
         "binds: network between hosts; the slowest is host 1",
         "host  name   is              placed  tensors  outside in          hosts in  out  holds  binds",
         "   0  node0  serve            50.0%      2/4    60.00 MB",

@@ -93,8 +93,8 @@ def test_the_page_says_what_was_recorded(record: RunRecord) -> None:
 
 
 def test_the_share_of_the_least_time_is_said(record: RunRecord) -> None:
-    assert record.bound_seconds is not None
-    share = record.bound_seconds / record.seconds
+    assert record.bound is not None
+    share = record.bound.seconds / record.seconds
     assert 0 < share <= 1.001
     page = read(run_page(record)).text
     assert f"it reached {100 * share:.0f} % of that" in page and f"of the least time{share:.0%}" in page

@@ -107,10 +107,7 @@ def test_the_bound_is_no_longer_than_the_run() -> None:
     record = recorded(*statuses)
     assert record.bound is not None
     assert record.bound.seconds == pytest.approx(25.0)
-    assert record.bound_seconds == record.bound.seconds
-    given = recorded(moment(9.0, member(0, 2, wan_bytes=MB), bound_seconds=3.0))
-    assert given.bound_seconds == 3.0
-    assert recorded(moment(9.0, member(0, 2))).bound_seconds is None
+    assert recorded(moment(9.0, member(0, 2))).bound is None
 
 
 def test_what_was_there_before_the_run_sets_no_bound() -> None:

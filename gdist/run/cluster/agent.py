@@ -111,7 +111,7 @@ class _Agent:
         recorder: Recorder | None,
     ):
         self._source, self._options, self._observe, self._stop = source, options, observe, stop
-        self._started, self._recorder = started, recorder
+        self._started, self._recorder = started, recorder or Recorder()
         self._host = options.fetch.host
         self._pieces: ClusterSource | None = None
         self._station: Station | None = None
@@ -232,9 +232,11 @@ class _Agent:
             self._watch(self._meters.progress(self._station.link, self._station.server, self._pieces))
 
     def _record(self) -> None:
-        cluster = self._station.own_cluster() if self._recorder and self._station else None
-        if self._recorder and cluster:
+        cluster = self._station.own_cluster() if self._station else None
+        if self._station and cluster:
             self._recorder.add(cluster)
+            record = self._recorder.record()
+            self._station.bound_seconds = record.bound.seconds if record and record.bound else None
 
     def _watch(self, event: Event) -> None:
         self._status(event)

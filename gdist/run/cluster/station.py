@@ -63,6 +63,7 @@ class Station:
         self._key = Key.from_secret(options.secret or NO_SECRET, options.job)
         self._complete = threading.Event()  # the server knows its port before the link can be made
         self.pieces: ClusterSource | None = None
+        self.bound_seconds: float | None = None  # of what came so far, as the agent recorded it
         self.rendezvous = Rendezvous(self._host.index, self._boot, self._host.count, job, self._probe)
         candidates = _candidates(options)
         several = len(candidates) > 1
@@ -159,7 +160,10 @@ class Station:
 
     def own_cluster(self) -> ClusterStatus | None:
         """Where the cluster stands, when this agent coordinates it."""
-        return self.rendezvous.status(time.monotonic() - self._started) if self.link.coordinates else None
+        if not self.link.coordinates:
+            return None
+        status = self.rendezvous.status(time.monotonic() - self._started)
+        return replace(status, bound_seconds=self.bound_seconds)
 
     def _probe(self, address: str) -> str:
         """The boot id of the agent at an address; nothing when there is none."""
