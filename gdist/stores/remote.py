@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorstore as ts
@@ -26,7 +26,20 @@ from gdist.stores.manifests import Manifests
 
 WINDOW = 8  # chunks asked for at once: hides latency, holds at most 8 x 16 MiB
 
+K = TypeVar("K")
+
 # Any below: TensorStore ships no types.
+
+
+def ahead(asked: Iterable[tuple[K, Any]]) -> Iterator[tuple[K, Any]]:
+    """What was asked for, with its future, in order; `WINDOW` of them are on the way at once."""
+    waiting: deque[tuple[K, Any]] = deque()
+    for one in asked:
+        waiting.append(one)
+        if len(waiting) >= WINDOW:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
 def translate(error: Exception, doing: str) -> GdistError:
@@ -184,13 +197,9 @@ class RemoteReader:
         self, tensor: StoreTensor, chunks: Iterable[Box]
     ) -> Iterator[tuple[Box, Array, GdistError | None]]:
         """These inner chunks, in order, and what is wrong with each."""
-        waiting: deque[tuple[Box, Any]] = deque()
-        for chunk in chunks:
-            waiting.append((chunk, self._array(tensor, chunk)[chunk.slices()].read()))
-            if len(waiting) >= WINDOW:
-                yield self._arrived(tensor, *waiting.popleft())
-        while waiting:
-            yield self._arrived(tensor, *waiting.popleft())
+        asked = ((chunk, self._array(tensor, chunk)[chunk.slices()].read()) for chunk in chunks)
+        for chunk, future in ahead(asked):
+            yield self._arrived(tensor, chunk, future)
 
     def _arrived(self, tensor: StoreTensor, chunk: Box, future: Any) -> tuple[Box, Array, GdistError | None]:
         try:

@@ -17,10 +17,9 @@ def test_ports_are_free_and_none_of_those_given_to_connections(
 ) -> None:
     given = tmp_path / "range"
     given.write_text("20000\t29989\n")
+    taken = free_ports(1)[0]  # by the real range: nothing else takes it at the end
     monkeypatch.setattr(ports, "_LOCAL_RANGE", given)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        taken = server.getsockname()[1]
-        monkeypatch.setattr(ports, "_RANGE", range(20_000, 30_000))
+    with socket.create_server(("127.0.0.1", taken)):
         found = free_ports(5)
         assert len(set(found)) == 5 and all(29_989 < port < 30_000 for port in found)
         monkeypatch.setattr(ports, "_RANGE", range(taken, taken + 1))

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 import gdist
+from gdist.core import zarr_arrays
 from gdist.core.orbax import orbax_documents, parse_orbax_tree
 from gdist.errors import CorruptError, GdistError, RequestError, ResumeError, UnsupportedError
 from gdist.events import Event, Stage, StageStarted
+from gdist.stores.origins import orbax
 from gdist.testing.fetches import Array, assert_holds
 from gdist.testing.stores import write_store
 
@@ -231,3 +233,11 @@ def test_chunks_that_were_left_out_are_zeros_or_an_error(tmp_path: Path) -> None
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fill_value": 0}))
     gdist.reshard(source, tmp_path / "b")
     assert_holds(tmp_path / "b", {"w": np.zeros(8, np.float32)})
+
+
+def test_documents_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = forged(tmp_path / "a", lambda document: None)
+    for module in (zarr_arrays, orbax):
+        monkeypatch.setattr(module, "MAX_DOCUMENT_BYTES", 10)
+    with pytest.raises(UnsupportedError, match=r"more than 10: w/zarr\.json"):
+        gdist.reshard(source, tmp_path / "b")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from gdist.errors import (
     UnsupportedError,
 )
 from gdist.events import Event, HashFailed, MetadataReceived, PeerBanned, PieceVerified, TrackerAnswer
+from gdist.exchange.ports import free_port
 from gdist.sources.torrent import (
     Seeder,
     TorrentOptions,
@@ -276,8 +276,7 @@ def test_close_is_quick_and_may_be_repeated(content: Path, tmp_path: Path) -> No
 
 
 def test_no_metadata_says_what_tracker_and_peers_answered(tmp_path: Path) -> None:
-    with socket.create_server((LOCALHOST, 0)) as server:
-        closed = server.getsockname()[1]
+    closed = free_port()
     with Tracker(refuse="torrent not registered") as refusing, Tracker() as empty:
         magnet = Magnet(
             parse_magnet(NOBODY)[0].info_hash,

@@ -284,16 +284,14 @@ class TorrentSource:
             TransferError: the piece's hash is still to come from a peer (v2 from a magnet, resumed).
         """
         extent = self.payload.extent_of(piece)
-        view = memoryview(bytearray(extent.length)) if buffer is None else buffer[: extent.length]
-        assert len(view) == extent.length, f"buffer of {len(view)} bytes for a piece of {extent.length}"
         checked = self._check_all or piece in self._old or random.randrange(SAMPLE) == 0
-        found = None if checked else self._look(extent, view)
+        found = None if checked else self._look(extent, buffer)
         if found is not None:
             return found
         for attempt, delay in enumerate((*_RETRY_SECONDS, None)):
             if not self._hashes.knows(piece):
                 self._learn_hashes()
-            found = self._look(extent, view)
+            found = self._look(extent, buffer)
             if found is not None and self._hashes.matches(piece, found):
                 return found
             self._check_all = True
@@ -301,7 +299,7 @@ class TorrentSource:
                 if attempt >= _FLUSH_FROM:
                     self._handle.flush_cache()
                 time.sleep(delay)
-        data = self._ask_for(piece)
+        data, view = self._ask_for(piece), _room(extent, buffer)
         view[: len(data)] = data
         view[len(data) :] = bytes(len(view) - len(data))
         if not self._hashes.knows(piece):  # v2 from a magnet: they come from peers
@@ -317,10 +315,12 @@ class TorrentSource:
             )
         return view
 
-    def _look(self, extent: Extent, view: memoryview) -> memoryview | None:
+    def _look(self, extent: Extent, buffer: memoryview | None) -> memoryview | None:
+        """What the files hold there; None when they are not that long yet."""
         mapped = self._files.map(extent)
         if mapped is not None:
             return mapped
+        view = _room(extent, buffer)
         return view if self._files.read(extent, view) else None
 
     def release(self, piece: int) -> None:
@@ -418,3 +418,10 @@ class TorrentSource:
         if isinstance(answer, str):
             raise CorruptError(f"piece {piece} cannot be read back: {answer}", piece=piece)
         return answer
+
+
+def _room(extent: Extent, buffer: memoryview | None) -> memoryview:
+    """Memory for an extent: the first bytes of `buffer`, if there is one."""
+    view = memoryview(bytearray(extent.length)) if buffer is None else buffer[: extent.length]
+    assert len(view) == extent.length, f"buffer of {len(view)} bytes for a piece of {extent.length}"
+    return view

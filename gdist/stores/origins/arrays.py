@@ -6,7 +6,6 @@ own: no spec, path or transformer comes from a checkpoint.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from gdist.errors import CorruptError, UnsupportedError
 from gdist.kvstore import shared_context
 from gdist.stores.buffers import Array
 from gdist.stores.origins import Chunks, Held, raw
-from gdist.stores.remote import WINDOW, translate
+from gdist.stores.remote import ahead, translate
 
 MAX_CHUNKS = 1 << 22  # of all arrays; 90,000 tensors in 32 chunks each are 3 million
 # A chunk may be larger than its array, and memory is taken for all of it: TensorStore 0.1.86 ends the process
@@ -80,23 +79,13 @@ class OpenArrays:
         spec = self.tensors[tensor].spec
         array, chunk = self._arrays[tensor], self.grain(tensor).chunk
         arrays: dict[tuple[int, ...], Array] = {}
-        waiting: deque[tuple[Box, Any]] = deque()
-
-        def arrive() -> None:
-            box, future = waiting.popleft()
+        for box, future in ahead((box, array[box.slices()].read()) for box in boxes):
             try:
                 data = np.ascontiguousarray(future.result()).reshape(box.shape)
             except Exception as error:  # ValueError and its kin
                 raise translate(error, f"reading {spec.name!r} of {self._where} at {box.start}") from error
             index = tuple(a // c for a, c in zip(box.start, chunk, strict=True))
             arrays[index] = data.view(raw(spec.dtype.itemsize))
-
-        for box in boxes:
-            waiting.append((box, array[box.slices()].read()))
-            if len(waiting) >= WINDOW:
-                arrive()
-        while waiting:
-            arrive()
         return Chunks(chunk, arrays)
 
     def close(self) -> None:

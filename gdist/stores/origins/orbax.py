@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,14 +20,21 @@ from gdist.core.order import loading_order
 from gdist.core.profile import check_names, listed
 from gdist.core.reshard import Grain
 from gdist.core.store_manifest import Step, StoreSource
-from gdist.core.zarr_arrays import ARRAY_V2, NODE_V3, ZarrArray, check_documents, parse_hierarchy
+from gdist.core.zarr_arrays import (
+    ARRAY_V2,
+    MAX_DOCUMENT_BYTES,
+    NODE_V3,
+    ZarrArray,
+    check_documents,
+    parse_hierarchy,
+)
 from gdist.errors import CorruptError, RequestError, UnsupportedError
 from gdist.kvstore import kvstore_spec, local_path, shared_context
 from gdist.stores import Address, files_of
 from gdist.stores.origins import Contents, Held
 from gdist.stores.origins.arrays import OpenArrays
 from gdist.stores.origins.tree import files_below
-from gdist.stores.remote import WINDOW, translate
+from gdist.stores.remote import ahead, translate
 
 OCDBT = "manifest.ocdbt"
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory that Orbax is still writing
@@ -133,29 +139,21 @@ def _arrays(
 ) -> dict[str, ZarrArray]:
     """What the document of each array says, a few being read at once."""
     documents: dict[str, bytes] = {}
-    waiting: deque[tuple[str, Any]] = deque()  # Any: TensorStore ships no types
-
-    def arrive() -> None:
-        path, future = waiting.popleft()
-        found = future.result()
-        documents[path] = bytes(found.value) if found.state == "value" else b""
-
-    path = ""
+    paths, path, nbytes = [f"{name}/{document}" for name in names], "", 0
     try:
-        store = ts.KvStore.open(dict(kvstore), context=shared_context()).result()
-        for name in names:
-            path = f"{name}/{document}"
-            waiting.append((path, store.read(path)))
-            if len(waiting) >= WINDOW:
-                arrive()
-        while waiting:
-            arrive()
+        store: Any = ts.KvStore.open(dict(kvstore), context=shared_context()).result()  # Any: it has no types
+        for path, future in ahead((path, store.read(path)) for path in paths):
+            found = future.result()
+            documents[path] = bytes(found.value) if found.state == "value" else b""
+            nbytes += len(documents[path])
+            if nbytes > MAX_DOCUMENT_BYTES:  # one value may be that of many keys: what follows is not held
+                break
     except Exception as error:  # ValueError and its kin
         raise translate(error, f"reading {where}/{path}") from error
+    check_documents({path: len(data) for path, data in documents.items()})
     missing = [path for path, data in documents.items() if not data]
     if missing:
         raise CorruptError(f"{where} has no {listed(missing)}", hint="fetch it again", file=missing[0])
-    check_documents({path: len(data) for path, data in documents.items()})
     arrays = {array.path: array for array in parse_hierarchy(documents)}
     groups = [name for name in names if name not in arrays]
     if groups:
