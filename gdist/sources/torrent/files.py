@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -53,32 +52,6 @@ class PayloadFiles:
                 if descriptor < 0 or not _fill(descriptor, view, segment.extent.start):
                     return False
         return True
-
-    def map(self, extent: Extent) -> memoryview | None:
-        """The extent as it lies in the page cache, without a copy; None where it is no run of one file.
-
-        Also None where the file is not that long yet, or cannot be mapped. What is mapped costs no memory of
-        this process, and goes when the view does.
-        """
-        segments = tuple(self._payload.segments(extent))
-        if len(segments) != 1 or segments[0].extent.length != extent.length:
-            return None
-        file, inside = segments[0].file, segments[0].extent
-        skip = inside.start % mmap.ALLOCATIONGRANULARITY
-        with self._open(file, os.O_RDONLY) as descriptor:
-            if descriptor < 0 or os.fstat(descriptor).st_size < inside.stop:
-                return None
-            try:  # all its pages at once: a fault for each would cost what the copy does
-                mapped = mmap.mmap(
-                    descriptor,
-                    inside.length + skip,
-                    flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
-                    prot=mmap.PROT_READ,
-                    offset=inside.start - skip,
-                )
-            except (OSError, ValueError):
-                return None
-        return memoryview(mapped)[skip:]
 
     def sizes(self) -> tuple[int, ...]:
         """Bytes of every file as it is now; 0 of one that is not there."""

@@ -25,7 +25,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gdist.core.extent import Extent
 from gdist.core.magnet import InfoHash, Magnet
 from gdist.core.payload import Payload
 from gdist.core.plan import HostPlan
@@ -275,7 +274,7 @@ class TorrentSource:
     def read_piece(
         self, piece: int, buffer: memoryview | None = None, placements: object = (), extents: object = ()
     ) -> memoryview:
-        """The bytes of a verified piece, until it is released: mapped, or in the first bytes of `buffer`.
+        """The bytes of a verified piece; in the first bytes of `buffer` when one is given.
 
         All of them: `placements` and `extents` say which are needed, to sources that can give just those.
 
@@ -284,22 +283,22 @@ class TorrentSource:
             TransferError: the piece's hash is still to come from a peer (v2 from a magnet, resumed).
         """
         extent = self.payload.extent_of(piece)
+        view = memoryview(bytearray(extent.length)) if buffer is None else buffer[: extent.length]
+        assert len(view) == extent.length, f"buffer of {len(view)} bytes for a piece of {extent.length}"
         checked = self._check_all or piece in self._old or random.randrange(SAMPLE) == 0
-        found = None if checked else self._look(extent, buffer)
-        if found is not None:
-            return found
+        if not checked and self._files.read(extent, view):
+            return view
         for attempt, delay in enumerate((*_RETRY_SECONDS, None)):
             if not self._hashes.knows(piece):
                 self._learn_hashes()
-            found = self._look(extent, buffer)
-            if found is not None and self._hashes.matches(piece, found):
-                return found
+            if self._files.read(extent, view) and self._hashes.matches(piece, view):
+                return view
             self._check_all = True
             if delay is not None:
                 if attempt >= _FLUSH_FROM:
                     self._handle.flush_cache()
                 time.sleep(delay)
-        data, view = self._ask_for(piece), _room(extent, buffer)
+        data = self._ask_for(piece)
         view[: len(data)] = data
         view[len(data) :] = bytes(len(view) - len(data))
         if not self._hashes.knows(piece):  # v2 from a magnet: they come from peers
@@ -314,14 +313,6 @@ class TorrentSource:
                 piece=piece,
             )
         return view
-
-    def _look(self, extent: Extent, buffer: memoryview | None) -> memoryview | None:
-        """What the files hold there; None when they are not that long yet."""
-        mapped = self._files.map(extent)
-        if mapped is not None:
-            return mapped
-        view = _room(extent, buffer)
-        return view if self._files.read(extent, view) else None
 
     def release(self, piece: int) -> None:
         """Gives the piece's disk space back where the file system can; its bytes are gone from then on."""
@@ -418,10 +409,3 @@ class TorrentSource:
         if isinstance(answer, str):
             raise CorruptError(f"piece {piece} cannot be read back: {answer}", piece=piece)
         return answer
-
-
-def _room(extent: Extent, buffer: memoryview | None) -> memoryview:
-    """Memory for an extent: the first bytes of `buffer`, if there is one."""
-    view = memoryview(bytearray(extent.length)) if buffer is None else buffer[: extent.length]
-    assert len(view) == extent.length, f"buffer of {len(view)} bytes for a piece of {extent.length}"
-    return view
