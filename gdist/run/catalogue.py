@@ -21,8 +21,8 @@ from gdist.core.tensor import StoredTensor
 from gdist.errors import UnsupportedError
 from gdist.formats.detect import CHECKS, advice_on_piece, formats_read
 from gdist.run.directories import find_directories
-from gdist.run.documents import documents_ending, documents_in
-from gdist.run.header_cache import load_headers, save_headers
+from gdist.run.documents import Documents, documents_ending, documents_in
+from gdist.run.header_cache import load_documents, load_headers, save_headers
 from gdist.run.headers import HeaderScan, HeaderSource, Unread, arrays_of, unread_of
 from gdist.run.naming import name_arrays
 
@@ -106,7 +106,8 @@ def read_catalogue(
     if manifest:
         manifest.places(payload)
     scan = HeaderScan(source, tick)
-    directories = find_directories(payload, files, skip, scan.fetch_all)
+    documents = Documents(scan, payload, load_documents(cache, payload) if cache else {})
+    directories = find_directories(payload, files, skip, documents.fetch_all)
     files = [i for i in files if i not in directories.inside]
     ignored = (*ignored, *sorted(directories.ignored))
     known_headers = load_headers(cache, payload, files, ignore) if cache else None
@@ -127,9 +128,9 @@ def read_catalogue(
         assert manifest is not None
         manifest.check_file(payload.files[i].path, report.arrays)
     asked = profile or (manifest.profile if manifest else None)
-    naming = name_arrays(found, asked, documents_in(payload, reports, scan.fetch))
+    naming = name_arrays(found, asked, documents_in(payload, reports, documents.fetch))
     if cache and not known_headers:
-        save_headers(cache, payload, reports, ignore)
+        save_headers(cache, payload, reports, ignore, documents.known)
     return Catalogue(
         payload,
         naming.tensors,

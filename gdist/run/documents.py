@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from gdist.core.extent import Extent
 from gdist.core.payload import Payload, PayloadFile
-from gdist.run.headers import FileReport, files_within
+from gdist.run.headers import FileReport, HeaderScan, files_within
 
 MAX_DOCUMENT_BYTES = 2**20  # a configuration is a few kilobytes; what is larger is something else
 MAX_INDEX_BYTES = 64 * 2**20  # an index has a line for each tensor
 
+Contents = dict[tuple[int, Extent], bytes]  # of extents of files of the payload
+
 # Gives, by full path, the content of every file whose last part is one of these names.
 FindDocuments = Callable[[Collection[str]], dict[str, bytes]]
 Read = Callable[[int, Extent], bytes]  # bytes of an extent of a file of the payload
+
+
+class Documents:
+    """Documents that were read, each once; `known` are those that an earlier run, or another host, read."""
+
+    def __init__(self, scan: HeaderScan, payload: Payload, known: Contents):
+        self._scan, self._payload, self.known = scan, payload, known
+
+    def fetch(self, file: int, extent: Extent) -> bytes:
+        """Bytes of an extent of a file."""
+        if (file, extent) not in self.known:
+            self.known[file, extent] = self._scan.fetch(file, extent)
+        return self.known[file, extent]
+
+    def fetch_all(self, files: Sequence[int]) -> dict[int, bytes]:
+        """All bytes of some files, whose pieces are waited for together."""
+        whole = {file: Extent(0, self._payload.files[file].length) for file in files}
+        missing = [file for file in files if (file, whole[file]) not in self.known]
+        for file, data in self._scan.fetch_all(missing).items():
+            self.known[file, whole[file]] = data
+        return {file: self.known[file, extent] for file, extent in whole.items()}
 
 
 def documents_in(payload: Payload, reports: Mapping[int, FileReport], read: Read) -> FindDocuments:

@@ -12,7 +12,7 @@ from gdist.core.extent import Extent
 from gdist.core.payload import Payload, PayloadFile
 from gdist.core.tensor import FoundArray, Order
 from gdist.formats.detect import Foreign
-from gdist.run.header_cache import load_headers, save_headers
+from gdist.run.header_cache import load_documents, load_headers, save_headers
 from gdist.run.headers import FileReport, MemberReport
 
 PAYLOAD = Payload((PayloadFile("a", 0, 100), PayloadFile("d/b", 100, 50)), 16, 150)
@@ -54,8 +54,8 @@ def test_what_was_found_comes_back(tmp_path: Path) -> None:
         lambda text: "",
         lambda text: text.replace('"nbytes": 100', '"nbytes": 101'),
         lambda text: text.replace('"path": "d/b"', '"path": "d/c"'),
-        lambda text: text.replace('"gdist_headers": 3', '"gdist_headers": 2'),
-        lambda text: json.dumps({"gdist_headers": 3, "ignore": [], "files": [[9, None]]}),
+        lambda text: text.replace('"gdist_headers": 4', '"gdist_headers": 3'),
+        lambda text: json.dumps({"gdist_headers": 4, "ignore": [], "files": [[9, None]]}),
     ],
 )
 def test_anything_else_is_nothing(damage, tmp_path: Path) -> None:
@@ -74,3 +74,12 @@ def test_files_that_were_not_scanned_are_not_known(tmp_path: Path) -> None:
     save_headers(tmp_path / "h", PAYLOAD, {0: REPORTS[0]})
     assert load_headers(tmp_path / "h", PAYLOAD, [0, 1]) is None
     assert load_headers(tmp_path / "none", PAYLOAD, [0]) is None
+
+
+def test_documents_come_back(tmp_path: Path) -> None:
+    documents = {(0, Extent(90, 10)): bytes(range(10)), (1, Extent(0, 3)): b"{} "}
+    save_headers(tmp_path / "h", PAYLOAD, REPORTS, documents=documents)
+    assert load_documents(tmp_path / "h", PAYLOAD) == documents
+    shorter = Payload((PayloadFile("a", 0, 99), PayloadFile("d/b", 100, 50)), 16, 150)
+    assert load_documents(tmp_path / "h", shorter) == {}
+    assert load_documents(tmp_path / "none", PAYLOAD) == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -17,12 +18,15 @@ from gdist.core.magnet import format_magnet
 from gdist.core.mesh import parse_mesh
 from gdist.errors import CorruptError, GdistError, UnsupportedError
 from gdist.rule_files import named_rules
+from gdist.run.catalogue import read_catalogue
 from gdist.run.export import export
 from gdist.run.fetch import fetch
 from gdist.run.reshard import ReshardOptions, reshard
 from gdist.run.survey import SurveyOptions, survey_files
 from gdist.run.verify import verify
 from gdist.run.view import make_view
+from gdist.sources.torrent import TorrentOptions, TorrentSource
+from gdist.testing.agents import Agents
 from gdist.testing.fetches import Array, assert_holds, fetch_options, tree_of
 from gdist.testing.swarm import seed
 
@@ -118,6 +122,38 @@ def test_two_ranks_of_a_llama_are_fetched_joined_resharded_and_loaded(tmp_path: 
     # What is in no tensor, the copies of other ranks too, is kept: the store leads back to the torrent.
     export(tmp_path / "s", tmp_path / "back", to="payload")
     assert tree_of(tmp_path / "back/from") == tree_of(tmp_path / "from")
+
+
+def test_what_was_read_for_the_names_is_read_once(tmp_path: Path) -> None:
+    """By a later run, and by the other hosts of a cluster, which may have let its pieces go."""
+    write_llama(tmp_path / "from", 2)
+    cache = tmp_path / "headers.json"
+    with seed(tmp_path / "from", piece_length=PIECE) as seeded:
+        source = TorrentSource(seeded.magnet, TorrentOptions(dht=False, listen="127.0.0.1:0"))
+        source.open(tmp_path / "payload")
+        try:
+            first = read_catalogue(source, None, cache=cache)
+        finally:
+            source.close()
+    nothing: Any = SimpleNamespace(payload=first.payload)  # whatever else it is asked is an error
+    assert read_catalogue(nothing, None, cache=cache).tensors == first.tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exchange", ["swarm", "collective"])
+def test_hosts_of_a_cluster_join_what_one_of_them_read(exchange: str, tmp_path: Path) -> None:
+    if exchange == "collective":
+        pytest.importorskip("jax")
+    expected = write_llama(tmp_path / "from", 2)
+    with (
+        seed(tmp_path / "from", piece_length=PIECE) as seeded,
+        Agents(seeded, tmp_path, 2, "--exchange", exchange, mesh="1x2") as agents,
+    ):
+        agents.start_all()
+        assert agents.wait_all() == [0, 0], agents.said()
+        with gdist.open(agents.stores) as store:
+            for name, array in expected.items():
+                assert store[name].read().tobytes() == np.ascontiguousarray(array).tobytes(), name
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
