@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import libtorrent as lt
 import ml_dtypes
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from gdist.core.box import Box
 from gdist.core.magnet import format_magnet
@@ -528,3 +530,28 @@ def test_a_fetch_of_a_signed_manifest_tells_its_stages_as_any_other(tmp_path: Pa
         fetch(done.manifest, tmp_path / "s", to(seeded, verify_key=public), observe=recorder)
         assert fetch(done.manifest, tmp_path / "s", to(seeded, verify_key=public)).already
     assert next(event.stage for event in recorder.of(StageStarted)) is Stage.METADATA
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+def test_a_directory_of_one_file(version: Version, tmp_path: Path) -> None:
+    """A v2 torrent of it has no directory: one file at the root of its tree is the torrent."""
+    arrays = {"w": np.arange(4096, dtype=np.float32)}
+    (tmp_path / "m").mkdir()
+    save_file(arrays, tmp_path / "m/model.safetensors")
+    done = publish(tmp_path / "m", tmp_path / "out", PublishOptions(version=version))
+    torrent = Path(done.torrent).read_bytes()
+    path = "model.safetensors" if version == "v2" else "m/model.safetensors"
+    assert read_metadata(load_torrent(torrent)).paths == (path,)
+    with seed(tmp_path / ("m/model.safetensors" if version == "v2" else "m"), torrent=torrent) as seeded:
+        fetch(done.manifest, tmp_path / "s", to(seeded))
+    assert_holds(tmp_path / "s", arrays)
+    assert (
+        check_manifest(done.manifest, tmp_path / "m").ok and check_manifest(done.manifest, tmp_path / "s").ok
+    )
+    export(tmp_path / "s", tmp_path / "back")
+    assert (tmp_path / "back" / path).read_bytes() == (tmp_path / "m/model.safetensors").read_bytes()
+    for name in (b"..", b"a/b", b""):
+        evil = lt.bdecode(torrent)
+        evil[b"info"][b"name"] = name
+        with pytest.raises((UnsupportedError, CorruptError)):
+            read_metadata(load_torrent(lt.bencode(evil)))

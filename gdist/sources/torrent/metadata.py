@@ -227,10 +227,11 @@ def _checked_path(
 ) -> tuple[str | None, str]:
     """Where a file goes below the download directory (None when it is at fault), and below the root."""
     root = raw.content(b"name.utf-8", raw.content(b"name"))
-    single = len(entries) == 1 and entry.parts == (root,) and b"files" not in raw.items
+    # One file at the root, without a list of files, is the torrent; a v2 one may have another name than that.
+    single = len(entries) == 1 and len(entry.parts) == 1 and b"files" not in raw.items
     parts = entry.parts if single else (root, *entry.parts)
     shown = "/".join(part.decode("utf-8", "backslashreplace") for part in entry.parts)
-    fault = next(filter(None, map(_name_fault, parts)), "") if entry.parts else "is empty"
+    fault = next(filter(None, map(_name_fault, (root, *entry.parts))), "") if entry.parts else "is empty"
     if b"l" in entry.attr or flags & _SYMLINK:
         fault = "is a symbolic link"
     if fault:
