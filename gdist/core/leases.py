@@ -11,8 +11,9 @@ piece that is wanted first. Of every host four sets are known:
 A piece that somebody needs, nobody holds and nobody is bringing in is free. A host that may use the outside
 (a gateway) gets leases of free pieces, in order, as many as it brings in within a few seconds: so hosts are
 balanced by what their lines really carry, and a host that dies, stalls or becomes slow costs only what it had
-leased. A held piece is spent, and its disk can be given back, once everyone who needs it has got it; hosts
-that did not enrol yet may need anything.
+leased. One that has brought in more than it can soon give to the others leaves free pieces to those that have
+less to give: else all would wait for its line in the end. A held piece is spent, and its disk can be given
+back, once everyone who needs it has got it; hosts that did not enrol yet may need anything.
 
 All of it can be told anew by the hosts themselves: a coordinator that starts again, or another one, knows
 the same after one message of each. Pure: times are arguments, in seconds.
@@ -36,6 +37,9 @@ STEAL_SECONDS = 3.0  # a lease is taken over when it would last so much longer t
 SETTLE_SECONDS = 3.0  # after the first host enrolled, until all are there: who returns tells what he has
 RATE_DECAY = 0.9  # a report: a line is as fast as it was lately at its best
 BRIEF_SECONDS = 0.5  # the same while headers are read: few would have pieces of them
+LOAD_SECONDS = 0.5  # how long what hosts have to give is not counted again
+MOST_LOAD = 1.1  # of the mean: who has more to give than that waits with the next pieces from outside
+LEAST_HELP = 0.5  # of its line: less from all other hosts is no reason to wait
 LOOKAHEAD = 64  # free pieces among which a host gets those that it needs itself
 
 
@@ -65,6 +69,9 @@ class _Tally:
     def __init__(self, pieces: int):
         self._counts = [0] * pieces
         self.some: PieceSet = 0
+
+    def count(self, piece: int) -> int:
+        return self._counts[piece]
 
     def add(self, pieces: PieceSet) -> None:
         for piece in members(pieces):
@@ -126,6 +133,8 @@ class Leases:
         self.union_nbytes = 0
         self._open, self._inside = _Tally(len(nbytes)), _Tally(len(nbytes))
         self._leased: PieceSet = 0
+        self._loads: dict[int, int] = {}
+        self._loaded = -math.inf
 
     # --- what hosts say -------------------------------------------------------------------------------
 
@@ -306,6 +315,8 @@ class Leases:
         if self.absent and now - self._began < (SETTLE_SECONDS if self._final else BRIEF_SECONDS):
             return
         self._revoke_stalled(index, now)
+        if self._laden(index, now):
+            return
         free = self._open.some & ~self._inside.some & ~self._leased & ~self._unable(index)
         room = self._room(host, free)
         while free and room > 0:
@@ -316,6 +327,23 @@ class Leases:
             room -= self._nbytes[piece]
         if not host.leased and not free:
             self._steal(index, now)
+
+    def _laden(self, index: int, now: float) -> bool:
+        """True for a host that has much more to give than others, whose lines can bring in what it leaves."""
+        if now - self._loaded > LOAD_SECONDS:
+            self._loaded, needed = now, self._open.some
+            self._loads = {
+                number: sum(self._open.count(p) * self._nbytes[p] for p in members(host.held & needed))
+                for number, host in self._hosts.items()
+                if host.gateway and not host.leaving
+            }
+        load, rate = self._loads.get(index, 0), self._hosts[index].rate
+        # As much as its leases bring is on its way to the others all the time.
+        least = max(rate * LEASE_SECONDS, LEAST_LEASE_BYTES) * (len(self._hosts) - 1)
+        if load <= least or load * len(self._loads) <= MOST_LOAD * sum(self._loads.values()):
+            return False
+        others = (self._hosts[number].rate for number in self._loads if number in self._hosts)
+        return sum(others) - rate >= rate * LEAST_HELP
 
     def _unable(self, index: int) -> PieceSet:
         """Pieces that a host had and gave back, as far as another gateway can bring them in."""

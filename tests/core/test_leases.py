@@ -28,7 +28,7 @@ class Host:
     brought: list[int] = field(default_factory=list)
     seen: dict[int, set[int]] = field(default_factory=dict)
 
-    def turn(self, leases: Leases, now: float) -> bool:
+    def turn(self, leases: Leases, now: float, *, place: bool = True) -> bool:
         """Asks, and does something of what it learned; True once it needs nothing more."""
         answer = leases.answer(self.index, self.version, now)
         if answer.fresh:
@@ -44,7 +44,7 @@ class Host:
         self.brought += new
         self.held |= set(new)
         inside = {piece for piece, holders in self.seen.items() if holders} | self.held
-        placed = (self.needs & inside) - self.got
+        placed = (self.needs & inside) - self.got if place else set()
         self.got |= placed
         leases.report(
             self.index,
@@ -170,6 +170,43 @@ def test_a_stalled_host_loses_its_leases_to_others() -> None:
         leases.report(0, now=now)  # alive, and brings nothing in
         assert now < 2 * STALL_SECONDS
     assert sorted(hosts[1].brought) == list(range(8))
+
+
+@pytest.mark.parametrize("speeds", [(3, 1, 1, 1), (1, 1, 1, 1), (2, 2, 1, 1)])
+def test_who_has_much_to_give_leaves_pieces_to_others(speeds: tuple[int, ...]) -> None:
+    """Lines outside may be unlike; where those inside bind, each is to give about as much."""
+    leases, hosts = enrolled(4, 800)
+    for host, speed in zip(hosts, speeds, strict=True):
+        host.speed = speed
+    now = 0.0
+    while any(host.got != host.needs for host in hosts):
+        now += 0.1
+        assert now < 200
+        for host in hosts:
+            host.turn(leases, now, place=False)
+        lines = {host.index: 2 for host in hosts}  # pieces that each gives to others, a turn
+        for host in hosts:
+            placed = host.needs & host.held - host.got
+            for piece in sorted(host.needs - host.got - placed):
+                giver = min(host.seen.get(piece, set()), default=None)
+                if giver is not None and lines[giver]:
+                    lines[giver] -= 1
+                    placed |= {piece}
+            host.got |= placed
+            leases.report(host.index, got=set_of(placed), done=host.got == host.needs, now=now)
+    brought = [len(host.brought) for host in hosts]
+    assert sum(brought) == 800
+    assert max(brought) <= 1.2 * 800 / 4, brought
+
+
+def test_a_line_without_equal_brings_in_all_it_can() -> None:
+    """However much one host has to give: were the others' lines waited for, it would take longer."""
+    leases, hosts = enrolled(4, 400)
+    hosts[0].speed = 40
+    for turn in range(20):
+        for host in hosts:
+            host.turn(leases, 0.1 * turn, place=False)
+    assert len(hosts[0].brought) > 200
 
 
 def test_a_slow_host_is_helped_at_the_end() -> None:

@@ -3,6 +3,9 @@
 Of a piece only the boxes that are needed cross the wire, with a digest over what was cut. Where (nearly)
 all of it is needed it comes whole, and is hashed against the torrent here.
 
+A few pieces are taken at once, and no more from one host than its share of these: else all of them would soon
+be from the host with the busiest line, while the others' lines stood idle.
+
 Where few hosts may use the outside and all need whole pieces, the line out of those few would carry each
 piece once for every host. So each piece has a home among the hosts, by its number: the home takes it first
 and passes it on, and the others wait for that a little.
@@ -10,23 +13,28 @@ and passes it on, and the others wait for that a little.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gdist.core.box import Box
 from gdist.core.extent import Extent
+from gdist.core.piece_set import PieceSet, members
 from gdist.errors import Gone, PieceLost, TransferError
 from gdist.exchange import Client
 from gdist.run.cluster.link import Link
 from gdist.run.cluster.way import Peer
 
+AT_ONCE = 14  # pieces that are on their way from other hosts
+LEAST_OF_ONE = 2  # of them from one host: while one comes, the next is asked for
+LOOKAHEAD = 256  # pieces known to be inside among which those are looked for whose host has a line free
 WHOLE_SHARE = 0.9  # of a piece's bytes: who needs so much takes all, and checks it against the torrent
 HOME_SECONDS = 2.0  # how long a piece's home is waited for
 SUSPECT_SECONDS = 3.0  # how long a host that did not answer is not asked
@@ -43,32 +51,72 @@ class Take:
 
 
 class Others:
-    """The other hosts, as far as they have pieces; `place` counts them, `matches` hashes a whole one."""
+    """The other hosts, as far as they have pieces that this one waits for; thread-safe.
 
-    def __init__(self, link: Link, place: dict[int, int], matches: Callable[[int, memoryview], bool]):
-        self._link, self._place, self._matches = link, place, matches
+    `order` is the pieces' loading order and `place` where in it each one is, `matches` hashes a whole one.
+    Where `paced`, no more are given out than are to be on their way at once, and what is given out has to be
+    read or let go.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        order: Sequence[int],
+        place: Mapping[int, int],
+        matches: Callable[[int, memoryview], bool],
+        *,
+        paced: bool,
+    ):
+        self._link, self._order, self._place, self._matches, self._paced = link, order, place, matches, paced
+        self._waiting: PieceSet = 0  # by place
+        self._since: dict[int, float] = {}  # when it was first heard of each of them
         self._suspects: dict[int, float] = {}
+        self._asked: dict[int, int] = {}  # piece -> the host that is to give it
         self._busy: Counter[int] = Counter()
         self._lock = threading.Lock()
         self.takes_whole = False  # this host's shards need (nearly) all of the payload
 
-    def holder(self, piece: int, since: float) -> int | None:
-        """Whom to take a piece from that was first heard of at `since`.
+    def wait_for(self, piece: int) -> None:
+        """A piece is wanted that another host has, or had."""
+        with self._lock:
+            self._waiting |= 1 << self._place[piece]
+            self._since.setdefault(piece, time.monotonic())
 
-        None while there is nobody to ask, and while the piece's home is waited for.
-        """
-        now, place = time.monotonic(), self._place[piece]
-        with self._link.changed:
-            known = tuple(self._link.inside.holders.get(place, ()))
-        holders = [host for host in known if self._suspects.get(host, 0.0) < now]
-        if not holders:
-            return None
-        home = self._home(place)
-        if home in holders:
-            return home
-        if home not in (None, self._link.index) and now - since < HOME_SECONDS:
-            return None
-        return min(holders, key=lambda host: (self._busy[host], random.random()))
+    def forget(self, piece: int) -> None:
+        """A piece is not waited for any more."""
+        with self._lock:
+            self._waiting &= ~(1 << self._place[piece])
+            self._since.pop(piece, None)
+
+    def ready(self) -> tuple[int, ...]:
+        """Pieces that can be read now, in loading order, and are not waited for since."""
+        if not self._waiting:
+            return ()
+        with self._link.changed, self._lock:
+            free = self._free()
+            homes, found = self._homes(), []
+            if self._paced and (not free or len(self._asked) >= AT_ONCE):
+                return ()
+            holders = self._link.inside.holders
+            ahead = members(self._waiting)
+            for place in itertools.islice(ahead, LOOKAHEAD) if self._paced else ahead:
+                if free.isdisjoint(holders.get(place, ())):
+                    continue
+                piece = self._order[place]
+                host = self._choose(piece, holders[place] & free, homes)
+                if host is None:
+                    continue
+                found.append(place)
+                if self._paced:
+                    self._ask(piece, host)
+                    free = self._free()
+                    if not free or len(self._asked) >= AT_ONCE:
+                        break
+            pieces = tuple(self._order[place] for place in found)
+            for place, piece in zip(found, pieces, strict=True):
+                self._waiting &= ~(1 << place)
+                self._since.pop(piece, None)
+            return pieces
 
     def read(self, piece: int, view: memoryview, takes: Sequence[Take]) -> bool:
         """Fills in what is needed of a piece; True when it came whole and this host is to pass it on.
@@ -76,13 +124,10 @@ class Others:
         Raises:
             PieceLost: nobody gave it.
         """
-        holder = self.holder(piece, 0.0)
-        with self._link.changed:
-            peer = self._link.inside.peers.get(holder) if holder is not None else None
+        peer, homes = self._giver(piece)
         if peer is None:
             raise PieceLost(f"nobody has piece {piece} any more")
         whole = sum(take.box.size for take in takes) >= WHOLE_SHARE * len(view)
-        self._count(peer, 1)
         try:
             client = self._link.way.client(peer.address)
             if whole:
@@ -95,22 +140,62 @@ class Others:
         except TransferError as error:
             self._suspects[peer.index] = time.monotonic() + SUSPECT_SECONDS
             raise PieceLost(f"host {peer.index} did not give piece {piece}: {error.message}") from error
-        finally:
-            self._count(peer, -1)
-        return whole and self._home(self._place[piece]) == self._link.index
+        return whole and self._home(piece, homes) == self._link.index
 
-    def _count(self, peer: Peer, change: int) -> None:
+    def let_go(self, piece: int) -> None:
+        """A piece was read, or need not be: the line to its host is free for another."""
         with self._lock:
-            self._busy[peer.index] += change
+            host = self._asked.pop(piece, None)
+            if host is not None:
+                self._busy[host] -= 1
 
-    def _home(self, place: int) -> int | None:
-        """The host that passes a piece on; None where those who bring pieces in can give each to all."""
-        with self._link.changed:
-            here = [peer for peer in self._link.inside.peers.values() if peer.state in ("live", "done")]
-        if not self.takes_whole or 2 * sum(peer.gateway for peer in here) > len(here):
+    def _giver(self, piece: int) -> tuple[Peer | None, Sequence[int]]:
+        """Whom to ask for a piece that was given out, and the homes of pieces; None for nobody."""
+        with self._link.changed, self._lock:
+            homes = self._homes()
+            host = self._asked.get(piece)
+            if host is None:
+                holders = self._link.inside.holders.get(self._place[piece], set())
+                host = self._choose(piece, holders - self._suspected(), homes)
+                if host is not None:
+                    self._ask(piece, host)
+            return (self._link.inside.peers.get(host) if host is not None else None), homes
+
+    # --- with both locks held -------------------------------------------------------------------------
+
+    def _ask(self, piece: int, host: int) -> None:
+        self._asked[piece] = host
+        self._busy[host] += 1
+
+    def _suspected(self) -> set[int]:
+        now = time.monotonic()
+        return {host for host, until in self._suspects.items() if until > now}
+
+    def _free(self) -> set[int]:
+        """Hosts that can be asked for one more piece."""
+        others = self._link.inside.peers.keys() - {self._link.index} - self._suspected()
+        most = max(LEAST_OF_ONE, AT_ONCE // max(len(others), 1))
+        return {host for host in others if not self._paced or self._busy[host] < most}
+
+    def _choose(self, piece: int, hosts: Collection[int], homes: Sequence[int]) -> int | None:
+        """Which of some hosts that have a piece is to give it; None while its home is waited for."""
+        home = self._home(piece, homes)
+        if not hosts or home in hosts:
+            return home if hosts else None
+        since = self._since.get(piece, 0.0)
+        if home not in (None, self._link.index) and time.monotonic() - since < HOME_SECONDS:
             return None
-        hosts = sorted(peer.index for peer in here)
-        return hosts[place % len(hosts)] if hosts else None
+        return min(hosts, key=lambda host: (self._busy[host], random.random()))
+
+    def _homes(self) -> Sequence[int]:
+        """The hosts that pass pieces on; none where those who bring pieces in can give each to all."""
+        here = [peer for peer in self._link.inside.peers.values() if peer.state in ("live", "done")]
+        if not self.takes_whole or 2 * sum(peer.gateway for peer in here) > len(here):
+            return ()
+        return sorted(peer.index for peer in here)
+
+    def _home(self, piece: int, homes: Sequence[int]) -> int | None:
+        return homes[self._place[piece] % len(homes)] if homes else None
 
     def _read_whole(self, client: Client, piece: int, view: memoryview) -> None:
         _fetch(client, json.dumps({"piece": piece}).encode(), view)

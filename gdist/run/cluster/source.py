@@ -34,7 +34,7 @@ from gdist.run.cluster.rendezvous import FINAL_PHASE
 from gdist.sources.torrent import TorrentSource, TransferStats
 
 HELD_SECONDS = 0.25  # between two writings of what is held: what a kill may cost of the outside's bytes
-READERS = 8
+READERS = 16  # more than `others.AT_ONCE`, so that what comes from outside does not wait for other hosts
 RATE_SECONDS = 0.25
 PATIENCE_SECONDS = 10.0  # that a host nobody needs stays, to see all others done
 
@@ -62,8 +62,8 @@ class ClusterSource:
         self._wanted: set[int] = set()
         self._enrolled = False
         self._given: set[int] = set()
-        self._waiting: dict[int, float] = {}  # pieces that others hold, since when that is known
-        self._others = Others(link, self._place, outside.matches)
+        self._others = Others(link, order, self._place, outside.matches, paced=phase == FINAL_PHASE)
+        self._lost: set[int] = set()  # pieces that others hold no more: this host may bring them in itself
         self._lease: PieceSet = 0
         self._here: list[int] = []  # wanted and held from the start
         self._recorded: frozenset[int] = frozenset()
@@ -167,7 +167,7 @@ class ClusterSource:
         own = tuple(p for p in arrived if p in self._wanted and p not in self._given)
         self._given.update(own)
         for piece in own:
-            self._waiting.pop(piece, None)  # nobody else need give it any more
+            self._others.forget(piece)  # nobody else need give it any more
         return (*own, *(ready or self._readable()))
 
     def wake(self) -> None:
@@ -183,6 +183,15 @@ class ClusterSource:
             PieceLost: it was readable and is not any more; `verified` gives it out again.
         """
         view = buffer[: self.payload.extent_of(piece).length]
+        try:
+            return self._read(piece, view, placements, extents)
+        finally:
+            self._others.let_go(piece)
+            self._outside.wake()  # another one can be asked for
+
+    def _read(
+        self, piece: int, view: memoryview, placements: Sequence[Placement], extents: Sequence[Extent]
+    ) -> memoryview:
         with self.held.use(piece) as held:
             if held:
                 try:
@@ -204,6 +213,7 @@ class ClusterSource:
 
     def release(self, piece: int) -> None:
         """All of the piece that this host needs is in its shards; from any thread."""
+        self._others.let_go(piece)
         self._link.tell(got=1 << self._place[piece])
         self._progress = time.monotonic()
 
@@ -261,11 +271,10 @@ class ClusterSource:
             inside = self._link.inside
             lease, spent, spare = inside.lease, inside.spent, inside.spare
             news, inside.news = inside.news, []
-        now = time.monotonic()
         for place in news:
             piece = self._order[place]
             if piece in self._wanted and piece not in self._given:
-                self._waiting.setdefault(piece, now)
+                self._others.wait_for(piece)
         if lease != self._lease:
             self._lease = lease
             leased = [self._order[place] for place in members(lease)]
@@ -300,25 +309,25 @@ class ClusterSource:
 
     def _readable(self) -> tuple[int, ...]:
         """Pieces of others that can be read now, in loading order."""
-        if not self._waiting:
-            return ()
-        waiting = tuple(self._waiting.items())
         # This host may have brought a piece in itself, while it still waited for one that is gone to give it.
-        ready = [
-            piece
-            for piece, since in waiting
-            if piece not in self._given
-            and (piece in self.held or self._others.holder(piece, since) is not None)
-        ]
-        for piece in ready:
-            del self._waiting[piece]
+        here = [piece for piece in tuple(self._lost) if piece in self.held]
+        for piece in here:
+            self._others.forget(piece)
+        ready = []
+        for piece in (*here, *self._others.ready()):
+            if piece in self._given:  # it came from outside just when another host had failed to give it
+                self._others.let_go(piece)
+            else:
+                ready.append(piece)
+        self._lost.difference_update(here, ready)
         self._given.update(ready)
-        return tuple(sorted(ready, key=self._place.__getitem__))
+        return tuple(ready)
 
     def _again(self, piece: int) -> None:
         """A piece that was given out and could not be read."""
         self._given.discard(piece)
-        self._waiting[piece] = time.monotonic()
+        self._others.wait_for(piece)
+        self._lost.add(piece)
 
     def _set(self, pieces: Collection[int]) -> PieceSet:
         return set_of(self._place[piece] for piece in pieces)
