@@ -16,54 +16,40 @@ import click
 
 from gdist import __version__
 from gdist.cli import exits
-from gdist.cli.commands.bootstrap import bootstrap
-from gdist.cli.commands.cluster import cluster
-from gdist.cli.commands.completion import completion
-from gdist.cli.commands.export import export
-from gdist.cli.commands.fetch import fetch
-from gdist.cli.commands.inspect import inspect
-from gdist.cli.commands.make_torrent import make_torrent
-from gdist.cli.commands.manifest import manifest
-from gdist.cli.commands.plan import plan
-from gdist.cli.commands.publish import publish
-from gdist.cli.commands.releases import releases
-from gdist.cli.commands.reshard import reshard
-from gdist.cli.commands.rules import rules
-from gdist.cli.commands.seed import seed
-from gdist.cli.commands.simulate import simulate
-from gdist.cli.commands.status import status
-from gdist.cli.commands.verify import verify
-from gdist.cli.commands.view import view
-from gdist.cli.commands.wait import wait
+from gdist.cli.lazy import LazyGroup
 from gdist.cli.output import Output
 from gdist.cli.streams import ReaderGone, drop, open_streams
 from gdist.errors import GdistError
 
-COMMANDS = (
-    fetch,
-    cluster,
-    bootstrap,
-    status,
-    wait,
-    reshard,
-    view,
-    inspect,
-    verify,
-    export,
-    plan,
-    simulate,
-    seed,
-    make_torrent,
-    publish,
-    manifest,
-    rules,
-    releases,
-    completion,
-)
+COMMANDS = {  # in the order of the help, each where it is imported from when it is asked for
+    "fetch": "gdist.cli.commands.fetch:fetch",
+    "cluster": "gdist.cli.commands.cluster:cluster",
+    "bootstrap": "gdist.cli.commands.bootstrap:bootstrap",
+    "status": "gdist.cli.commands.status:status",
+    "wait": "gdist.cli.commands.wait:wait",
+    "reshard": "gdist.cli.commands.reshard:reshard",
+    "view": "gdist.cli.commands.view:view",
+    "inspect": "gdist.cli.commands.inspect:inspect",
+    "verify": "gdist.cli.commands.verify:verify",
+    "export": "gdist.cli.commands.export:export",
+    "plan": "gdist.cli.commands.plan:plan",
+    "simulate": "gdist.cli.commands.simulate:simulate",
+    "seed": "gdist.cli.commands.seed:seed",
+    "make-torrent": "gdist.cli.commands.make_torrent:make_torrent",
+    "publish": "gdist.cli.commands.publish:publish",
+    "manifest": "gdist.cli.commands.manifest:manifest",
+    "rules": "gdist.cli.commands.rules:rules",
+    "releases": "gdist.cli.commands.releases:releases",
+    "completion": "gdist.cli.commands.completion:completion",
+}
 ISSUES = "run it again with --verbose and report what it shows"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup,
+    commands_at=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__, "-V", "--version", message="gdist %(version)s")
 def cli() -> None:
     """Stream a magnet link of a model checkpoint into a verified, sharded Zarr store.
@@ -73,10 +59,6 @@ def cli() -> None:
     10 no peers, 11 stalled, 12 corrupt, 13 no space, 14 unsupported, 15 another job's work, 16 hosts missing,
     17 file system, 20 interrupted.
     """
-
-
-for _command in COMMANDS:
-    cli.add_command(_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ import os
 import re
 from dataclasses import dataclass, replace
 
-import fsspec
 
 from gdist import releases
 from gdist.core.magnet import InfoHash, Magnet, parse_magnet
@@ -245,6 +244,8 @@ def _may_pass(cause: BaseException | None) -> bool:
 
 
 def _read(where: str) -> bytes:
+    import fsspec  # loaded where a file or URL is asked for
+
     try:
         # fsspec takes what follows file:// as it is; local_path decodes it
         with fsspec.open(os.fspath(local_path(where) or where), "rb") as file:

@@ -32,7 +32,10 @@ FUNCTIONS = {"rules check": "check_rules", "manifest check": "check_manifest"}
 def commands(group: click.Group, before: str = "") -> dict[str, click.Command]:
     """Every command below a group by the words that call it: `fetch`, `rules check`."""
     found: dict[str, click.Command] = {}
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         if isinstance(command, click.Group):
             found |= commands(command, f"{before}{name} ")
         else:

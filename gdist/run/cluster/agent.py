@@ -40,7 +40,6 @@ from gdist.run.cluster.options import ClusterOptions
 from gdist.run.cluster.rendezvous import FINAL_PHASE
 from gdist.run.cluster.source import ClusterSource
 from gdist.run.cluster.station import Station
-from gdist.run.collective import MoveRequest, all_here, fetch_shares, start_move
 from gdist.run.destination import default_dest, find_destination, finished
 from gdist.run.fetch import FetchResult, fetch
 from gdist.run.opening import Opening, PieceSource
@@ -150,6 +149,8 @@ class _Agent:
 
     def _exchanged(self, dest: str | os.PathLike[str] | None) -> FetchResult:
         """An even share of every tensor, and then XLA's collectives to where each byte belongs."""
+        from gdist.run.collective import MoveRequest, all_here, fetch_shares, start_move  # and what they load
+
         asked = self._options.fetch
         resolved = resolve(self._source, asked.manifest, asked.verify_key)
         where = os.fspath(dest) if dest is not None else default_dest(resolved)

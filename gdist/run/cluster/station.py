@@ -31,7 +31,6 @@ from gdist.exchange import (
     format_address,
     parse_address,
 )
-from gdist.run.agent_http import AgentHttp
 from gdist.run.cluster.link import Link
 from gdist.run.cluster.options import DEFAULT_PORT, ClusterOptions
 from gdist.run.cluster.rendezvous import Rendezvous
@@ -88,10 +87,13 @@ class Station:
         }
         self.link = Link(me, candidates, self._key, encrypt=options.encrypt, status=self._document, stop=stop)
         self._complete.set()
-        self._http: AgentHttp | None = None
+        self._hang_up: Callable[[], None] = lambda: None  # on who asks over plain HTTP
         try:
             if options.http:
-                self._http = AgentHttp(options.http, self.status, status.ready, cluster=self.own_cluster)
+                from gdist.run.agent_http import AgentHttp  # loaded where it is asked for
+
+                http = AgentHttp(options.http, self.status, status.ready, cluster=self.own_cluster)
+                self._hang_up = http.close
         except BaseException:
             self.close()
             raise
@@ -129,8 +131,7 @@ class Station:
 
     def close(self) -> None:
         """Hangs up on everyone."""
-        if self._http is not None:
-            self._http.close()
+        self._hang_up()
         self.link.close()
         self.server.close()
 
