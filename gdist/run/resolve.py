@@ -10,7 +10,6 @@ import os
 import re
 from dataclasses import dataclass, replace
 
-
 from gdist import releases
 from gdist.core.magnet import InfoHash, Magnet, parse_magnet
 from gdist.core.source_manifest import SourceManifest, parse_source_manifest
