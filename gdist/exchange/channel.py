@@ -17,6 +17,7 @@ from gdist.exchange.heads import END, HEAD_BYTES
 from gdist.exchange.limiter import Limiter
 from gdist.exchange.messages import Buffer, FileRun
 
+AWAIT_BYTES = 64 * 2**10  # a reader is not woken for fewer bytes of a body
 READ_BYTES = 2**20  # at most, from the kernel at once
 HEAD_READ_BYTES = 4096  # what comes behind a head is copied, so little of it is taken along
 SEND_BYTES = 4 * 2**20  # offered to the kernel at once
@@ -70,6 +71,7 @@ class Channel:
         self._meter, self._limiter, self._wait = meter, limiter, wait
         self._ahead = bytearray()  # read with a head, and not of it
         self._hung_up = False
+        self._awaited = 1  # bytes that the kernel waits for before it wakes who reads
 
     def encrypt(self, context: ssl.SSLContext, seconds: float, *, called: bool) -> bytes:
         """Goes on inside TLS; the other side's certificate (DER).
@@ -139,13 +141,37 @@ class Channel:
                 hasher.update(block)  # while it is in the cache, and the kernel receives more
             if self._limiter:
                 self._limiter.take(len(block), self._wait)
+        self._await(1)
+
+    def _receive(self, view: memoryview) -> int:
+        try:
+            return self.sock.recv_into(view)
+        except TimeoutError:
+            if self._awaited == 1:
+                raise
+            self._await(1)  # fewer bytes than were waited for may have come all the same
+            self.sock.settimeout(0)
+            try:
+                return self.sock.recv_into(view)
+            except BlockingIOError:
+                raise TimeoutError("nothing comes") from None
+            finally:
+                self.sock.settimeout(self.stall)
+
+    def _await(self, nbytes: int) -> None:
+        # Not with TLS: it reads ahead, so fewer bytes may be left on the wire than are still to be read.
+        if nbytes != self._awaited and not isinstance(self.sock, ssl.SSLSocket):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, nbytes)
+            self._awaited = nbytes
 
     def _fill(self, block: memoryview, deadline: float | None) -> None:
         got = 0
         while got < len(block):
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError("the body takes too long")
-            nbytes = self.sock.recv_into(block[got:])
+            # A line that is not the fastest brings a few packets at a time: each would cost a turn of Python.
+            self._await(min(len(block) - got, AWAIT_BYTES))
+            nbytes = self._receive(block[got:])
             if not nbytes:
                 raise Closed("closed in a body")
             self._meter.add(0, nbytes)
