@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from gdist.core.magnet import parse_peer
 from gdist.core.mesh import HostGroup, Mesh
+from gdist.core.taking import AT_ONCE
 from gdist.core.units import parse_bytes, parse_rate, parse_seconds
 from gdist.core.view import VIEW
 from gdist.errors import GdistError, RequestError, TransferError
@@ -603,7 +604,7 @@ def simulate(
     cpu: str | Iterable[str] | Mapping[str, float] = (),
     latency: float | str = "0.5ms",
     round: float | str | None = None,
-    pulls: int = 4,
+    pulls: int = AT_ONCE,
     slow: str | Iterable[str] = (),
     fail: str | Iterable[str] = (),
     sample: int = 64,

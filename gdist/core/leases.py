@@ -37,7 +37,7 @@ STEAL_SECONDS = 3.0  # a lease is taken over when it would last so much longer t
 SETTLE_SECONDS = 3.0  # after the first host enrolled, until all are there: who returns tells what he has
 RATE_DECAY = 0.9  # a report: a line is as fast as it was lately at its best
 BRIEF_SECONDS = 0.5  # the same while headers are read: few would have pieces of them
-LOAD_SECONDS = 0.5  # how long what hosts have to give is not counted again
+REVIEW_SECONDS = 0.5  # between two looks at all hosts: an answer must not cost more the more there are
 MOST_LOAD = 1.1  # of the mean: who has more to give than that waits with the next pieces from outside
 LEAST_HELP = 0.5  # of its line: less from all other hosts is no reason to wait
 LOOKAHEAD = 64  # free pieces among which a host gets those that it needs itself
@@ -133,8 +133,9 @@ class Leases:
         self.union_nbytes = 0
         self._open, self._inside = _Tally(len(nbytes)), _Tally(len(nbytes))
         self._leased: PieceSet = 0
-        self._loads: dict[int, int] = {}
-        self._loaded = -math.inf
+        self._lessees: dict[int, int] = {}  # of leased pieces
+        self._loads: dict[int, int] = {}  # bytes that gateways have to give, at the last review
+        self._reviewed = -math.inf
 
     # --- what hosts say -------------------------------------------------------------------------------
 
@@ -161,6 +162,7 @@ class Leases:
             else:
                 self._free(before)
         self._hosts[index] = host
+        self._reviewed = -math.inf
         self._open.add(needs)
         self._began = min(self._began, now)
         self.union_nbytes += self.nbytes_of((needs | held) & ~self.union)
@@ -196,6 +198,7 @@ class Leases:
         """A host will go: it gets no more leases, and what it holds should be taken over soon."""
         host = self._hosts[index]
         host.leaving = True
+        self._reviewed = -math.inf
         self._free(host)
 
     def remove(self, index: int) -> None:
@@ -206,6 +209,7 @@ class Leases:
             self._free(host)
             self._open.remove(host.open)
             del self._hosts[index]
+            self._reviewed = -math.inf
             if host.done:
                 self._finished.add(index)
 
@@ -243,8 +247,7 @@ class Leases:
         self.brought += self.nbytes_of(new & ~self._ever)
         self._ever |= new
         for piece in members(new & self._leased):
-            for other in self._hosts.values():
-                other.leased.pop(piece, None)
+            del self._hosts[self._lessees.pop(piece)].leased[piece]
         self._leased &= ~new
 
     def _drop(self, index: int, pieces: PieceSet) -> None:
@@ -257,6 +260,8 @@ class Leases:
     def _free(self, host: _Host) -> None:
         """Gives a host's leases to whoever asks."""
         self._leased &= ~set_of(host.leased)
+        for piece in host.leased:
+            del self._lessees[piece]
         host.leased = {}
 
     # --- what hosts are told --------------------------------------------------------------------------
@@ -314,36 +319,47 @@ class Leases:
         host = self._hosts[index]
         if self.absent and now - self._began < (SETTLE_SECONDS if self._final else BRIEF_SECONDS):
             return
-        self._revoke_stalled(index, now)
-        if self._laden(index, now):
+        if now - self._reviewed > REVIEW_SECONDS:
+            self._review(index, now)
+        if self._laden(index):
             return
         free = self._open.some & ~self._inside.some & ~self._leased & ~self._unable(index)
         room = self._room(host, free)
         while free and room > 0:
             piece = _choose(free, host.needs)
             free &= ~(1 << piece)
-            host.leased[piece] = now
-            self._leased |= 1 << piece
+            self._lease(piece, index, now)
             room -= self._nbytes[piece]
         if not host.leased and not free:
             self._steal(index, now)
 
-    def _laden(self, index: int, now: float) -> bool:
+    def _lease(self, piece: int, index: int, now: float) -> None:
+        self._hosts[index].leased[piece] = now
+        self._lessees[piece] = index
+        self._leased |= 1 << piece
+
+    def _review(self, index: int, now: float) -> None:
+        """Counts what gateways have to give, and takes leases from those whose lines bring nothing."""
+        self._reviewed, needed = now, self._open.some
+        self._loads = {
+            number: sum(self._open.count(p) * self._nbytes[p] for p in members(host.held & needed))
+            for number, host in self._hosts.items()
+            if host.gateway and not host.leaving
+        }
+        for number, other in self._hosts.items():
+            stuck = other.leased and now - max(other.progress, min(other.leased.values())) > STALL_SECONDS
+            if number != index and stuck:
+                self._free(other)
+                other.progress = now  # it may try again, with others' help
+
+    def _laden(self, index: int) -> bool:
         """True for a host that has much more to give than others, whose lines can bring in what it leaves."""
-        if now - self._loaded > LOAD_SECONDS:
-            self._loaded, needed = now, self._open.some
-            self._loads = {
-                number: sum(self._open.count(p) * self._nbytes[p] for p in members(host.held & needed))
-                for number, host in self._hosts.items()
-                if host.gateway and not host.leaving
-            }
         load, rate = self._loads.get(index, 0), self._hosts[index].rate
         # As much as its leases bring is on its way to the others all the time.
         least = max(rate * LEASE_SECONDS, LEAST_LEASE_BYTES) * (len(self._hosts) - 1)
         if load <= least or load * len(self._loads) <= MOST_LOAD * sum(self._loads.values()):
             return False
-        others = (self._hosts[number].rate for number in self._loads if number in self._hosts)
-        return sum(others) - rate >= rate * LEAST_HELP
+        return sum(self._hosts[number].rate for number in self._loads) - rate >= rate * LEAST_HELP
 
     def _unable(self, index: int) -> PieceSet:
         """Pieces that a host had and gave back, as far as another gateway can bring them in."""
@@ -357,18 +373,10 @@ class Leases:
 
     def _room(self, host: _Host, free: PieceSet) -> int:
         """Bytes that a host should be given now."""
-        gateways = sum(h.gateway and not h.leaving for h in self._hosts.values())
         wish = max(host.rate * LEASE_SECONDS, LEAST_LEASE_BYTES, LEAST_LEASE_PIECES * self._largest)
         # Towards the end everyone gets less, so that all end together; but each at least a piece.
-        fair = self._largest * -(-free.bit_count() // (2 * max(gateways, 1)))
+        fair = self._largest * -(-free.bit_count() // (2 * max(len(self._loads), 1)))
         return int(min(wish, fair)) - sum(self._nbytes[piece] for piece in host.leased)
-
-    def _revoke_stalled(self, index: int, now: float) -> None:
-        for number, other in self._hosts.items():
-            stuck = other.leased and now - max(other.progress, min(other.leased.values())) > STALL_SECONDS
-            if number != index and stuck:
-                self._free(other)
-                other.progress = now  # it may try again, with others' help
 
     def _steal(self, index: int, now: float) -> None:
         """One piece from the host that would bring its last one in much later than this one could."""
@@ -389,7 +397,7 @@ class Leases:
         if last:
             other, piece = last
             del other.leased[piece]
-            host.leased[piece] = now
+            self._lease(piece, index, now)
 
 
 def _choose(free: PieceSet, needs: PieceSet) -> int:

@@ -23,6 +23,7 @@ from gdist.cli.options import (
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import count, table
+from gdist.core.taking import AT_ONCE
 from gdist.core.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 @option(
     "--pulls",
     type=click.IntRange(1),
-    default=4,
+    default=AT_ONCE,
     show_default=True,
     metavar="N",
     help="Pieces that a host takes and places at once.",

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import final
 
-from gdist.core.simulation.model import GB, WHOLE_SHARE, Demand, Group, Setting
+from gdist.core.simulation.model import GB, Demand, Group, Setting
 from gdist.core.simulation.usage import Resource, Usage
+from gdist.core.taking import WHOLE_SHARE
 
 UNKNOWN, ASKED, HAS = 0, 1, 2  # what a host knows of a piece
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from gdist.core.bound import Bound, Limit
+from gdist.core.taking import AT_ONCE
 from gdist.errors import RequestError
 
 GB = 1e9
-WHOLE_SHARE = 0.9  # of a piece: who needs so much takes all of it, and hashes it
 TELL_SECONDS = 0.02  # what changes at a host within it is told in one message
 ROUND_SECONDS, ROUND_SECONDS_PER_HOST = 0.02, 0.0005  # the coordinator answers no host more often
-ANSWER_SECONDS, ANSWER_SECONDS_PER_HOST = 0.0002, 3.5e-6  # a poll, measured by benchmarks/cluster/slices.py
+ANSWER_SECONDS, ANSWER_SECONDS_PER_HOST = 0.00015, 0.6e-6  # a poll, measured by benchmarks/cluster/slices.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Setting:
     round: float | None = None
     slow: tuple[tuple[int, float], ...] = ()
     fails: tuple[tuple[int, float], ...] = ()
-    pulls: int = 4
+    pulls: int = AT_ONCE
     sample: int = 64
     seed: int = 0
 
@@ -175,9 +175,14 @@ def least_time(demand: Demand, setting: Setting) -> Bound:
     needed = {host: group.nbytes for group in demand.groups for host in group.hosts if host not in dead}
     links = sum(setting.lan * slow.get(host, 1.0) for host in range(setting.hosts))
     wan = setting.wan_within
+    few: tuple[tuple[Limit, float], ...] = ()
+    if setting.gateways is not None:
+        into = sum(setting.lan * slow.get(host, 1.0) for host in setting.outside)
+        few = ((Limit.GATEWAYS, demand.union / into),)
     return Bound(
         (
             (Limit.WAN, demand.union / wan),
+            *few,
             (
                 Limit.HOST_LINK,
                 max((nbytes / (setting.lan * slow.get(h, 1.0)) for h, nbytes in needed.items()), default=0.0),

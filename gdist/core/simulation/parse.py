@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from gdist.core.simulation.model import Costs, Setting
+from gdist.core.taking import AT_ONCE
 from gdist.core.units import parse_rate, parse_seconds
 from gdist.errors import RequestError
 
@@ -28,7 +29,7 @@ def parse_setting(
     cpu: str | Iterable[str] | Mapping[str, float] = (),
     latency: float | str = 0.0005,
     round: float | str | None = None,
-    pulls: int = 4,
+    pulls: int = AT_ONCE,
     sample: int = 64,
     seed: int = 0,
 ) -> Setting:

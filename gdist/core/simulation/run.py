@@ -32,9 +32,10 @@ from gdist.core.simulation.holdings import Holdings
 from gdist.core.simulation.hosts import ASKED, HAS, UNKNOWN, Host, follow
 from gdist.core.simulation.leases import POLL_SECONDS, LeaseBook
 from gdist.core.simulation.line import FairLine
-from gdist.core.simulation.model import GB, TELL_SECONDS, WHOLE_SHARE, Demand, Setting, least_time
+from gdist.core.simulation.model import GB, TELL_SECONDS, Demand, Setting, least_time
 from gdist.core.simulation.outcome import HostTime, Outcome
 from gdist.core.simulation.usage import Cluster, Resource, Usage
+from gdist.core.taking import WHOLE_SHARE
 
 MOST_UNVERIFIED = 4  # pieces that came in to a host and wait for their hash, until the next one may come
 SPANS, SPANS_SHOWN = 128, 16  # how finely usage is counted, of the least time; how many spans are told

@@ -27,15 +27,14 @@ import numpy as np
 from gdist.core.box import Box
 from gdist.core.extent import Extent
 from gdist.core.piece_set import PieceSet, members
+from gdist.core.taking import AT_ONCE, WHOLE_SHARE
 from gdist.errors import Gone, PieceLost, TransferError
 from gdist.exchange import Client
 from gdist.run.cluster.link import Link
 from gdist.run.cluster.way import Peer
 
-AT_ONCE = 14  # pieces that are on their way from other hosts
-LEAST_OF_ONE = 2  # of them from one host: while one comes, the next is asked for
+LEAST_OF_ONE = 2  # of what is taken at once, from one host: while one comes, the next is asked for
 LOOKAHEAD = 256  # pieces known to be inside among which those are looked for whose host has a line free
-WHOLE_SHARE = 0.9  # of a piece's bytes: who needs so much takes all, and checks it against the torrent
 HOME_SECONDS = 2.0  # how long a piece's home is waited for
 SUSPECT_SECONDS = 3.0  # how long a host that did not answer is not asked
 READ_SECONDS = 5.0  # without a byte from another host

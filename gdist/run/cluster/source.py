@@ -26,15 +26,16 @@ from gdist.core.payload import Payload
 from gdist.core.piece_set import PieceSet, members, set_of
 from gdist.core.placer import Placement
 from gdist.core.plan import HostPlan
+from gdist.core.taking import WHOLE_SHARE
 from gdist.errors import CorruptError, PieceLost, StalledError
 from gdist.run.cluster.held import Held, write_held
 from gdist.run.cluster.link import Link
-from gdist.run.cluster.others import WHOLE_SHARE, Others, Take
+from gdist.run.cluster.others import Others, Take
 from gdist.run.cluster.rendezvous import FINAL_PHASE
 from gdist.sources.torrent import TorrentSource, TransferStats
 
 HELD_SECONDS = 0.25  # between two writings of what is held: what a kill may cost of the outside's bytes
-READERS = 16  # more than `others.AT_ONCE`, so that what comes from outside does not wait for other hosts
+READERS = 16  # more than `AT_ONCE`, so that what comes from outside does not wait for other hosts
 RATE_SECONDS = 0.25
 PATIENCE_SECONDS = 10.0  # that a host nobody needs stays, to see all others done
 

@@ -229,7 +229,7 @@ def test_many_hosts_wait_for_their_coordinator() -> None:
     demand = copies(1, 300)
     many = Demand(demand.nbytes, (Group(tuple(range(2000)), demand.groups[0].needs),), demand.first)
     setting = Setting(2000, 2e9, lan=50e9, sample=8)
-    assert setting.round_seconds == setting.answers_seconds > 10
+    assert setting.round_seconds == setting.answers_seconds > 2
     slow, fast = simulate(many, setting), simulate(many, replace(setting, round=1.0))
     assert slow.seconds > setting.round_seconds + fast.seconds / 2
     assert "coordinator" in {span.binds for span in slow.spans}

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from gdist.core.taking import AT_ONCE
 from gdist.errors import PieceLost
 from gdist.exchange import Key
 from gdist.run.cluster.link import Link
-from gdist.run.cluster.others import AT_ONCE, LOOKAHEAD, Others
+from gdist.run.cluster.others import LOOKAHEAD, Others
 from gdist.run.cluster.way import Peer
 
 GIVERS = (1, 2)
