@@ -5,7 +5,7 @@
 Hosts are namespaces on a bridge; a world behind one shaped uplink has the release's tracker and only seeder
 (gdist/testing/netns.py). Links are measured with iperf3 before and after every trial, and the least time
 
-    T_min = max( U / W,  U / sum d_g,  max B_i / d_i,  sum B_i / (W + sum u_i) )
+    T_min = max( U / W,  max B_i / d_i,  sum B_i / (W + sum u_i) )
 
 is worked out from the measured rates. What came in is read off the uplink's counters, without headers. Every
 process of every trial is fresh, in empty directories. Results go to `--output` as JSON, medians to the
@@ -137,8 +137,9 @@ def measure(
     after = links.measure(rig, seconds)
     rates, drift, idle = before.between(after), after.drift(before), ticks[0] / sum(ticks)
     needed = trial.notes.get("needed") or [release.nbytes] * rig.hosts
-    gateways = len(trial.gateways) if trial.gateways is not None else None
-    bound = lower_bound(needed, release.nbytes, wan=rates.wan, lan=rates.lan, gateways=gateways)
+    gateways = len(trial.gateways) if trial.gateways is not None else rig.hosts
+    wan = min(rates.wan, gateways * rates.lan)  # it comes in over their links
+    bound = lower_bound(needed, release.nbytes, wan=wan, lan=rates.lan)
     slowest = max(times.values())
     result = {
         "tool": name,

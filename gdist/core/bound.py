@@ -3,11 +3,10 @@
 For hosts i that need B_i bytes, their union U, a rate W into the cluster, and rates d_i into and u_i out of
 each host (all its links together):
 
-    T_min = max( U / W,  U / sum d_g,  max B_i / d_i,  sum B_i / (W + sum u_i) )
+    T_min = max( U / W,  max B_i / d_i,  sum B_i / (W + sum u_i) )
 
-Once into the cluster; over the links of the hosts g that may use the outside; to the host with the slowest
-link for what it needs; over all links together. It is the classic bound of distribution among peers, for
-unequal needs.
+Once into the cluster; the host with the slowest link for what it needs; all links together. It is the
+classic bound of distribution among peers, for unequal needs.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ class Limit(Enum):
     """The resource that a term of the bound is about."""
 
     WAN = "wan"
-    GATEWAYS = "gateways' links"
     HOST_LINK = "host link"
     INTERCONNECT = "interconnect"
     ALL_LINKS = "all links together"
@@ -45,20 +43,15 @@ class Bound:
         return max(self.terms, key=lambda term: term[1])[0]
 
 
-def lower_bound(
-    needed: Sequence[int], union: int, *, wan: float, lan: float = math.inf, gateways: int | None = None
-) -> Bound:
+def lower_bound(needed: Sequence[int], union: int, *, wan: float, lan: float = math.inf) -> Bound:
     """The least time to give every host its `needed` bytes, of which `union` are distinct.
 
-    `wan` is the rate into the cluster, `lan` that of each host in either direction, in bytes a second;
-    `gateways` is how many hosts may use the outside, None for all.
+    `wan` is the rate into the cluster, `lan` that of each host in either direction, in bytes a second.
     """
     assert needed and wan > 0 and lan > 0, f"{len(needed)} hosts, wan {wan}, lan {lan}"
-    few = () if gateways is None else ((Limit.GATEWAYS, union / (gateways * lan)),)
     return Bound(
         (
             (Limit.WAN, union / wan),
-            *few,
             (Limit.HOST_LINK, max(needed) / lan),
             (Limit.ALL_LINKS, sum(needed) / (wan + lan * len(needed))),
         )

@@ -186,5 +186,5 @@ def _term(report: PlanReport, details: PlanDetails, limit: Limit) -> tuple[str, 
         case Limit.ALL_LINKS:
             links = f"({wan} + {len(needed)} × {lan})" if details.lan else lan
             return "all that is kept comes over all links together", f"{format_bytes(sum(needed))} / {links}"
-        case Limit.INTERCONNECT | Limit.GATEWAYS:
-            raise AssertionError(f"a plan has no term of the {limit.value}")
+        case Limit.INTERCONNECT:
+            raise AssertionError("only an exchange has one")

@@ -30,12 +30,6 @@ def test_the_bound_is_its_largest_term(
     assert len(bound.terms) == 3
 
 
-def test_few_gateways_bring_in_no_more_than_their_links_take() -> None:
-    bound = lower_bound([25] * 4, 100, wan=50, lan=10, gateways=1)
-    assert bound.seconds == 10 and bound.limit is Limit.GATEWAYS
-    assert lower_bound([25] * 4, 100, wan=50, lan=10, gateways=4).seconds == 2.5
-
-
 def test_what_all_hosts_send_is_what_all_receive() -> None:
 
     bound = lower_bound([100] * 2, 1, wan=1, lan=99)

@@ -175,14 +175,9 @@ def least_time(demand: Demand, setting: Setting) -> Bound:
     needed = {host: group.nbytes for group in demand.groups for host in group.hosts if host not in dead}
     links = sum(setting.lan * slow.get(host, 1.0) for host in range(setting.hosts))
     wan = setting.wan_within
-    few: tuple[tuple[Limit, float], ...] = ()
-    if setting.gateways is not None:
-        into = sum(setting.lan * slow.get(host, 1.0) for host in setting.outside)
-        few = ((Limit.GATEWAYS, demand.union / into),)
     return Bound(
         (
             (Limit.WAN, demand.union / wan),
-            *few,
             (
                 Limit.HOST_LINK,
                 max((nbytes / (setting.lan * slow.get(h, 1.0)) for h, nbytes in needed.items()), default=0.0),
