@@ -30,6 +30,7 @@ from gdist.core.mesh import parse_mesh
 from gdist.core.simulation.demand import demand_of
 from gdist.core.simulation.model import Demand, Setting
 from gdist.core.simulation.run import simulate
+from gdist.core.taking import AT_ONCE
 from gdist.run.survey import Survey, survey_files
 from gdist.testing.checkpoints import write_grok1
 
@@ -105,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("results", nargs="?", type=Path, help="what was measured")
     parser.add_argument("--cores", type=float, default=os.cpu_count() or 2, help="of the machine")
-    parser.add_argument("--pulls", type=int, default=2, help="pieces that a host handles at once")
+    parser.add_argument("--pulls", type=int, default=AT_ONCE, help="pieces that a host handles at once")
     arguments = parser.parse_args()
     if arguments.results:
         trials = parse_trials(json.loads(arguments.results.read_text()))
