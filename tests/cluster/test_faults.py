@@ -248,7 +248,9 @@ def test_a_disk_fills_up_and_the_host_goes_on_when_there_is_room(
         rig.disk(2, agents.dest(2), 4 * union)
         agents.start_all()
         until_half(agents, union)
+        assert rig.signal(2, signal.SIGSTOP)  # what it wrote meanwhile would not fit what is made for it
         rig.disk(2, agents.dest(2), used(rig, 2, agents.dest(2)) + PIECE)
+        assert rig.signal(2, signal.SIGCONT)
         agents.until(lambda: agents.processes[2].poll() == 13, "host 2 has no space")
         said = agents.errors(2)
         assert "no space" in said.lower() and "Traceback" not in said

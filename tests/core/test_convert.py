@@ -126,7 +126,7 @@ def plans(draw: Callable) -> tuple[HostPlan, dict[str, np.ndarray], bytes]:
     return plan, arrays, bytes(content)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans(), st.randoms(use_true_random=False))
 def test_all_that_a_shard_is_made_of_comes_once_and_is_placed_where_it_waits(made, random) -> None:
     plan, arrays, content = made

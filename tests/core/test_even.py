@@ -120,7 +120,7 @@ def test_small_tensors_are_taken_in_by_turns(count: int) -> None:
     assert min(taken) >= max(taken) // 2 > 0
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(small, min_size=1, max_size=5), st.integers(2, 5))
 def test_all_pieces_come_in_and_every_byte_once(found: list[tuple[int, ...]], count: int) -> None:
     """The plan of even shares is a plan like any other: the placer fills its shards from the same pieces."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gdist.core.bound import Bound, Limit, lower_bound, wan_owners
@@ -62,7 +62,6 @@ def wanted_bytes(plan: HostPlan) -> np.ndarray:
     return wanted
 
 
-unhurried = settings(deadline=None)  # NumPy counts every byte
 cases = given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.sampled_from(SPECS)), min_size=1, max_size=4),
     st.integers(1, 50),
@@ -70,7 +69,6 @@ cases = given(
 )
 
 
-@unhurried
 @cases
 def test_a_swarm_moves_what_others_brought_in_and_no_byte_more(
     tensors: list[tuple[int, int, list[object]]], piece_length: int, hosts: int
@@ -89,7 +87,6 @@ def test_a_swarm_moves_what_others_brought_in_and_no_byte_more(
     assert cost.wan_most == max((brought_by == host).sum() for host in range(hosts))
 
 
-@unhurried
 @cases
 def test_collectives_move_what_the_even_share_does_not_hold(
     tensors: list[tuple[int, int, list[object]]], piece_length: int, hosts: int
@@ -113,7 +110,6 @@ def test_collectives_move_what_the_even_share_does_not_hold(
     assert cost.wan_most == -(-cost.wan // hosts)
 
 
-@unhurried
 @cases
 def test_no_exchange_is_faster_than_the_lower_bound(
     tensors: list[tuple[int, int, list[object]]], piece_length: int, hosts: int

@@ -110,7 +110,7 @@ def held(mesh: Mesh, hosts: int, spec: PartitionSpec, shape: tuple[int, ...], ho
     return mask
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cuts())
 def test_a_shard_belongs_to_a_host_whole_or_not_at_all(
     cut: tuple[Mesh, int, PartitionSpec, tuple[int, ...]],
@@ -124,7 +124,7 @@ def test_a_shard_belongs_to_a_host_whole_or_not_at_all(
             assert part.all() or not part.any(), f"host {host} holds a part of shard {index}"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cuts(), st.integers(1, 200), st.none() | st.integers(1, 200))
 def test_shards_slabs_and_chunks_nest_within_their_bounds(
     cut: tuple[Mesh, int, PartitionSpec, tuple[int, ...]], chunk_bytes: int, shard_bytes: int | None

@@ -88,7 +88,7 @@ def test_ranges_mean_what_slurm_means(tmp_path: Path) -> None:
     conf.write_text("ClusterName=none\nSlurmctldHost=localhost\n")
     environ, checked = {**os.environ, "SLURM_CONF": str(conf)}, 0
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(LISTS)
     def compare(text: str) -> None:
         nonlocal checked

@@ -97,7 +97,7 @@ def cases(draw: st.DrawFn) -> tuple[JoinRule, list[tuple[Array, Order]], list[Ar
     return rule, [(array, order) for array in stored], [p.T if transpose else p for p in pieces]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(cases())
 def test_what_is_joined_is_what_numpy_makes_of_it(case: Any) -> None:  # Any: as `cases` has it
     rule, stored, expected = case

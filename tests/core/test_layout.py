@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 import zarr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gdist.core.box import Box
@@ -86,7 +86,6 @@ def test_large_slabs_begin_at_pages() -> None:
     assert starts == [0, -(-2 * (2**16 + 8) // PAGE) * PAGE]
 
 
-@settings(deadline=None)
 @given(GRIDS, st.data())
 def test_a_run_is_given_exactly_where_the_file_has_one(grid: ShardGrid, data: st.DataObject) -> None:
     layout = ShardLayout(grid, 4)
@@ -101,7 +100,6 @@ def test_a_run_is_given_exactly_where_the_file_has_one(grid: ShardGrid, data: st
         assert layout.run_of(box) is None
 
 
-@settings(deadline=None)
 @given(GRIDS, st.data())
 def test_targets_are_where_the_index_says(grid: ShardGrid, data: st.DataObject) -> None:
     layout = ShardLayout(grid, 4)

@@ -89,7 +89,7 @@ def clusters(draw: st.DrawFn) -> tuple[int, list[Host]]:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(clusters())
 def test_every_needed_piece_comes_in_once_and_is_given_back(cluster: tuple[int, list[Host]]) -> None:
     pieces, hosts = cluster
@@ -106,7 +106,7 @@ def test_every_needed_piece_comes_in_once_and_is_given_back(cluster: tuple[int, 
     assert leases.done() and leases.brought == PIECE * len(brought)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(clusters(), st.integers(0, 10), st.randoms(use_true_random=False))
 def test_a_host_that_dies_costs_only_what_it_held(
     cluster: tuple[int, list[Host]], turns: int, chance: random.Random
@@ -308,7 +308,7 @@ def test_pieces_given_back_too_early_are_brought_in_by_another() -> None:
     assert set_of({1}) in leased, "all have given it back, so one brings it in again"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(clusters(), st.integers(0, 12), st.randoms(use_true_random=False))
 def test_sums_that_are_kept_equal_those_made_anew(
     cluster: tuple[int, list[Host]], turns: int, chance: random.Random

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gdist.core.box import Box
@@ -28,7 +28,6 @@ def boxes(draw: st.DrawFn) -> tuple[tuple[int, ...], Box]:
     return shape, Box(tuple(a for a, _ in edges), tuple(b for _, b in edges))
 
 
-@settings(deadline=None)
 @given(boxes(), st.integers(0, 7))
 def test_a_band_has_the_bytes_of_its_box(case: tuple[tuple[int, ...], Box], first: int) -> None:
     shape, box = case
@@ -78,7 +77,6 @@ def lay_out(shapes: list[tuple[int, int]], gap: int, orders: list[Order]) -> tup
     return position, tensors
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3),
     st.integers(0, 5),

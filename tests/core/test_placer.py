@@ -102,7 +102,7 @@ def bytes_of(payload: Payload, content: bytes, piece: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8)[extent.start : extent.stop]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(checkpoints(), meshes(), st.randoms(use_true_random=False))
 def test_every_byte_of_a_host_lands_once_and_where_it_belongs(checkpoint, mesh_host, random) -> None:
     payload, tensors, arrays, content = checkpoint
@@ -120,7 +120,7 @@ def test_every_byte_of_a_host_lands_once_and_where_it_belongs(checkpoint, mesh_h
         np.testing.assert_array_equal(store, arrays[task.tensor][task.box.slices()])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(checkpoints(), meshes())
 def test_the_pieces_planned_are_exactly_those_that_hold_a_wanted_byte(checkpoint, mesh_host) -> None:
     payload, tensors, _, _ = checkpoint
@@ -130,7 +130,7 @@ def test_the_pieces_planned_are_exactly_those_that_hold_a_wanted_byte(checkpoint
     assert touched == set(plan.pieces)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(checkpoints(), meshes(), st.data())
 def test_a_restart_at_any_moment_gives_the_same_shards(checkpoint, mesh_host, data) -> None:
     payload, tensors, arrays, content = checkpoint

@@ -6,7 +6,7 @@ import itertools
 from math import lcm, prod
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gdist.core.box import Box
@@ -161,7 +161,6 @@ def test_the_rule_of_a_pair_speaks_of_the_weight(mesh: Mesh, shape: tuple[int, .
     assert str(spec_for_tensor(mesh, table, weight)) == "P(data, model)"
 
 
-@settings(deadline=None)  # up to 256 devices
 @given(st.data())
 def test_every_device_has_the_groups_of_its_rows(data: st.DataObject) -> None:
     """Just those, where the groups divide as the rows do; else more, at places that its box tells."""

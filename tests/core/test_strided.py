@@ -41,7 +41,7 @@ def storage(elements: int) -> tuple[bytes, np.ndarray[tuple[int, ...], np.dtype[
     return bytes(BASE) + values.tobytes(), values
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40)), max_size=4), st.integers(0, 9))
 def test_any_view_is_what_numpy_makes_of_it(dimensions: list[tuple[int, int]], offset: int) -> None:
     shape = tuple(n for n, _ in dimensions)
@@ -56,7 +56,7 @@ def test_any_view_is_what_numpy_makes_of_it(dimensions: list[tuple[int, int]], o
         assert array.extent.stop == max(run.extent.stop for run in array.runs)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_transposed_slices_are_what_numpy_makes_of_them(data: st.DataObject) -> None:
     shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))

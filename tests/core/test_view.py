@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gdist.core.box import Box, tiles_of
@@ -63,7 +63,6 @@ def files_of(tensor: StoredTensor, payload: Payload, value: np.ndarray) -> list[
     return [bytes(line[file.offset : file.offset + file.length]) for file in payload.files]
 
 
-@settings(deadline=None)
 @given(cases(), st.sampled_from([2, 8, 40, 1 << 20]))
 def test_every_chunk_is_a_run_of_a_file(case, limit: int) -> None:  # type: ignore[no-untyped-def]
     tensor, payload, value = case

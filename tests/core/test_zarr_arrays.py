@@ -45,7 +45,7 @@ def understood(files: dict[str, bytes]) -> ZarrArray:
     return array
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_parts_tile_the_array_or_there_are_none(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -97,7 +97,7 @@ def test_documents_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         check_documents({"a": 1, "b": 1})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

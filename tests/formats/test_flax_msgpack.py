@@ -14,7 +14,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -87,7 +87,6 @@ def check(data: bytes, expected: dict[str, Array]) -> None:
 
 
 @given(TREES)
-@settings(deadline=None)
 def test_what_flax_serialises_comes_back_bit_for_bit(tree: dict[str, Any]) -> None:
     check(flax.msgpack_serialize(tree), leaves(tree))
 
@@ -114,7 +113,6 @@ def test_jax_arrays_scalars_and_state_dicts() -> None:
     st.integers(1, 40),
     st.sampled_from(["float32", "int8"]),
 )
-@settings(deadline=None)
 def test_arrays_that_are_cut_up_are_one(shape: tuple[int, ...], chunk_bytes: int, name: str) -> None:
     array = np.arange(np.prod(shape)).astype(name).reshape(shape)
     with pytest.MonkeyPatch.context() as patch:
@@ -132,7 +130,6 @@ def stream(tree: dict[tuple[str, ...], Array]) -> bytes:
 
 
 @given(st.dictionaries(st.lists(KEYS, min_size=1, max_size=3).map(tuple), arrays(), min_size=1, max_size=5))
-@settings(deadline=None)
 def test_streams_of_pairs_come_back_bit_for_bit(tree: dict[tuple[str, ...], Array]) -> None:
     expected = {".".join(path): array for path, array in tree.items()}
     check(stream(tree), expected)

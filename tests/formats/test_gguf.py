@@ -109,7 +109,7 @@ def tensors(draw: st.DrawFn) -> list[tuple[str, Array, Types | None]]:
     return made
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(tensors(), st.sampled_from([None, 8, 64, 4096]), st.lists(st.text(max_size=5), max_size=9))
 def test_what_the_package_writes_is_found_as_it_reads_it(
     given_tensors: list[tuple[str, Array, Types | None]], alignment: int | None, tokens: list[str]

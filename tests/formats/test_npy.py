@@ -61,7 +61,6 @@ def made(header: str | bytes, elements: bytes = b"", version: bytes = b"\1\0") -
 
 
 @given(arrays(), st.sampled_from([(1, 0), (2, 0), (3, 0)]))
-@settings(deadline=None)
 def test_what_numpy_saves_comes_back_bit_for_bit(array: Array, version: tuple[int, int]) -> None:
     data = saved(array, version)
     (found,) = found_in(data, "npy").values()
@@ -71,7 +70,7 @@ def test_what_numpy_saves_comes_back_bit_for_bit(array: Array, version: tuple[in
 
 
 @given(st.dictionaries(st.text("abc/._", min_size=1, max_size=6), arrays(), max_size=4))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_what_savez_saves_comes_back_bit_for_bit(named: dict[str, Array]) -> None:
     good = {key: a for key, a in named.items() if all(p not in ("", ".", "..") for p in key.split("/"))}
     if not good:

@@ -486,7 +486,7 @@ def check_any_bytes(data: bytes) -> None:
     assert reader.largest <= LAST_WINDOW and reader.nbytes <= 3 * len(data) + LAST_WINDOW
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200), st.sampled_from(PROTOCOLS))
 @example(b"", 4)
 def test_random_bytes_give_arrays_or_an_error(data: bytes, protocol: int) -> None:
@@ -503,13 +503,13 @@ OPCODES = st.sampled_from(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(OPCODES, max_size=40))
 def test_random_programs_give_arrays_or_an_error(program: list[bytes]) -> None:
     check_any_bytes(raw(b"".join(program) + b"."))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.data())
 def test_damaged_pickles_give_arrays_or_an_error(data: st.DataObject) -> None:
     sample = bytearray(data.draw(st.sampled_from(SAMPLES)))
@@ -529,7 +529,7 @@ def test_damaged_pickles_give_arrays_or_an_error(data: st.DataObject) -> None:
     check_any_bytes(bytes(sample))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20),

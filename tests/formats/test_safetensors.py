@@ -100,7 +100,7 @@ def test_our_writer_is_read_by_the_package(tmp_path: Path) -> None:
     assert set(index["weight_map"]) == set(expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=10).filter(
@@ -202,7 +202,7 @@ def test_a_cut_file_is_not_detected_as_whole() -> None:
     assert detect(data, 20) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_damaged_files_give_tensors_or_an_error(data: st.DataObject) -> None:
     sample = bytearray(made({"a": entry(), "b": entry("BF16", (2, 1), (4, 8))}, bytes(8)))

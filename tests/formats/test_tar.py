@@ -69,7 +69,7 @@ CONTENT = st.binary(max_size=2000).filter(lambda data: detect(data[:SNIFF_BYTES]
 PLAIN = NAMES.filter(lambda name: all(part not in (".", "..") for part in name.split("/")))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.dictionaries(PLAIN, CONTENT, max_size=8),
     st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
@@ -165,7 +165,7 @@ def test_an_error_in_a_member_names_it() -> None:
         identified(made({"ok": b"", "below/w.pkl": b"\x80\x04\x95"}))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_damaged_archives_give_members_or_an_error(data: st.DataObject) -> None:
     sample = bytearray(pax((b"path", b"b")) + member(b"x" * 600) + member(name=b"c") + END)

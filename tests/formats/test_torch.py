@@ -116,7 +116,7 @@ def views(draw: st.DrawFn) -> torch.Tensor:
     return torch.as_strided(base, [n for n, _ in dimensions], [s for _, s in dimensions], offset)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.lists(views(), min_size=1, max_size=3), st.sampled_from(FORMS), st.sampled_from([2, 3, 4, 5]))
 def test_any_view_is_found(tensors: list[torch.Tensor], form: str, protocol: int) -> None:
     tree = {"list": tensors, "tied": (tensors[0], {7: tensors[-1]})}
@@ -467,7 +467,7 @@ def test_other_versions_are_named() -> None:
         scan(other)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 2**63 - 1), st.integers(1, 2**63 - 1))
 def test_sizes_beyond_the_file_are_refused_whatever_they_are(size: int, stride: int) -> None:
     assert prod((size, stride)) > 0

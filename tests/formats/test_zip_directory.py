@@ -71,7 +71,7 @@ def assert_found(data: bytes, members: dict[str, bytes]) -> Reads:
 TWO = {"a/data": b"first" * 9, "b": b"second"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(st.text("abc/é-", min_size=1, max_size=9), st.binary(max_size=99), max_size=6),
     st.booleans(),

@@ -421,10 +421,15 @@ def assert_renamed(tree: Any, expected: dict[str, Any], mesh: jax.sharding.Mesh)
 def a_renaming_table_transposes_and_stacks_on_every_mesh(directory: Path) -> None:
     old, rules = dict(llama_tree(layers=11)), named_rules("llama")
     expected = maxtext_like(old)
-    for cut, codec in (("2x4", "none"), ("8x8", "none"), ("2x4", "zstd")):
+    cuts = {
+        ("2x4", "none"): ((1, 1), (1, 8), (2, 4), (8, 8)),
+        ("8x8", "none"): ((2, 4),),
+        ("2x4", "zstd"): ((8, 8),),
+    }
+    for (cut, codec), meshes in cuts.items():
         where = directory / f"{cut}-{codec}"
         write_store(where, old, mesh=cut, rules=rules, chunk_bytes=512, codec=codec)
-        for sizes in ((1, 1), (1, 8), (2, 4), (8, 8)):
+        for sizes in meshes:
             tree = gdist.load(where, mesh=mesh_of(*sizes), rename="hf-maxtext")
             assert_renamed(tree, expected, mesh_of(*sizes))
             kernel = tree["params"]["decoder"]["layers"]["mlp"]["wo"]["kernel"]

@@ -73,7 +73,7 @@ def test_names_are_paths_and_files_are_in_loading_order(tmp_path: Path) -> None:
 KINDS = (np.float32, np.int8, np.uint16, np.bool_, np.complex64, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shapes=st.lists(
         arrays_of.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5), min_size=1, max_size=5

@@ -113,7 +113,7 @@ def test_every_way_to_write_a_hierarchy(way: str, tmp_path: Path) -> None:
     assert gdist.verify(tmp_path / "b").ok
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     any_arrays(
         st.sampled_from([np.float32, np.int16, np.dtype(">i4"), np.bool_, np.complex64]),

@@ -88,7 +88,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_box_is_what_numpy_gives(stores: list[Store], data: st.DataObject) -> None:
     name, array = data.draw(st.sampled_from([(n, a) for n, a in expected().items() if a.size]))
     start = tuple(data.draw(st.integers(0, size - 1)) for size in array.shape)

@@ -84,7 +84,7 @@ class Host:
             assert self.got[number][wanted].tobytes() == array[wanted].tobytes()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from([2, 4]),
     st.sampled_from(["columns", "whole", "halves"]),

@@ -71,7 +71,7 @@ def test_a_lazy_array_says_what_it_is(tmp_path: Path) -> None:
             store["absent"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_regions_are_what_numpy_gives(data: st.DataObject) -> None:
     shape = tuple(data.draw(st.lists(st.integers(0, 6), max_size=3)))

@@ -52,7 +52,7 @@ def write_files(root: Path) -> None:
         (root / path).write_bytes(content)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     values=st.dictionaries(_names, _inline | _runs(), min_size=1, max_size=40),
     arity=st.sampled_from([2, 3, 7, ARITY]),

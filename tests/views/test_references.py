@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gdist.core.dtypes import BY_NAME
@@ -24,7 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:The 'fastparquet' engine is depr
 _rows = st.tuples(st.none() | st.text(max_size=9), st.integers(0, 2**50), st.integers(0, 2**40))
 
 
-@settings(deadline=None)  # the first one imports pandas
 @given(st.lists(_rows, min_size=1, max_size=60))
 def test_a_parquet_engine_reads_every_row(rows: list[tuple[str | None, int, int]]) -> None:
     pandas = pytest.importorskip("pandas")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gdist.core.leases import LEASE_SECONDS, LOOKAHEAD, STEAL_SECONDS
@@ -96,7 +96,6 @@ def test_idle_hosts_take_over_what_would_take_long() -> None:
     assert leases.steal([0], 2 * STEAL_SECONDS + 2) == [], "nor back again"
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 6), st.lists(st.integers(0, 5), max_size=200))
 def test_every_piece_comes_in_once_whatever_the_turns(pieces: int, gateways: int, turns: list[int]) -> None:
     leases = LeaseBook([(n % 7 + 1) * MIB for n in range(pieces)], range(gateways), lambda h, p: (h + p) % 3)

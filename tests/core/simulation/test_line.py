@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gdist.core.simulation.line import FairLine
@@ -58,7 +58,6 @@ def test_a_flow_that_stops_leaves_its_share_to_the_others() -> None:
     assert run_out(line) == [(15, 0)]
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 60), st.integers(1, 50), st.sampled_from([1, 3, 7, 1000])),

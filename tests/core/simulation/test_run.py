@@ -67,7 +67,7 @@ def clusters(draw: st.DrawFn) -> tuple[Demand, Setting]:
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(clusters())
 def test_no_run_is_faster_than_the_bound_or_moves_other_bytes(case: tuple[Demand, Setting]) -> None:
     demand, setting = case
@@ -88,7 +88,7 @@ def test_no_run_is_faster_than_the_bound_or_moves_other_bytes(case: tuple[Demand
     assert work * setting.wan_within == pytest.approx(outcome.wan, rel=1e-6)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(clusters(), st.integers(0, 3))
 def test_the_same_arguments_give_the_same_outcome(case: tuple[Demand, Setting], seed: int) -> None:
     demand, setting = case

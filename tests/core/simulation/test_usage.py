@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gdist.core.simulation.usage import WAITING, Cluster, Meter, Resource, Usage, joined
@@ -11,7 +11,6 @@ from gdist.core.simulation.usage import WAITING, Cluster, Meter, Resource, Usage
 ALONE = Cluster({0: 1, 1: 1})
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 50), st.floats(0, 20), st.floats(0, 9)), max_size=20), st.floats(0.1, 7)
 )

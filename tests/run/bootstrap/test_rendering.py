@@ -20,7 +20,7 @@ TEXT = st.text(
 ).filter(str.isprintable)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(TEXT, min_size=1, max_size=8), st.integers(0, 90))
 def test_a_shell_gets_the_words_that_were_given(texts: list[str], margin: int) -> None:
     script = f"printf '%s\\0' {words(texts, margin)}"
