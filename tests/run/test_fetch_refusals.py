@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +26,6 @@ from gdist.core.source_manifest import SourceManifest
 from gdist.errors import (
     CorruptError,
     FilesystemError,
-    GdistError,
     NoPeersError,
     RequestError,
     ResumeError,
@@ -641,6 +641,12 @@ def test_memory_that_cannot_hold_a_piece_is_refused_before_anything_is_fetched(
 
 
 def test_a_bucket_that_fails_is_a_transfer_error(seeded: Seeded, tmp_path: Path) -> None:
-    options = fetch_options(work=tmp_path / "work")
-    with pytest.raises(GdistError):
-        fetch(format_magnet(seeded.magnet), "http://127.0.0.1:1/none", options)
+    """Nobody listens there; tried once more instead of for a minute."""
+    script = "import sys; from gdist import kvstore; kvstore.RETRIES = 1; "
+    script += "from gdist.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["fetch", format_magnet(seeded.magnet), "http://127.0.0.1:1/none", "--no-dht"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, "--work-dir", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 11 and "Traceback" not in done.stderr, done.stderr
+    assert "http://127.0.0.1:1/none" in done.stderr and "hint:" in done.stderr
