@@ -436,7 +436,7 @@ def test_every_truncation_is_corrupt() -> None:
         raw(b"N" * 5_000_000 + b"."),  # a stack without end
         raw(b"]" + b"Na" * 4_000_000 + b"."),  # opcodes without end
         raw(b"].\x94" + b"(" * 5_000_000),
-        raw(b")" + b"\x85" * 4_000_000 + b"."),  # a tuple in a tuple in ...
+        raw(b")" + b"\x85" * 400_000 + b"."),  # a tuple in a tuple in ...
         raw(b"]\x94" + b"".join(b"](hXhXe".replace(b"X", bytes([i])) + b"\x94" for i in range(100)) + b"0."),
         raw(b"".join(b"\x8cx" + b"a" * 120 + b"\x94" for _ in range(200_000)) + b"."),
     ],

@@ -102,7 +102,7 @@ class Others:
                 if free.isdisjoint(holders.get(place, ())):
                     continue
                 piece = self._order[place]
-                host = self._choose(piece, holders[place] & free, homes)
+                host = self._choose(piece, holders[place], free, homes)
                 if host is None:
                     continue
                 found.append(place)
@@ -155,7 +155,7 @@ class Others:
             host = self._asked.get(piece)
             if host is None:
                 holders = self._link.inside.holders.get(self._place[piece], set())
-                host = self._choose(piece, holders - self._suspected(), homes)
+                host = self._choose(piece, holders, holders - self._suspected(), homes)
                 if host is not None:
                     self._ask(piece, host)
             return (self._link.inside.peers.get(host) if host is not None else None), homes
@@ -176,15 +176,18 @@ class Others:
         most = max(LEAST_OF_ONE, AT_ONCE // max(len(others), 1))
         return {host for host in others if not self._paced or self._busy[host] < most}
 
-    def _choose(self, piece: int, hosts: Collection[int], homes: Sequence[int]) -> int | None:
-        """Which of some hosts that have a piece is to give it; None while its home is waited for."""
+    def _choose(
+        self, piece: int, holders: Collection[int], free: set[int], homes: Sequence[int]
+    ) -> int | None:
+        """Which of those who have a piece, and are free, is to give it; None while its home is waited for."""
         home = self._home(piece, homes)
-        if not hosts or home in hosts:
-            return home if hosts else None
+        if home in holders and home not in self._suspected():
+            return home if home in free else None
         since = self._since.get(piece, 0.0)
         if home not in (None, self._link.index) and time.monotonic() - since < HOME_SECONDS:
             return None
-        return min(hosts, key=lambda host: (self._busy[host], random.random()))
+        able = free.intersection(holders)
+        return min(able, key=lambda host: (self._busy[host], random.random()), default=None)
 
     def _homes(self) -> Sequence[int]:
         """The hosts that pass pieces on; none where those who bring pieces in can give each to all."""

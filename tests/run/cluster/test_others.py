@@ -88,3 +88,21 @@ def test_a_host_that_did_not_answer_is_left_alone_for_a_while(link: Link) -> Non
     for piece in given:
         found.let_go(piece)
     assert {piece % 2 for piece in found.ready()} == {1}
+
+
+def test_a_pieces_home_is_waited_for_also_while_it_is_busy(link: Link) -> None:
+    """Only host 1 uses the outside, and would have to give each piece to all: host 2 passes on its own."""
+    peers = link.inside.peers
+    link.inside.peers = {i: Peer(i, peer.address, i == 1, "live", peer.name) for i, peer in peers.items()}
+    link.inside.holders = {piece: {1, 2} for piece in ORDER}
+    found = others(link)
+    found.takes_whole = True
+    for piece in ORDER[::3]:
+        found.forget(piece)  # this host is their home
+    given = found.ready()
+    half = AT_ONCE // 2
+    assert [piece for piece in given if piece % 3 == 1] == list(ORDER[1::3][:half])
+    assert [piece for piece in given if piece % 3 == 2] == list(ORDER[2::3][:half])
+    for piece in ORDER[1::3][:half]:
+        found.let_go(piece)
+    assert found.ready() == ORDER[1::3][half : 2 * half], "host 2 is busy; host 1 is not asked for its pieces"
