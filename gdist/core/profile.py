@@ -109,14 +109,17 @@ def check_index(index_json: bytes, files: Iterable[FileArrays]) -> None:
     for target, names in sorted(expected.items()):
         holders = [file for file in files if file.path == target or file.path.endswith("/" + target)]
         if len(holders) != 1:
-            faults.append(f"file {target!r} is in the payload {len(holders)} times")
+            times = f"in the payload {len(holders)} times" if holders else "not in the payload"
+            faults.append(f"file {target!r} is {times}")
             continue
         found = {array.key for array in holders[0].arrays}
         faults += [f"tensor {name!r} is not in {target!r}" for name in sorted(names - found)]
         faults += [f"tensor {name!r} of {target!r} is not listed for it" for name in sorted(found - names)]
     if faults:
         raise CorruptError(
-            f"the safetensors index and its files disagree: {listed(faults)}", faults=tuple(faults)
+            f"the safetensors index and its files disagree: {listed(faults)}",
+            hint="get what is missing, or leave the index out with --ignore",
+            faults=tuple(faults),
         )
 
 

@@ -149,4 +149,5 @@ def _lengths(value: object) -> bool:
 
 
 def _corrupt(what: str) -> NoReturn:
-    raise CorruptError(f"not a safetensors file: {what}")
+    hint = "it may be cut short, damaged or something else: get it again, or leave it out with --ignore"
+    raise CorruptError(f"not a safetensors file: {what}", hint=hint)

@@ -7,10 +7,12 @@ or why it cannot          (`trust`: not at all)    fsspec                complet
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +41,7 @@ from gdist.run.copies import one_copy
 from gdist.run.survey import Survey, SurveyOptions, survey_files
 from gdist.run.view_index import write_documents
 from gdist.run.view_torrent import ViewedTorrent
+from gdist.stores.faults import raise_faults
 from gdist.stores.local import LocalFiles
 from gdist.stores.manifests import Manifests
 from gdist.stores.views import ViewReader
@@ -108,7 +111,7 @@ def make_view(
     view that fits the files is left as it is.
 
     Raises:
-        RequestError: there is no payload, or `dest` holds something else.
+        RequestError: there is no payload, it is a store of shards, or `dest` holds something else.
         UnsupportedError: tensors that cannot be viewed, unless `partial`; what gdist cannot read.
         CorruptError: files with holes; files that contradict themselves.
     """
@@ -122,25 +125,33 @@ def make_view(
         raise RequestError(
             "--torrent holds every byte against the torrent, --trust reads none", hint="leave one of them out"
         )
+    _check_payload(where)
     root = _root(where, dest)
-    torrent = ViewedTorrent(asked.torrent, where) if asked.torrent else None
-    found = _survey(where, root, asked, torrent)
-    manifest, left_out = _manifest(found, _prefix(where, root, torrent), torrent, asked)
-    before = _there(root)
-    if before is not None and _same(before, manifest, asked):
+
+    def already(before: StoreManifest, left_out: tuple[str, ...]) -> ViewResult:
         tell(TensorsPlanned(tuple(tensor.name for tensor in before.tensors)))
         seconds = time.monotonic() - began
         tell(Finished(str(root), before.nbytes, seconds, True, ()))
         return ViewResult(str(root), before, True, seconds, left_out)
+
+    before = _there(root)
+    if before is not None and before.source.info_hash and not asked.torrent:
+        _check_known(before, where, root, asked)
+        return already(before, ())
+    torrent = ViewedTorrent(asked.torrent, where) if asked.torrent else None
+    found = _survey(where, root, asked, torrent)
+    manifest, left_out = _manifest(found, _prefix(where, root, torrent), torrent, asked)
+    if before is not None and _is_linked(where, root) and _same(before, manifest, asked):
+        return already(before, left_out)
     tell(TensorsPlanned(tuple(tensor.name for tensor in manifest.tensors)))
     for why in left_out:
         tell(Note(f"left out: {why}"))
-    _link(where, root)
     workers, ended = asked.workers or os.cpu_count() or 1, stop or threading.Event()
-    if torrent:
-        torrent.check(workers, ended)
-    if not asked.trust:
-        manifest = _digested(manifest, root, workers, tell, ended)
+    with _linked(where, root):
+        if torrent:
+            torrent.check(workers, ended)
+        if not asked.trust:
+            manifest = _digested(manifest, root, workers, tell, ended)
     _unpublish(root)
     if torrent:
         kept = torrent.keep(root, found.tensors, {*found.assets, *found.ignored})
@@ -188,6 +199,40 @@ def _root(payload: Path, dest: str | os.PathLike[str] | None) -> Path:
     return root
 
 
+def _check_payload(payload: Path) -> None:
+    """That it is no store of shards, whose files are nobody's payload.
+
+    Raises:
+        RequestError: it is one.
+    """
+    try:
+        _there(payload)
+    except RequestError as error:
+        raise RequestError(
+            f"{str(payload)!r} is a store of shards already, not the files of a download",
+            hint="it opens as it is; gdist export gives the files of the release back",
+        ) from error
+    except GdistError:  # a payload may have any files, also such
+        return
+
+
+def _check_known(before: StoreManifest, payload: Path, root: Path, asked: ViewOptions) -> None:
+    """That a view which knows its torrent is the one that is asked for: made anew it would forget that.
+
+    Raises:
+        RequestError: it is of another payload, or of other tensors.
+        CorruptError: a file of it is missing, or has another length.
+    """
+    name, hint = before.source.name, "give another DEST, or --torrent FILE to make this one anew"
+    if not _in_place(payload, root) and not _is_linked(payload, root):
+        raise RequestError(f"{str(root)!r} holds a view of {name!r}, not of {str(payload)!r}", hint=hint)
+    chosen = ((asked.select, before.select), (asked.ignore, before.ignored))
+    if any(new and set(new) != set(old) for new, old in chosen):
+        raise RequestError(f"{str(root)!r} holds a view of other tensors of {name!r}", hint=hint)
+    reader = ViewReader(root, Manifests(before, (0,), 1), verify=False)
+    raise_faults(reader.unreadable_files())
+
+
 def _in_place(payload: Path, root: Path) -> bool:
     return root.exists() and os.path.samefile(payload, root)
 
@@ -203,7 +248,8 @@ def _survey(payload: Path, root: Path, asked: ViewOptions, torrent: ViewedTorren
     viewed = payload.is_dir() and (_in_place(payload, root) or _is_view(payload))
 
     def own(name: str) -> bool:
-        at_top = "/" not in name and name.endswith(".torrent")
+        above = name.removeprefix(f"{PAYLOAD}/") if viewed else name
+        at_top = "/" not in above and name.endswith(".torrent")
         return at_top or (viewed and any(fnmatch.fnmatchcase(name, pattern) for pattern in OWN))
 
     if torrent:
@@ -308,16 +354,40 @@ def _same(before: StoreManifest, manifest: StoreManifest, asked: ViewOptions) ->
     return (bare, before.files, before.ignored) == (manifest.tensors, manifest.files, manifest.ignored)
 
 
+def _target(payload: Path, root: Path) -> Path:
+    """Where below the view its payload lies."""
+    return root / PAYLOAD / payload.name if payload.is_file() else root / PAYLOAD
+
+
+def _is_linked(payload: Path, root: Path) -> bool:
+    """True where the view's payload is this one, and no other that was there before."""
+    target = _target(payload, root)
+    return _in_place(payload, root) or (target.exists() and os.path.samefile(target, payload))
+
+
+@contextlib.contextmanager
+def _linked(payload: Path, root: Path) -> Iterator[None]:
+    """Has the payload below the view; where that then fails, nothing is left of a view that was not there."""
+    new = [path for path in (root, root / PAYLOAD) if not path.exists()]
+    _link(payload, root)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                _target(payload, root).unlink()
+            for path in reversed(new):
+                with contextlib.suppress(OSError):  # it was the link, or somebody put something there
+                    path.rmdir()
+        raise
+
+
 def _link(payload: Path, root: Path) -> None:
     """Puts the payload below the view, by a relative link, where it does not lie there already."""
-    if _in_place(payload, root):
+    if _is_linked(payload, root):
         return
-    link = root / PAYLOAD
-    single = payload.is_file()
-    target = link / payload.name if single else link
+    target = _target(payload, root)
     try:
-        if target.exists() and os.path.samefile(target, payload):
-            return
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_symlink():
             target.unlink()  # of an earlier view: what it points to is gone, or is another payload

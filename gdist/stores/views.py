@@ -131,6 +131,16 @@ class ViewReader:
             path=str(path),
         )
 
+    def unreadable_files(self) -> list[GdistError]:
+        """What is wrong with the payload's files: those that are missing, or of another length."""
+        faults: list[GdistError] = []
+        for number in range(len(self._files)):
+            try:
+                self._file(number)
+            except CorruptError as error:
+                faults.append(error)
+        return faults
+
     def unreadable(self, tensor: StoreTensor, index: Index) -> list[CorruptError]:
         """What is wrong with the file of a chunk: that it is missing, or of another length."""
         try:

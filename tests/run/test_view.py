@@ -105,6 +105,60 @@ def test_one_file_is_viewed_from_beside_it(llama: tuple[Path, dict[str, Array]])
         assert all(np.array_equal(store[name], llama[1][name]) for name in store)
 
 
+def test_a_view_is_of_the_payload_that_was_asked_for(
+    llama: tuple[Path, dict[str, Array]], tmp_path: Path
+) -> None:
+    """Another payload may have the same names, lengths and shapes; and one may be moved."""
+    root, other = tmp_path / "view", tmp_path / "other"
+    gdist.view(llama[0], root)
+    changed = write_safetensors(other, emb=32, vocab=128, seed=1)
+    (other / "config.json").write_bytes(b"{}")
+    assert not gdist.view(other, root).already
+    assert_holds(root, {name: np.asarray(array) for name, array in changed.items()})
+    other.rename(tmp_path / "moved")
+    assert not gdist.view(tmp_path / "moved", root).already
+    assert verify(root).ok
+
+
+def test_a_view_that_knows_its_torrent_keeps_it(llama: tuple[Path, dict[str, Array]], tmp_path: Path) -> None:
+    root = tmp_path / "view"
+    with seed(llama[0]) as seeded:
+        gdist.fetch(format_magnet(seeded.magnet), root, layout="view", **SWARM)
+    before, what = files_of(root), gdist.inspect(root).info_hash
+    assert what and gdist.view(root).already
+    assert files_of(root) == before and gdist.inspect(root).info_hash == what
+    with pytest.raises(RequestError, match="holds a view of other tensors"):
+        gdist.view(root, select="norm")
+    with pytest.raises(RequestError, match="holds a view of 'llama', not of"):
+        gdist.view(llama[0], root)
+    assert files_of(root) == before
+    config = root / "payload" / "llama" / "config.json"
+    config.write_bytes(b"{} ")
+    with pytest.raises(CorruptError, match=r"config\.json has 3 bytes, the payload's file 2"):
+        gdist.view(root)
+
+
+def test_what_cannot_be_viewed_leaves_nothing(llama: tuple[Path, dict[str, Array]], tmp_path: Path) -> None:
+    file = max(llama[0].glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    size = file.stat().st_size
+    with file.open("r+b") as opened:
+        opened.truncate(size - 3 * 4096)
+        opened.truncate(size)
+        if os.lseek(opened.fileno(), 0, os.SEEK_HOLE) == size:
+            pytest.skip("this file system has no holes")
+    with pytest.raises(CorruptError, match="holes"):
+        gdist.view(llama[0], tmp_path / "view")
+    assert not (tmp_path / "view").exists()
+
+
+def test_a_store_of_shards_is_no_payload(llama: tuple[Path, dict[str, Array]], tmp_path: Path) -> None:
+    gdist.reshard(llama[0], tmp_path / "shards", mesh="1x2")
+    with pytest.raises(RequestError, match="is a store of shards already"):
+        gdist.view(tmp_path / "shards", tmp_path / "view")
+    with pytest.raises(RequestError, match="is a store of shards already"):
+        gdist.view(tmp_path / "shards")
+
+
 def test_every_way_to_read_a_store(grok: tuple[Path, dict[str, Array]], tmp_path: Path) -> None:
     payload, expected = grok
     root = gdist.view(payload).path
