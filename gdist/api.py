@@ -162,6 +162,7 @@ def fetch(
         profile=profile,
         ignore=ignore,
         select=select,
+        partial=True,  # the shards hold the others
         observe=observe,
         stop=stop,
     )

@@ -21,7 +21,7 @@ from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.payload import Payload
 from gdist.core.rules import Rules, check_used, complete_mesh, resolve_specs
 from gdist.core.tensor import Order, StoredTensor
-from gdist.core.view import chunk_indexes, view_grid, view_of
+from gdist.core.view import chunk_indexes, not_viewed, view_grid, views_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,11 +244,15 @@ def plan_view(payload: Payload, tensors: Sequence[StoredTensor], *, identity: st
     """The plan of a view: every chunk of every tensor, as it lies in the payload's files.
 
     Raises:
-        UnsupportedError: for tensors that do not lie there as they are.
+        UnsupportedError: for all tensors that do not lie there as they are, at once.
     """
     plans, whole = [], PartitionSpec(())
+    views, faults = views_of(tensors, payload)
+    if faults:
+        hint = "--select takes some of the others; --layout both makes shards of all, and views the others"
+        raise not_viewed(faults, hint)
     for number, tensor in enumerate(tensors):
-        view = view_of(tensor, payload)
+        view = views[number]
         grid = view_grid(tensor.spec.shape, view, tensor.spec.dtype.itemsize)
         shards = tuple(ShardTask(number, index, grid.box_of(index)) for index in chunk_indexes(grid))
         plans.append(TensorPlan(tensor, whole, grid, shards))

@@ -10,7 +10,7 @@ other, are that run. Zarr reads a chunk at the edge whole, so a chunk divides it
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -19,6 +19,7 @@ from gdist.core.payload import Payload
 from gdist.core.tensor import Order, StoredTensor
 from gdist.errors import UnsupportedError
 
+LISTED = 5  # tensors that a message names
 VIEW = "view"  # in a manifest, where other stores have the codec of their chunks
 
 
@@ -82,6 +83,24 @@ def view_of(tensor: StoredTensor, payload: Payload) -> View:
             raise UnsupportedError(f"{name!r} lies in several files, cut anywhere", name=name)
         at.append((segments[0].file, segments[0].extent.start))
     return View(first.order, part, tuple(at))
+
+
+def views_of(tensors: Sequence[StoredTensor], payload: Payload) -> tuple[dict[int, View], tuple[str, ...]]:
+    """The views of those tensors that have one, by their places, and why the others have none."""
+    views, faults = {}, []
+    for number, tensor in enumerate(tensors):
+        try:
+            views[number] = view_of(tensor, payload)
+        except UnsupportedError as error:
+            faults.append(error.message)
+    return views, tuple(faults)
+
+
+def not_viewed(faults: Sequence[str], hint: str) -> UnsupportedError:
+    """The error for tensors that cannot be viewed, by what `views_of` says of them."""
+    more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+    text = f"not all tensors can be viewed: {'; '.join(faults[:LISTED])}{more}"
+    return UnsupportedError(text, hint=hint, left_out=tuple(faults))
 
 
 def view_grid(shape: tuple[int, ...], view: View, itemsize: int, limit: int = CHUNK_BYTES) -> ShardGrid:

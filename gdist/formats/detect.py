@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from gdist.errors import GdistError
 from gdist.formats import (
     Container,
     Format,
@@ -146,6 +148,12 @@ def advice_on_piece(path: str) -> str:
         joined = f"cat $(ls -v {match[1] or match[2]}*) > WHOLE"  # -v: 10 comes after 9
         return f"it is called like a piece of a file that was cut up: {joined}, {_THEN}"
     return ""
+
+
+def advice_on_fault(path: str, error: GdistError) -> str:
+    """What to do with a file of a payload that cannot be read, for the error's hint."""
+    leave = f"leave it out with --ignore {shlex.quote(path)}"
+    return advice_on_piece(path) or (f"{error.hint}; or {leave}" if error.hint else leave)
 
 
 def _zip(head: bytes) -> Foreign:

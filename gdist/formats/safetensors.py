@@ -149,5 +149,5 @@ def _lengths(value: object) -> bool:
 
 
 def _corrupt(what: str) -> NoReturn:
-    hint = "it may be cut short, damaged or something else: get it again, or leave it out with --ignore"
+    hint = "it may be cut short, damaged or something else: get it again"
     raise CorruptError(f"not a safetensors file: {what}", hint=hint)

@@ -22,7 +22,7 @@ from gdist.formats import SNIFF_BYTES, Container, Scan
 from gdist.formats.detect import (
     CHECKS,
     Foreign,
-    advice_on_piece,
+    advice_on_fault,
     detect,
     detect_container,
     recognise_foreign,
@@ -282,7 +282,7 @@ class HeaderScan:
             except StopIteration:
                 return True
             except (UnsupportedError, CorruptError) as error:
-                hint = advice_on_piece(path) or error.hint
+                hint = advice_on_fault(path, error)
                 raise type(error)(f"{path}: {error.message}", hint=hint, file=path) from error
         return False
 

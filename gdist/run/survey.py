@@ -25,7 +25,7 @@ from gdist.core.tensor import StoredTensor
 from gdist.errors import CorruptError, InterruptedRun, UnsupportedError, translate
 from gdist.events import Note, Observer, Stage, StageStarted
 from gdist.formats import drive
-from gdist.formats.detect import advice_on_piece
+from gdist.formats.detect import advice_on_fault, advice_on_piece
 from gdist.run.documents import documents_ending, documents_in
 from gdist.run.headers import FileReport, Unread, arrays_of, identify, skip_below, unread_of
 
@@ -218,7 +218,8 @@ def survey_files(
         if left_out(file.path):
             continue
         where = path if path.is_file() else path / file.path
-        reports[number] = report = scan_file(where, skip_below(file.path, left_out))
+        name = "" if path.is_file() else file.path
+        reports[number] = report = scan_file(where, skip_below(file.path, left_out), name=name)
         held = arrays_of(file, report)
         found += held
         if not held:
@@ -295,8 +296,10 @@ def check_beside(what: str, files: Mapping[str, Path]) -> None:
     check_unread(unread)
 
 
-def scan_file(path: Path, skip: Callable[[str], bool] = lambda member: False) -> FileReport:
-    """What one local file is and holds.
+def scan_file(
+    path: Path, skip: Callable[[str], bool] = lambda member: False, *, name: str = ""
+) -> FileReport:
+    """What one local file is and holds; `name` is what it could be left out by, one of several.
 
     Raises:
         UnsupportedError, CorruptError: from its format, with the file's name.
@@ -313,7 +316,7 @@ def scan_file(path: Path, skip: Callable[[str], bool] = lambda member: False) ->
 
             drive(identify(size, report, skip, thorough=True), read)
     except (UnsupportedError, CorruptError) as error:
-        hint = advice_on_piece(str(path)) or error.hint
+        hint = advice_on_fault(name, error) if name else advice_on_piece(str(path)) or error.hint
         raise type(error)(f"{path}: {error.message}", hint=hint, file=str(path)) from error
     except OSError as error:
         raise translate(error, f"reading {path}") from error

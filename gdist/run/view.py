@@ -33,8 +33,8 @@ from gdist.core.store_manifest import (
     parse_store_manifest,
 )
 from gdist.core.tensor import StoredTensor
-from gdist.core.view import VIEW, StoreFile, chunk_indexes, view_grid, view_of
-from gdist.errors import CorruptError, GdistError, InterruptedRun, RequestError, UnsupportedError, translate
+from gdist.core.view import VIEW, StoreFile, View, chunk_indexes, not_viewed, view_grid, views_of
+from gdist.errors import CorruptError, GdistError, InterruptedRun, RequestError, translate
 from gdist.events import Finished, Note, Observer, ShardCommitted, TensorsPlanned
 from gdist.run.catalogue import check_unread
 from gdist.run.copies import one_copy
@@ -49,7 +49,7 @@ from gdist.views.ocdbt import MANIFEST, has_index
 from gdist.views.references import JSON_NAME, PARQUET_NAME
 
 PAYLOAD = "payload"  # below a view that is not the payload's own directory
-LISTED = 5  # tensors that a message names
+LISTED = 5  # names in a message
 # What a view writes, and the .torrent that a fetch leaves beside the payload: no part of the payload.
 OWN = (
     MANIFEST_NAME,
@@ -271,19 +271,10 @@ def _manifest(
     Raises:
         UnsupportedError: naming those that cannot be viewed, unless that was asked for.
     """
-    tensors, left_out = [], []
-    for tensor in found.tensors:
-        try:
-            tensors.append(_store_tensor(tensor, found))
-        except UnsupportedError as error:
-            left_out.append(error.message)
-    if left_out and (not asked.partial or not tensors):
-        more = f"; and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
-        raise UnsupportedError(
-            f"not all tensors can be viewed: {'; '.join(left_out[:LISTED])}{more}",
-            hint="--partial views the others; gdist reshard makes a store of all",
-            left_out=tuple(left_out),
-        )
+    views, left_out = views_of(found.tensors, found.payload)
+    if left_out and (not asked.partial or not views):
+        raise not_viewed(left_out, "--partial views the others; gdist reshard makes a store of all")
+    tensors = (_store_tensor(found.tensors[number], view) for number, view in views.items())
     files, profile = found.payload.files, found.profile or ""
     nbytes = sum(file.length for file in files)
     source = StoreSource("", "", found.name, 0, nbytes, profile=profile)
@@ -300,11 +291,10 @@ def _manifest(
         select=tuple(sorted(set(asked.select))),
         files=tuple(StoreFile(f"{prefix}{f.path}", f.length, f.offset if torrent else None) for f in files),
     )
-    return manifest, tuple(left_out)
+    return manifest, left_out
 
 
-def _store_tensor(tensor: StoredTensor, found: Survey) -> StoreTensor:
-    view = view_of(tensor, found.payload)
+def _store_tensor(tensor: StoredTensor, view: View) -> StoreTensor:
     spec = tensor.spec
     grid = view_grid(spec.shape, view, spec.dtype.itemsize)
     shards = dict.fromkeys(chunk_indexes(grid), ("",))

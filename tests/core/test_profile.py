@@ -253,8 +253,8 @@ A, B = "a.safetensors", "b.safetensors"
         ({"x": A, "y": B, "z": B}, ["'y' is not in 'b", "'y' of 'a.safetensors' is not listed"]),
         ({"x": A, "y": A, "w": A}, ["'w' is not in"]),
         ({"x": A}, ["'y' of 'a.safetensors' is not listed"]),
-        ({"x": A, "y": A, "z": "c.safetensors"}, ["'c.safetensors' is in the payload 0 times"]),
-        ({"x": "ma.safetensors"}, ["0 times"]),
+        ({"x": A, "y": A, "z": "c.safetensors"}, ["'c.safetensors' is not in the payload"]),
+        ({"x": "ma.safetensors"}, ["is not in the payload"]),
     ],
 )
 def test_an_index_that_disagrees_names_every_tensor(weight_map: dict[str, str], words: list[str]) -> None:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -20,12 +19,7 @@ import pytest
 import tensorstore as ts
 
 import gdist
-from gdist.core.box import Box
-from gdist.core.extent import Extent
 from gdist.core.magnet import format_magnet
-from gdist.core.payload import Payload
-from gdist.core.tensor import Part, StoredTensor
-from gdist.core.view import View, view_of
 from gdist.errors import CorruptError, InterruptedRun, RequestError, ResumeError, UnsupportedError
 from gdist.events import Event, ShardCommitted, TensorReady
 from gdist.run import view_sink
@@ -274,30 +268,40 @@ def test_without_reading_there_are_no_digests_and_verify_says_so(
     assert gdist.view(llama[0], trust=True).already, "more than was asked for is enough"
 
 
-def test_what_does_not_lie_there_as_it_is_is_named_and_the_rest_served_on_request(
-    llama: tuple[Path, dict[str, Array]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def uneven(tensor: StoredTensor, payload: Payload) -> View:
-        """No format gives such a tensor yet; joined shards of different lengths will."""
-        if tensor.spec.name == "lm_head.weight":
-            half = Extent(tensor.parts[0].extent.start, 64), Extent(tensor.parts[0].extent.start + 64, 0)
-            parts = [replace(tensor.parts[0], extent=half[0], box=Box((0, 0), (1, 32)))]
-            rest = tensor.parts[0].extent.length - 64
-            rows = tensor.spec.shape[0]
-            parts.append(Part(Extent(half[1].start, rest), Box((1, 0), (rows, 32))))
-            tensor = replace(tensor, parts=tuple(parts))
-        return view_of(tensor, payload)
+@pytest.fixture
+def cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Array]]:
+    """What Flax writes of an array that is too large for it, and of one that is not."""
+    flax = pytest.importorskip("flax.serialization")
+    arrays = {
+        "cut": np.arange(7 * 5, dtype=np.float32).reshape(7, 5),
+        "whole": np.arange(6, dtype=np.float32),
+    }
+    monkeypatch.setattr(flax, "MAX_CHUNK_SIZE", 96)  # bytes; 24 elements are no rows of 5
+    (tmp_path / "flax").mkdir()
+    (tmp_path / "flax" / "model.msgpack").write_bytes(flax.msgpack_serialize(arrays))
+    return tmp_path / "flax", arrays
 
-    monkeypatch.setattr("gdist.run.view.view_of", uneven)
-    with pytest.raises(
-        UnsupportedError, match=r"'lm_head.weight' lies in parts of different shapes"
-    ) as error:
-        gdist.view(llama[0])
+
+def test_what_does_not_lie_there_as_it_is_is_named_and_the_rest_served_on_request(
+    cut: tuple[Path, dict[str, Array]], tmp_path: Path
+) -> None:
+    payload, arrays = cut
+    with pytest.raises(UnsupportedError, match=r"'cut' lies in parts of different shapes") as error:
+        gdist.view(payload)
     assert "--partial" in error.value.hint
-    assert not (llama[0] / "gdist.json").exists()
-    made = gdist.view(llama[0], partial=True)
+    assert not (payload / "gdist.json").exists()
+    with seed(payload) as seeded:
+        magnet = format_magnet(seeded.magnet)
+        with pytest.raises(UnsupportedError, match=r"'cut' lies in parts of different shapes") as error:
+            gdist.fetch(magnet, tmp_path / "v", layout="view", **SWARM)
+        assert "--select" in error.value.hint and "--layout both" in error.value.hint
+        gdist.fetch(magnet, tmp_path / "v", layout="view", select="whole", **SWARM)
+        gdist.fetch(magnet, tmp_path / "b", layout="both", **SWARM)
+    assert_holds(tmp_path / "b", arrays)
+    made = gdist.view(payload, partial=True)
     assert len(made.left_out) == 1
-    assert_holds(made.path, {name: array for name, array in llama[1].items() if name != "lm_head.weight"})
+    for root in (made.path, tmp_path / "v", tmp_path / "b" / "view"):
+        assert_holds(root, {"whole": arrays["whole"]})
 
 
 def test_where_a_view_cannot_go(llama: tuple[Path, dict[str, Array]], tmp_path: Path) -> None:
