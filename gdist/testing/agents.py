@@ -23,7 +23,7 @@ from gdist.core.magnet import format_magnet
 from gdist.exchange.ports import free_port
 from gdist.testing.swarm import LOCALHOST, Seeded
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 180.0  # a guard against hangs: on a busy machine what takes 7 seconds has taken 60
 
 
 class Agents:

@@ -125,6 +125,7 @@ class Others:
         """
         peer, homes = self._giver(piece)
         if peer is None:
+            self.let_go(piece)
             raise PieceLost(f"nobody has piece {piece} any more")
         whole = sum(take.box.size for take in takes) >= WHOLE_SHARE * len(view)
         try:
@@ -139,10 +140,12 @@ class Others:
         except TransferError as error:
             self._suspects[peer.index] = time.monotonic() + SUSPECT_SECONDS
             raise PieceLost(f"host {peer.index} did not give piece {piece}: {error.message}") from error
+        finally:
+            self.let_go(piece)
         return whole and self._home(piece, homes) == self._link.index
 
     def let_go(self, piece: int) -> None:
-        """A piece was read, or need not be: the line to its host is free for another."""
+        """A piece was read, or is not to be: the line to its host is free for another."""
         with self._lock:
             host = self._asked.pop(piece, None)
             if host is not None:

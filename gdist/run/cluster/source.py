@@ -184,17 +184,9 @@ class ClusterSource:
             PieceLost: it was readable and is not any more; `verified` gives it out again.
         """
         view = buffer[: self.payload.extent_of(piece).length]
-        try:
-            return self._read(piece, view, placements, extents)
-        finally:
-            self._others.let_go(piece)
-            self._outside.wake()  # another one can be asked for
-
-    def _read(
-        self, piece: int, view: memoryview, placements: Sequence[Placement], extents: Sequence[Extent]
-    ) -> memoryview:
         with self.held.use(piece) as held:
             if held:
+                self._others.let_go(piece)
                 try:
                     return self.held.read(piece, view) if placements else self.held.load(piece)
                 except CorruptError as error:  # what an earlier run left was damaged meanwhile
@@ -207,6 +199,8 @@ class ClusterSource:
         except PieceLost:
             self._again(piece)
             raise
+        finally:
+            self._outside.wake()  # another one can be asked for
         if passed_on:
             self.held.relay(piece, view)
             self._link.tell(held=self._set((piece,)))
