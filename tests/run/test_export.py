@@ -88,9 +88,10 @@ def test_the_torrent_s_own_files_come_back(kind: str, version: Version, tmp_path
     assert sorted(done.files) == sorted(tree_of(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("kind", ["llama", "grok"])
 @pytest.mark.parametrize("where", ["zstd", "memory", "keep", "resharded"])
-def test_whatever_the_store_is(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    origin = content("llama", tmp_path)
+def test_whatever_the_store_is(where: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    origin = content(kind, tmp_path)
     store: Path | str = tmp_path / "s"
     if where == "memory":
         store = f"memory://{request.node.name}"
@@ -102,7 +103,7 @@ def test_whatever_the_store_is(where: str, tmp_path: Path, request: pytest.Fixtu
         changes = {"codec": "zstd"} if where == "zstd" else {"payload": "keep"}
         fetched(origin, store, mesh="2x4", **changes)
     export(store, tmp_path / "out")
-    assert tree_of(tmp_path / "out/llama") == tree_of(origin)
+    assert tree_of(tmp_path / "out" / kind) == tree_of(origin)
 
 
 def test_parts_of_hosts_are_put_together(tmp_path: Path) -> None:
@@ -180,9 +181,10 @@ def test_a_stop_leaves_whole_files_alone(tmp_path: Path) -> None:
     assert there and there.items() <= tree_of(tmp_path / "llama").items()
 
 
-def test_any_extent_is_read_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_any_extent_is_read_as_it_was(codec: str, tmp_path: Path) -> None:
     origin = content("odd", tmp_path)
-    fetched(origin, tmp_path / "s")
+    fetched(origin, tmp_path / "s", codec=codec)
     data = b"".join(path.read_bytes() for path in sorted(origin.iterdir()))
     source = Rebuilder(tmp_path / "s")
     rng = np.random.default_rng(0)
