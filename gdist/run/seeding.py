@@ -25,8 +25,6 @@ from gdist.sources.torrent import PieceServer, Seeder, TorrentOptions
 from gdist.stores import Address, files_of
 from gdist.stores.manifests import read_manifests
 
-SHOWN = 8
-
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -82,29 +80,17 @@ def _kept(root: Path, manifest: StoreManifest) -> Held | None:
         if manifest.codec == VIEW:
             raise
         return None
-    files = list(zip(source.paths, source.payload.files, strict=True))
-    absent = [path for path, file in files if _size(path) != file.length and file.length]
-    if absent and manifest.codec != VIEW:
+    if manifest.codec != VIEW and source.absent():
         return None
-    if absent:
-        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-        names = ", ".join(map(str, absent[:SHOWN]))
-        raise RequestError(
-            f"{root} does not hold every byte of its torrent, so it cannot be seeded: "
-            f"missing or of another length: {names}{more}",
-            hint="gdist verify --repair fetches what is missing",
-        )
+    source.check_whole("it cannot be seeded")
     bases = [root / "payload", root, root.absolute().parent]
     named = [tuple(base / path for path in source.metadata.paths) for base in bases]
     fits = (all(map(_same, paths, source.paths)) for paths in named)
     base = next((base for base, fit in zip(bases, fits, strict=True) if fit), None)
     payload = source.payload
-
-    def describe(pieces: Sequence[int]) -> str:
-        found = {segment.file for p in pieces for segment in payload.segments(payload.extent_of(p))}
-        return f"{len(pieces)} pieces, in {', '.join(payload.files[n].path for n in sorted(found)[:SHOWN])},"
-
-    return Held(source.torrent, payload.pieces, payload.piece_length, str(root), source.piece, describe, base)
+    return Held(
+        source.torrent, payload.pieces, payload.piece_length, str(root), source.piece, source.describe, base
+    )
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -112,13 +98,6 @@ def _same(one: Path, other: Path) -> bool:
         return os.path.samefile(one, other)
     except OSError:
         return False
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size if path.is_file() else -1
-    except OSError:
-        return -1
 
 
 def check_pieces(
