@@ -30,7 +30,7 @@ from gdist.testing.checkpoints import llama_tree, write_grok1, write_safetensors
 from gdist.testing.fetches import Array, Recorder, fetch_options, tree_of
 from gdist.testing.llama import HUGGING_FACE, META, SHAPES
 from gdist.testing.stores import write_store
-from gdist.testing.swarm import seed
+from gdist.testing.swarm import WebSeed, seed
 
 pytestmark = pytest.mark.torrent
 
@@ -138,6 +138,9 @@ def test_of_a_view_what_is_damaged_missing_or_not_known_is_said(tmp_path: Path) 
     make_view(origin, tmp_path / "bare")
     with pytest.raises(RequestError, match=r"has no \.torrent file of its payload") as caught:
         export(tmp_path / "bare", tmp_path / "out")
+    assert "gdist view --torrent" in caught.value.hint
+    with WebSeed(tmp_path) as web, pytest.raises(RequestError) as caught:
+        export(f"{web.url}bare", tmp_path / "out")
     assert "gdist view --torrent" in caught.value.hint
     fetched(origin, tmp_path / "v", codec="view", payload="keep")
     path = next((tmp_path / "v/payload").rglob("model-00002*"))
