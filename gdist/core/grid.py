@@ -48,6 +48,14 @@ class ShardGrid:
         return Box(start, tuple(a + s for a, s in zip(start, self.shard, strict=True)))
 
 
+def held_shape(grid: ShardGrid, mesh: Mesh, spec: PartitionSpec) -> tuple[int, ...]:
+    """The shape of what one device holds: a slab, which in the grid of a tensor without elements has some."""
+    if 0 not in grid.shape:
+        return grid.slab
+    counts = split_counts(mesh, spec, len(grid.shape))
+    return tuple(size // count for size, count in zip(grid.shape, counts, strict=True))
+
+
 def shards_of(
     grid: ShardGrid, mesh: Mesh, spec: PartitionSpec, places: Iterable[int]
 ) -> tuple[tuple[int, ...], ...]:

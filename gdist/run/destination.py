@@ -148,9 +148,10 @@ def lost_shards(dest: Destination, manifest: StoreManifest) -> list[str]:
             if found != expected and (found < 0 or manifest.codec == "none"):
                 lost.append(key)
     if lost and dest.payload.is_dir():
+        mending = "" if manifest.converted else "gdist verify --repair fetches what is damaged, or "
         raise CorruptError(
             f"the store at {dest.text} says it is complete, but {lost[0]} is missing or cut short",
-            hint="gdist verify --repair fetches what is damaged, or delete the destination and fetch again",
+            hint=f"{mending}delete the destination and fetch again",
         )
     return lost
 

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,11 @@ from gdist.core.extent import Extent
 from gdist.core.profile import INDEX_SUFFIX
 from gdist.core.rename import RenameTable
 from gdist.core.store_manifest import StoreTensor
+from gdist.core.view import VIEW
 from gdist.errors import CorruptError, InterruptedRun, RequestError, translate
 from gdist.events import Observer
 from gdist.formats.safetensors import ENCODINGS
+from gdist.kvstore import local_path
 from gdist.rename_files import RenameLike, read_rename
 from gdist.run.output_files import OutputFiles, check_empty_directory
 from gdist.run.rebuild import Rebuilder, whole_boxes
@@ -39,9 +41,11 @@ from gdist.run.safetensors_files import (
     header_of,
     index_of,
 )
+from gdist.run.view_pieces import ViewTorrent
 from gdist.stores import Address, files_of
 from gdist.stores import open as open_store
 from gdist.stores.buffers import aligned_empty
+from gdist.stores.manifests import read_manifests
 from gdist.stores.renamed import renamed_store
 from gdist.stores.store import Store
 
@@ -98,12 +102,8 @@ def export(
         if stop is not None and stop.is_set():
             raise InterruptedRun("the export was asked to stop", hint="files that are whole are complete")
 
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise translate(error, f"making {target}") from error
     out = OutputFiles(target, tell, check_stop)
-    with contextlib.closing(out):
+    with _made(target), contextlib.closing(out):
         if to == "payload":
             _export_payload(store, out)
         else:
@@ -111,10 +111,43 @@ def export(
     return ExportResult(str(target), tuple(out.files), out.nbytes)
 
 
+@contextlib.contextmanager
+def _made(target: Path) -> Iterator[None]:
+    """Makes a directory; what is refused leaves none that was not there."""
+    new = [path for path in (target, *target.parents) if not path.exists()]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise translate(error, f"making {target}") from error
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # files that are whole stay
+            for path in new:
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _opened(store: Address | Sequence[Address]) -> Iterator[Rebuilder | ViewTorrent]:
+    """What gives the payload: a view's own files, or the shards.
+
+    Raises:
+        RequestError: the store does not know its torrent.
+    """
+    places: Sequence[Address] = (store,) if isinstance(store, str | os.PathLike) else tuple(store)
+    manifest = read_manifests(*map(files_of, places)).joined
+    root = local_path(places[0]) if len(places) == 1 else None
+    if manifest.codec == VIEW and root is not None:
+        yield ViewTorrent(root, manifest)
+        return
+    with contextlib.closing(Rebuilder(places)) as source:
+        yield source
+
+
 def _export_payload(store: Address | Sequence[Address], out: OutputFiles) -> None:
-    source = Rebuilder(store)
     with (
-        contextlib.closing(source),
+        _opened(store) as source,
         ThreadPoolExecutor(HASHERS, "gdist-hash") as pool,
         ThreadPoolExecutor(1, "gdist-rebuild") as ahead,
     ):
@@ -141,9 +174,9 @@ def _export_payload(store: Address | Sequence[Address], out: OutputFiles) -> Non
 
 
 def _window(
-    source: Rebuilder, pieces: range, buffer: memoryview, pool: ThreadPoolExecutor
+    source: Rebuilder | ViewTorrent, pieces: range, buffer: memoryview, pool: ThreadPoolExecutor
 ) -> tuple[Extent, memoryview]:
-    """Some pieces, rebuilt and checked.
+    """Some pieces, rebuilt or read, and checked.
 
     Raises:
         CorruptError: naming those that differ from the torrent.
@@ -151,14 +184,16 @@ def _window(
     extents = [source.payload.extent_of(piece) for piece in pieces]
     window = Extent(extents[0].start, extents[-1].stop - extents[0].start)
     view = buffer[: window.length]
-    faults = source.read(window, view)
+    done = source.read(window, view)
+    faults = [] if isinstance(done, bool) else done  # what a view cannot read has not its hash
     views = [view[extent.start - window.start : extent.stop - window.start] for extent in extents]
     right = list(pool.map(source.matches, pieces, views))
     wrong = [piece for piece, ok in zip(pieces, right, strict=True) if not ok]
     if wrong:
         why = f": {faults[0][1].message}" if faults else ""
+        how = "of" if isinstance(source, ViewTorrent) else "rebuilt from"
         raise CorruptError(
-            f"{source.describe(wrong)} rebuilt from {source.where} differ from the torrent{why}",
+            f"{source.describe(wrong)} {how} {source.where} differ from the torrent{why}",
             hint="gdist verify --repair STORE fetches what is damaged",
             pieces=tuple(wrong),
         )
@@ -168,7 +203,7 @@ def _window(
 class _FileWriter:
     """Cuts the payload, in order, into the torrent's files."""
 
-    def __init__(self, source: Rebuilder, out: OutputFiles):
+    def __init__(self, source: Rebuilder | ViewTorrent, out: OutputFiles):
         self._payload, self._paths, self._out = source.payload, source.metadata.paths, out
         self._next = 0
         self._open = False

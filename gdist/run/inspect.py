@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from gdist import releases
-from gdist.core.grid import GridMaker
+from gdist.core.grid import GridMaker, held_shape
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.picture import TensorPicture
 from gdist.core.rename import NamedTensor, RenamePlan, RenameTable, plan_renames
@@ -194,7 +194,7 @@ def _of_store(found: Manifests, options: InspectOptions, where: str) -> Inspecti
     names = [t.quantisation.pair if t.quantisation else t.name for t in manifest.tensors]
     selected = chosen_names(names, options.survey.select)
     kept = [number for number, name in enumerate(names) if name in selected]
-    tensors = tuple(_kept(manifest.tensors[number]) for number in kept)
+    tensors = tuple(_kept(manifest.tensors[number], manifest.mesh) for number in kept)
     chosen, one = _choose(tensors, options, where)
     drawn = tuple(kept[number] for number in chosen) if one else ()
     return Inspection(
@@ -214,7 +214,7 @@ def _of_store(found: Manifests, options: InspectOptions, where: str) -> Inspecti
     )
 
 
-def _kept(tensor: StoreTensor) -> TensorInfo:
+def _kept(tensor: StoreTensor, mesh: Mesh) -> TensorInfo:
     nbytes = prod(tensor.shape) * tensor.dtype.itemsize
     return TensorInfo(
         tensor.name,
@@ -222,7 +222,7 @@ def _kept(tensor: StoreTensor) -> TensorInfo:
         tensor.dtype.name,
         nbytes,
         tensor.spec,
-        tensor.grid.slab,
+        held_shape(tensor.grid, mesh, tensor.spec),
         tensor.quantisation,
         tensor.encoding,
     )
@@ -273,7 +273,7 @@ def _tensors(found: Survey, mesh: Mesh | None, rules: Rules | None) -> tuple[Ten
     maker, infos = GridMaker(mesh, HostGroup().count), []
     for tensor, spec in zip(found.tensors, resolve_specs(mesh, rules, found.tensors), strict=True):
         grid = maker.grid(tensor.spec.shape, tensor.spec.dtype.itemsize, spec)
-        infos.append(_tensor(tensor, spec, grid.slab))
+        infos.append(_tensor(tensor, spec, held_shape(grid, mesh, spec)))
     return tuple(infos)
 
 

@@ -15,6 +15,7 @@ from gdist.core.arrivals import Arrival, Stage, arrivals, stages_of
 from gdist.core.bound import Bound, lower_bound, wan_owners, wan_shares
 from gdist.core.convert import converted, parse_dtype
 from gdist.core.exchange_costs import Choice, ExchangeCost, Rates, choose_exchange, exchange_costs
+from gdist.core.grid import held_shape
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.plan import HostPlan, TensorPlan, plan_hosts
 from gdist.core.rules import Rules
@@ -189,7 +190,7 @@ def _details(plans: Sequence[HostPlan], options: PlanOptions, found: Survey) -> 
             dtype=plan.tensor.spec.dtype.name,
             nbytes=plan.tensor.spec.nbytes,
             spec=plan.spec,
-            slab=plan.grid.slab,
+            slab=held_shape(plan.grid, plans[0].mesh, plan.spec),
             run=_run(plan),
             arrival=arrival,
         )

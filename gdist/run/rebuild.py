@@ -22,6 +22,7 @@ from gdist.core.source_map import DIRECTORY, MAP_NAME, REST_NAME, TORRENT_NAME, 
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.tensor import Order, Part
 from gdist.core.units import format_bytes
+from gdist.core.view import VIEW
 from gdist.errors import CorruptError, GdistError, RequestError
 from gdist.run.keeping import read_kept
 from gdist.sources.torrent.hashing import PieceHashes
@@ -115,7 +116,9 @@ class Rebuilder:
                 * bool(hosts)
             )
             + (f"; {outside:,} bytes of the torrent are in no tensor and no asset" * (outside > 0)),
-            hint="it is kept since gdist wrote source/; fetch the store again, or with --payload keep",
+            hint="make the view with gdist view --torrent"
+            if manifest.codec == VIEW
+            else "it is kept since gdist wrote source/; fetch the store again, or with --payload keep",
         )
 
     def _find_runs(self) -> Iterator[Run]:

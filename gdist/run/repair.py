@@ -178,6 +178,8 @@ class _Repair:
                 damage.small[fault.path] = small[fault.path]
             elif fault.path.endswith("zarr.json"):
                 damage.documents.append(fault.path)
+            elif tensor is not None and tensor.stored:
+                damage.beyond.append(fault)  # its values were made of pieces: none of them has its bytes
             elif tensor is None or (index := _index_in(fault.path, tensor)) not in tensor.shards:
                 damage.beyond.append(fault)
             elif self._coded:

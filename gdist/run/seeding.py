@@ -25,12 +25,13 @@ from gdist.sources.torrent import PieceServer, Seeder, TorrentOptions
 from gdist.stores import Address, files_of
 from gdist.stores.manifests import read_manifests
 
-SHOWN = 8
-
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A store's torrent, and what gives its pieces: `base` where its own files are all below a directory."""
+    """A store's torrent, and what gives its pieces.
+
+    Where its own files are here, `paths` has the place of each, and `base` the directory that they are below.
+    """
 
     torrent: bytes
     pieces: int
@@ -39,6 +40,7 @@ class Held:
     read: Callable[[int], memoryview | None]
     describe: Callable[[Sequence[int]], str]
     base: Path | None = None
+    paths: tuple[Path, ...] = ()
 
 
 @contextmanager
@@ -82,43 +84,30 @@ def _kept(root: Path, manifest: StoreManifest) -> Held | None:
         if manifest.codec == VIEW:
             raise
         return None
-    files = list(zip(source.paths, source.payload.files, strict=True))
-    absent = [path for path, file in files if _size(path) != file.length and file.length]
-    if absent and manifest.codec != VIEW:
+    if manifest.codec != VIEW and source.absent():
         return None
-    if absent:
-        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-        names = ", ".join(map(str, absent[:SHOWN]))
-        raise RequestError(
-            f"{root} does not hold every byte of its torrent, so it cannot be seeded: "
-            f"missing or of another length: {names}{more}",
-            hint="gdist verify --repair fetches what is missing",
-        )
-    bases = [root / "payload", root, root.absolute().parent]
-    named = [tuple(base / path for path in source.metadata.paths) for base in bases]
-    fits = (all(map(_same, paths, source.paths)) for paths in named)
-    base = next((base for base, fit in zip(bases, fits, strict=True) if fit), None)
-    payload = source.payload
-
-    def describe(pieces: Sequence[int]) -> str:
-        found = {segment.file for p in pieces for segment in payload.segments(payload.extent_of(p))}
-        return f"{len(pieces)} pieces, in {', '.join(payload.files[n].path for n in sorted(found)[:SHOWN])},"
-
-    return Held(source.torrent, payload.pieces, payload.piece_length, str(root), source.piece, describe, base)
+    source.check_whole("it cannot be seeded")
+    paths = tuple(path.absolute() for path in source.paths)
+    base = Path(os.path.commonpath([path.parent for path in paths]))
+    return Held(
+        source.torrent,
+        source.payload.pieces,
+        source.payload.piece_length,
+        str(root),
+        source.piece,
+        source.describe,
+        base if all(map(_is_text, paths)) else None,
+        paths,
+    )
 
 
-def _same(one: Path, other: Path) -> bool:
+def _is_text(path: Path) -> bool:
+    """True for a path that libtorrent can be given."""
     try:
-        return os.path.samefile(one, other)
-    except OSError:
+        str(path).encode()
+        return True
+    except UnicodeEncodeError:
         return False
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size if path.is_file() else -1
-    except OSError:
-        return -1
 
 
 def check_pieces(
@@ -161,5 +150,5 @@ def check_pieces(
 def serve(held: Held, options: TorrentOptions) -> Seeder | PieceServer:
     """What serves it, not entered yet: libtorrent where the files are here as such, else a peer of ours."""
     if held.base is not None:
-        return Seeder(held.torrent, held.base, options, check=False)
+        return Seeder(held.torrent, held.base, options, check=False, paths=held.paths)
     return PieceServer(held.torrent, held.read, options)

@@ -142,6 +142,25 @@ def verify(
     )
 
 
+def way_out(store: str | os.PathLike[str], faults: Iterable[Fault], mending: str) -> str:
+    """What to do about these faults of a store; `mending` is the advice for what its torrent's pieces mend.
+
+    No piece has the bytes of a tensor that was converted: it has to be made again.
+    """
+    converted = {tensor.name for tensor in read_manifests(files_of(store)).joined.tensors if tensor.stored}
+    made = [f.tensor in converted and not f.path.endswith("zarr.json") for f in faults]
+    if not any(made):
+        return mending
+    root = local_path(store)
+    kept = root is not None and (root / "payload").is_dir()
+    what = "the store" if kept else "their damaged shards"
+    again = (
+        "tensors that were converted (--dtype) cannot be mended: "
+        f"delete {what}, and run the same gdist fetch or gdist reshard again"
+    )
+    return again if all(made) else f"{mending}; {again}"
+
+
 def check_access(store: str | os.PathLike[str]) -> None:
     """That a local store's directory may be read: what is not seen there must not look like no store.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gdist.core.extent import Extent
@@ -13,6 +13,8 @@ from gdist.errors import GdistError, RequestError
 from gdist.sources.torrent.files import PayloadFiles
 from gdist.sources.torrent.hashing import PieceHashes
 from gdist.sources.torrent.metadata import Metadata, load_torrent, piece_layers, read_metadata
+
+SHOWN = 8  # files that a message names
 
 
 class ViewTorrent:
@@ -43,6 +45,37 @@ class ViewTorrent:
                 return file.extent
         return None
 
+    def absent(self) -> tuple[Path, ...]:
+        """Files of the torrent that are missing here, or of another length."""
+        files = zip(self.paths, self.payload.files, strict=True)
+        return tuple(path for path, file in files if file.length and _size(path) != file.length)
+
+    def check_whole(self, doing: str) -> None:
+        """That all files of the torrent are here, in their lengths.
+
+        Raises:
+            RequestError: naming those that are not.
+        """
+        absent = self.absent()
+        if absent:
+            more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+            chosen = self.manifest.select or self.manifest.ignored
+            raise RequestError(
+                f"{self.where} does not hold every byte of its torrent, so {doing}: "
+                f"missing or of another length: {', '.join(map(str, absent[:SHOWN]))}{more}",
+                hint="fetch all: without --select and --ignore"
+                if chosen
+                else "gdist verify --repair fetches what is missing",
+            )
+
+    def describe(self, pieces: Sequence[int]) -> str:
+        """Some pieces, and the files in which they lie, for a message."""
+        payload = self.payload
+        found = {segment.file for p in pieces for segment in payload.segments(payload.extent_of(p))}
+        names = ", ".join(payload.files[number].path for number in sorted(found)[:SHOWN])
+        shown = ", ".join(map(str, pieces[:SHOWN])) + (", ..." if len(pieces) > SHOWN else "")
+        return f"pieces {shown} (in {names})"
+
     def read(self, extent: Extent, out: memoryview) -> bool:
         """Fills `out` with an extent, unchecked; False where a file is missing or too short."""
         return self._files.read(extent, out)
@@ -72,8 +105,16 @@ def _find(root: Path, manifest: StoreManifest) -> tuple[bytes, Metadata]:
             return torrent, metadata
     raise RequestError(
         f"{root} has no .torrent file of its payload",
-        hint=f"put it into {root}, under any name that ends with .torrent",
+        hint=f"put it into {root}, under any name that ends with .torrent, or make the view with "
+        "gdist view --torrent",
     )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else -1
+    except OSError:
+        return -1
 
 
 def _candidates(root: Path) -> Iterator[Path]:

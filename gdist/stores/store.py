@@ -151,6 +151,8 @@ class LazyArray:
     def read(self, box: Box | None = None, out: Array | None = None) -> Array:
         """Copies a box, or the whole tensor, into `out` or into a new 64-byte aligned array.
 
+        `out` may have any strides, and start at any address.
+
         Raises:
             CorruptError: when a shard is missing or cut, or a chunk differs from its digest.
             RequestError: when another host has a shard, the box is not in the tensor, or `out` does not fit.
@@ -162,6 +164,8 @@ class LazyArray:
             raise RequestError(
                 f"out is {out.dtype}{list(out.shape)}, the box of {self.name!r} {self.dtype}{list(box.shape)}"
             )
+        elif not out.flags.writeable:
+            raise RequestError(f"out is read-only: {self.name!r} cannot be copied into it")
         if box.size:
             self._reader.read(self._tensor, box, out)
         return out

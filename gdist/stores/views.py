@@ -184,7 +184,7 @@ class ViewReader:
             number = number * (size // part) + a // part
         array = self._part(tensor, view, number)
         origin = tuple(a // p * p for a, p in zip(box.start, view.part, strict=True))
-        return array[box.slices_from(origin)]
+        return region(array, box.relative_to(origin))
 
     def _part(self, tensor: StoreTensor, view: View, number: int) -> Array:
         file, offset = view.at[number]

@@ -20,6 +20,7 @@ from gdist.testing.swarm import seed
 pytestmark = pytest.mark.torrent
 
 PIECE = 1 << 15
+LOOPBACK = ("--no-dht", "--listen", "127.0.0.1:0")
 GDIST = (sys.executable, "-W", "error", "-m", "gdist")
 
 
@@ -92,9 +93,37 @@ def test_verify_repairs(store: Path, origin: Path, tmp_path: Path) -> None:
     assert again.code == 0 and again.last["ok"] and not again.last["mended"]
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_cannot_be_mended_is_made_again(keep: bool, origin: Path, tmp_path: Path) -> None:
+    store, kept = tmp_path / "bf16", ("--payload", "keep") if keep else ()
+    with seed(origin, piece_length=1 << 14) as seeded:
+        asked = ("fetch", format_magnet(seeded.magnet), store, "--dtype", "bfloat16", *kept, *LOOPBACK)
+        assert gdist(*asked, "--quiet").code == 0
+        before = tree_of(store)
+        shard = max((p for p in store.rglob("c/**/*") if p.is_file()), key=lambda p: p.stat().st_size)
+        data = bytearray(shard.read_bytes())
+        data[100] ^= 1
+        shard.write_bytes(data)
+        way = f"delete {'the store' if keep else 'their damaged shards'}, and run the same gdist fetch"
+        for words in ((), ("--repair", "--offline"), ("--repair", "--from", origin, *LOOPBACK)):
+            bad = gdist("verify", store, *words)
+            assert bad.code == 12 and "(--dtype) cannot be mended" in bad.err and way in bad.err, bad.err
+            assert "verify --repair fetches" not in bad.err and "give --from" not in bad.err
+        shard.unlink()
+        if keep:
+            refused = gdist(*asked)
+            assert "--repair" not in refused.err and "delete the destination" in refused.err, refused.err
+            return
+        assert gdist(*asked, "--quiet").code == 0
+        assert tree_of(store).keys() == before.keys() and gdist("verify", store).code == 0
+        (store / "zarr.json").unlink()
+        shard.write_bytes(data)
+        both = gdist("verify", store)
+        assert "gdist verify --repair fetches" in both.err and way in both.err, both.err
+
+
 def test_seed_serves_a_store(store: Path, origin: Path, tmp_path: Path) -> None:
-    loopback = ("--no-dht", "--listen", "127.0.0.1:0")
-    command = [*GDIST, "seed", str(store), "--advertise", "127.0.0.1", *loopback]
+    command = [*GDIST, "seed", str(store), "--advertise", "127.0.0.1", *LOOPBACK]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GDIST_")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=kept)
     try:
@@ -102,7 +131,7 @@ def test_seed_serves_a_store(store: Path, origin: Path, tmp_path: Path) -> None:
         magnet = process.stdout.readline().strip()
         assert magnet.startswith("magnet:?") and "x.pe=127.0.0.1" in magnet
         assert "rebuilt as asked for" in process.stderr.readline()
-        done = gdist("fetch", magnet, tmp_path / "again", "--payload", "keep", *loopback)
+        done = gdist("fetch", magnet, tmp_path / "again", "--payload", "keep", *LOOPBACK)
         assert done.code == 0, done.err
     finally:
         process.terminate()

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from gdist.core.extent import Extent
 from gdist.core.magnet import format_magnet
-from gdist.errors import CorruptError, InterruptedRun, RequestError, UnsupportedError
+from gdist.errors import CorruptError, GdistError, InterruptedRun, RequestError, UnsupportedError
 from gdist.events import Event
 from gdist.rule_files import named_rules
 from gdist.run.export import export
@@ -24,12 +24,13 @@ from gdist.run.fetch import fetch
 from gdist.run.output_files import Exported
 from gdist.run.rebuild import Rebuilder
 from gdist.run.reshard import ReshardOptions, reshard
-from gdist.sources.torrent import Version
+from gdist.run.view import ViewOptions, make_view
+from gdist.sources.torrent import Version, make_torrent
 from gdist.testing.checkpoints import llama_tree, write_grok1, write_safetensors
 from gdist.testing.fetches import Array, Recorder, fetch_options, tree_of
 from gdist.testing.llama import HUGGING_FACE, META, SHAPES
 from gdist.testing.stores import write_store
-from gdist.testing.swarm import seed
+from gdist.testing.swarm import WebSeed, seed
 
 pytestmark = pytest.mark.torrent
 
@@ -88,9 +89,10 @@ def test_the_torrent_s_own_files_come_back(kind: str, version: Version, tmp_path
     assert sorted(done.files) == sorted(tree_of(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("kind", ["llama", "grok"])
 @pytest.mark.parametrize("where", ["zstd", "memory", "keep", "resharded"])
-def test_whatever_the_store_is(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    origin = content("llama", tmp_path)
+def test_whatever_the_store_is(where: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    origin = content(kind, tmp_path)
     store: Path | str = tmp_path / "s"
     if where == "memory":
         store = f"memory://{request.node.name}"
@@ -102,7 +104,55 @@ def test_whatever_the_store_is(where: str, tmp_path: Path, request: pytest.Fixtu
         changes = {"codec": "zstd"} if where == "zstd" else {"payload": "keep"}
         fetched(origin, store, mesh="2x4", **changes)
     export(store, tmp_path / "out")
-    assert tree_of(tmp_path / "out/llama") == tree_of(origin)
+    assert tree_of(tmp_path / "out" / kind) == tree_of(origin)
+
+
+@pytest.mark.parametrize("how", ["fetched", "both", "torrent", "beside", "select"])
+@pytest.mark.parametrize("kind", ["llama", "grok", "odd"])
+def test_views_give_their_files_back(kind: str, how: str, tmp_path: Path) -> None:
+    origin, root = content(kind, tmp_path), tmp_path / "v"
+    torrent = tmp_path / "t.torrent"
+    torrent.write_bytes(make_torrent(origin, piece_length=PIECE))
+    match how:
+        case "fetched":
+            fetched(origin, root, codec="view", payload="keep")
+        case "both":
+            fetched(origin, tmp_path / "both", payload="keep")
+            known = ViewOptions(torrent=tmp_path / "both/source/source.torrent")  # as `--layout both` does
+            root = tmp_path / "both/view"
+            make_view(tmp_path / "both/payload", root, known)
+        case "torrent":
+            make_view(origin, root, ViewOptions(torrent=torrent))
+        case "beside":
+            make_view(origin, root)
+            shutil.copy(torrent, root)
+        case _:
+            chosen = {"llama": "norm", "grok": "decoder", "odd": "a"}[kind]
+            make_view(origin, root, ViewOptions(torrent=torrent, select=(chosen,)))
+    export(root, tmp_path / "out")
+    assert tree_of(tmp_path / "out" / kind) == tree_of(origin)
+
+
+def test_of_a_view_what_is_damaged_missing_or_not_known_is_said(tmp_path: Path) -> None:
+    origin = content("llama", tmp_path)
+    make_view(origin, tmp_path / "bare")
+    with pytest.raises(RequestError, match=r"has no \.torrent file of its payload") as caught:
+        export(tmp_path / "bare", tmp_path / "out")
+    assert "gdist view --torrent" in caught.value.hint
+    with WebSeed(tmp_path) as web, pytest.raises(RequestError) as caught:
+        export(f"{web.url}bare", tmp_path / "out")
+    assert "gdist view --torrent" in caught.value.hint
+    fetched(origin, tmp_path / "v", codec="view", payload="keep")
+    path = next((tmp_path / "v/payload").rglob("model-00002*"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptError, match=r"pieces \d.* \(in .*model-00002-of.* differ from the torrent"):
+        export(tmp_path / "v", tmp_path / "out")
+    path.unlink()
+    with pytest.raises(RequestError, match="model-00002"):
+        export(tmp_path / "v", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_parts_of_hosts_are_put_together(tmp_path: Path) -> None:
@@ -131,7 +181,18 @@ def test_what_is_missing_is_said(changes: dict[str, Any], what: str, tmp_path: P
     fetched(content("llama", tmp_path), tmp_path / "s", **changes)
     with pytest.raises(RequestError, match=what):
         export(tmp_path / "s", tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["payload", "safetensors"])
+def test_what_is_refused_leaves_no_directory(to: str, tmp_path: Path) -> None:
+    write_store(tmp_path / "s", {"w": np.zeros((4, 4), ml_dtypes.int4)})
+    (tmp_path / "mine").mkdir()
+    for place in ("out", "deep/er/out", "mine/out", "mine"):
+        with pytest.raises(GdistError):
+            export(tmp_path / "s", tmp_path / place, to=to)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "s"]
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_a_store_that_does_not_know_its_torrent_says_so(tmp_path: Path) -> None:
@@ -180,9 +241,10 @@ def test_a_stop_leaves_whole_files_alone(tmp_path: Path) -> None:
     assert there and there.items() <= tree_of(tmp_path / "llama").items()
 
 
-def test_any_extent_is_read_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_any_extent_is_read_as_it_was(codec: str, tmp_path: Path) -> None:
     origin = content("odd", tmp_path)
-    fetched(origin, tmp_path / "s")
+    fetched(origin, tmp_path / "s", codec=codec)
     data = b"".join(path.read_bytes() for path in sorted(origin.iterdir()))
     source = Rebuilder(tmp_path / "s")
     rng = np.random.default_rng(0)
@@ -266,7 +328,7 @@ def test_a_damaged_chunk_is_not_exported_as_safetensors(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(CorruptError, match="differs from its digest"):
         export(tmp_path / "s", tmp_path / "out", to="safetensors")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_part_of_a_store_names_who_has_the_rest(tmp_path: Path) -> None:

@@ -32,6 +32,21 @@ def one(source: object, tensor: str, **options: object) -> TensorPicture:
     return picture
 
 
+def test_what_a_device_holds_of_an_empty_tensor_is_empty(tmp_path: Path) -> None:
+    arrays = {"rows.w": np.zeros((0, 4), np.float32), "columns.w": np.zeros((4, 0), np.float32)}
+    write_safetensors(tmp_path / "files", arrays, shards=1)
+    write_store(tmp_path / "store", arrays, mesh="2x4", rules=RULES)
+    api.view(tmp_path / "files", tmp_path / "view")
+    cut, whole = {"rows.w": (0, 1), "columns.w": (2, 0)}, {name: a.shape for name, a in arrays.items()}
+    split = api.inspect(str(tmp_path / "files"), mesh="2x4", rules=RULES)
+    for found, expected in (
+        (split, cut),
+        (api.inspect(str(tmp_path / "store")), cut),
+        (api.inspect(str(tmp_path / "view")), whole),
+    ):
+        assert {tensor.name: tensor.slab for tensor in found.tensors} == expected
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     arrays = {"layers.0.w": np.zeros((8, 16), np.float32), "norm": np.zeros(8, np.float32)}

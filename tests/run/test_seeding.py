@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import struct
@@ -102,22 +103,38 @@ def test_pickles_and_other_hosts_parts(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("kind", ["keep", "view", "view apart", "view elsewhere"])
-def test_files_that_are_here_are_served_as_they_are(kind: str, origin: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+@pytest.mark.parametrize("kind", ["keep", "view", "view apart", "view elsewhere", "odd name", "inside"])
+def test_files_that_are_here_are_served_as_they_are(
+    kind: str, version: Version, origin: Path, tmp_path: Path
+) -> None:
+    root, torrent = tmp_path / "v", make_torrent(origin, piece_length=PIECE, version=version)
     if kind == "keep":
-        stored(origin, tmp_path / "s", payload="keep")
-        root, native = tmp_path / "s", True
+        stored(origin, root, version, payload="keep")
     else:
-        torrent = make_torrent(origin, piece_length=PIECE)
-        files = tmp_path / ("named-otherwise" if kind == "view elsewhere" else "model")
+        names = {"view elsewhere": "far/away/named-otherwise", "odd name": "a:b*?, \\ü é.view"}
+        files = tmp_path / names.get(kind, "model")
         shutil.copytree(origin, files)
-        root = tmp_path / "v" if kind == "view apart" else files
+        if kind in ("view", "odd name"):
+            root = files
         make_view(files, root)
-        (root / "m.torrent").write_bytes(torrent)
-        native = kind != "view elsewhere"
+        (files / "m.torrent" if kind == "inside" else root / "m.torrent").write_bytes(torrent)
+    before = tree_of(root)
     with served(root) as (held, server):
         check_pieces(held)
-        assert isinstance(server, Seeder) == native
+        assert isinstance(server, Seeder)
+        fetch(magnet(held, server), tmp_path / "again", fetch_options(payload="keep"))
+    assert tree_of(tmp_path / "again/payload/model") == tree_of(origin)
+    assert tree_of(root) == before
+
+
+def test_a_place_whose_name_is_no_text_is_served_all_the_same(origin: Path, tmp_path: Path) -> None:
+    shutil.copytree(origin, tmp_path / "model")
+    make_view(tmp_path / "model")
+    root = (tmp_path / "model").rename(tmp_path / os.fsdecode(b"\xff"))
+    (root / "m.torrent").write_bytes(make_torrent(origin, piece_length=PIECE))
+    with served(root) as (held, server):
+        assert isinstance(server, PieceServer)  # libtorrent takes no such path
         fetch(magnet(held, server), tmp_path / "again", fetch_options(payload="keep"))
     assert tree_of(tmp_path / "again/payload/model") == tree_of(origin)
 

@@ -19,6 +19,7 @@ import pytest
 import tensorstore as ts
 
 import gdist
+from gdist.core.dtypes import BY_SAFETENSORS
 from gdist.core.magnet import format_magnet
 from gdist.errors import CorruptError, InterruptedRun, RequestError, ResumeError, UnsupportedError
 from gdist.events import Event, ShardCommitted, TensorReady
@@ -170,6 +171,39 @@ def test_every_way_to_read_a_store(grok: tuple[Path, dict[str, Array]], tmp_path
         assert store[name].tensorstore().shape == expected[name].shape
     gdist.reshard(root, tmp_path / "shards", mesh="2x4")
     assert_holds(tmp_path / "shards", expected)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+def test_scalars_are_arrays_of_no_dimension(kind: str, tmp_path: Path) -> None:
+    scalars: dict[str, Array] = {}
+    for number, dtype in enumerate(BY_SAFETENSORS.values()):
+        if kind == "safetensors" or not dtype.needs_ml_dtypes:
+            wide = dtype.itemsize == 8  # JAX narrows those by default, and a load refuses to
+            scalars[f"{'wide' if wide else 'one'}.{dtype.name}"] = np.array(number % 3).astype(dtype.name)
+    payload = tmp_path / "p"
+    if kind == "safetensors":
+        write_safetensors(payload, scalars, shards=1)
+    else:
+        payload.mkdir()
+        for name, scalar in scalars.items():
+            (payload / name).write_bytes(pickle.dumps(scalar, protocol=4))
+    root = gdist.view(payload).path
+    with gdist.open(root) as store:
+        assert len(store) == len(scalars)
+        for name in store:
+            expected = scalars[name]
+            seen = store[name].view()
+            assert isinstance(seen, np.ndarray) and (seen.shape, seen.dtype) == ((), expected.dtype), name
+            assert seen.tobytes() == expected.tobytes() and not seen.flags.writeable
+            assert np.asarray(store[name]).tobytes() == store[name][()].tobytes() == expected.tobytes()
+    narrow = sorted(array.tobytes() for name, array in scalars.items() if name.startswith("one"))
+    loaded = jax.tree.leaves(gdist.load(root, select="one"))
+    assert sorted(np.asarray(leaf).tobytes() for leaf in loaded) == narrow
+    streamed = [leaf for _, item in gdist.stream(root, select="one") for leaf in jax.tree.leaves(item)]
+    assert sorted(np.asarray(leaf).tobytes() for leaf in streamed) == narrow
+    gdist.reshard(root, tmp_path / "shards", mesh="2")
+    with gdist.open(root) as store:
+        assert_holds(tmp_path / "shards", {name: np.asarray(store[name]) for name in store})
 
 
 def test_fortran_order_is_a_transposed_chunk(tmp_path: Path) -> None:

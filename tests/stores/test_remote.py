@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 import tensorstore as ts
 
 import gdist
+from gdist.core.box import Box
 from gdist.core.mesh import HostGroup
 from gdist.errors import CorruptError, RequestError, TransferError
 from gdist.kvstore import kvstore_spec, shared_context
@@ -47,6 +48,51 @@ def test_a_store_in_memory(request: pytest.FixtureRequest, codec: str, verify: b
     write_store(url, sample(), mesh="4x2", rules=RULES, chunk_bytes=64, codec=codec)
     with gdist.open(url, verify=verify) as store:
         assert_all(store)
+
+
+def odd(like: Array) -> Array:
+    """An array of zeros like another, at an odd address."""
+    memory = np.zeros(like.nbytes + 1, np.uint8)
+    skip = 1 - memory.ctypes.data % 2
+    return memory[skip : skip + like.nbytes].view(like.dtype).reshape(like.shape)
+
+
+def sparse(like: Array) -> Array:
+    """An array of zeros like another, in every other place of its memory, backwards."""
+    wide = np.zeros((*like.shape, 2), like.dtype)[..., 1]
+    return wide[::-1] if wide.ndim else wide
+
+
+def turned(like: Array) -> Array:
+    """An array of zeros like another, in Fortran order at an odd address."""
+    return odd(like.T).T
+
+
+@pytest.mark.parametrize("place", [odd, sparse, turned])
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_memory_of_any_alignment_and_order_is_filled(
+    tmp_path: Path, codec: str, verify: bool, place: Callable[[Array], Array]
+) -> None:
+    arrays = sample() | {"wide": np.arange(60.0).reshape(5, 3, 4), "z": np.arange(9) * (1 + 2j)}
+    write_store(tmp_path / "s", arrays, mesh="4x2", rules=RULES, chunk_bytes=64, codec=codec)
+    with gdist.open(tmp_path / "s", verify=verify) as store:
+        for name, array in arrays.items():
+            for box in (Box.whole(array.shape), Box.whole(tuple(size - size // 2 for size in array.shape))):
+                out = place(array[box.slices()])
+                store[name].read(box, out)
+                assert out.tobytes() == array[box.slices()].tobytes(), (name, box)
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_memory_that_may_not_be_written_is_refused(tmp_path: Path, codec: str) -> None:
+    write_store(tmp_path / "s", sample(), codec=codec)
+    out = np.zeros((4, 6), ml_dtypes.bfloat16)
+    out.flags.writeable = False
+    for verify in (True, False):
+        store = gdist.open(tmp_path / "s", verify=verify)
+        with store, pytest.raises(RequestError, match="read-only"):
+            store["b"].read(None, out)
 
 
 def test_a_compressed_store_in_a_directory(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def verify(
     such as the store cannot rebuild itself are fetched: from places given by --from first, then from the
     swarm and its web seeds. Each is checked by its hash. What was fetched, and from where, is said.
     """
-    from gdist.run.verify import ShardVerified, check_access
+    from gdist.run.verify import ShardVerified, check_access, way_out
     from gdist.run.verify import verify as run
 
     check_access(store)
@@ -83,7 +83,8 @@ def verify(
     assert isinstance(told, dict)
     told |= {"ok": report.ok, "seconds": seconds}
     if not report.ok:
-        hint = "gdist verify --repair fetches the pieces of what is damaged"
+        mending = "gdist verify --repair fetches the pieces of what is damaged"
+        hint = way_out(store, report.faults, mending)
         raise _told(report.faults, f"in {report.store}", hint, told, output)
     absent = (
         f"; parts of hosts {', '.join(map(str, report.absent_hosts))} are not here"
@@ -108,7 +109,7 @@ def _repair(
 ) -> None:
     from gdist.run.repair import repair as run
     from gdist.run.repair_sources import PieceTaken
-    from gdist.run.verify import ShardVerified
+    from gdist.run.verify import ShardVerified, way_out
 
     start, done = time.monotonic(), 0
     with stop_on_signals() as stop, output.bar("verifying", _shard_bytes(store)) as show:
@@ -141,7 +142,8 @@ def _repair(
     elif report.ok and report.mended:
         output.say("nothing had to be fetched")
     if not report.ok:
-        hint = "give --from a store or the files of the same torrent, or leave --offline out"
+        mending = "give --from a store or the files of the same torrent, or leave --offline out"
+        hint = way_out(store, report.left, mending)
         raise _told(report.left, f"in {report.store} could not be mended", hint, told, output)
     if not report.mended:
         output.say("nothing is damaged")

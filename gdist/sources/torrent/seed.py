@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from gdist.errors import CorruptError, RequestError
 from gdist.sources.torrent.join import gather_links, start
-from gdist.sources.torrent.metadata import load_torrent, read_metadata
+from gdist.sources.torrent.metadata import load_torrent, read_metadata, written_files
 from gdist.sources.torrent.options import TorrentOptions, TransferStats, session_settings
 from gdist.sources.torrent.session import Session, record_status
 
@@ -22,7 +24,8 @@ class Seeder:
     """Serves the files below `directory` while it is entered; `port` is where.
 
     With `check` the files are hashed on entry, which raises `CorruptError` when a piece is missing or
-    wrong; without it a wrong piece is noticed by those who receive it.
+    wrong; without it a wrong piece is noticed by those who receive it. `paths` has the place of each file of
+    the payload where they do not lie below `directory` under the torrent's names.
     """
 
     def __init__(
@@ -32,16 +35,21 @@ class Seeder:
         options: TorrentOptions | None = None,
         *,
         check: bool = True,
+        paths: Sequence[Path] = (),
     ) -> None:
         self._torrent = torrent
         self._directory = directory
         self._options = options or TorrentOptions()
         self._check = check
+        self._paths = paths
         self._session: Session | None = None
 
     def __enter__(self) -> Self:
         params = load_torrent(self._torrent)
         metadata = read_metadata(params)
+        if self._paths:  # absolute names count from no directory
+            places = (os.path.abspath(path) for path in self._paths)
+            params.renamed_files = dict(zip(written_files(params), places, strict=True))
         links = gather_links(params, self._options)
         self._session = session = Session(session_settings(self._options) | _ONE_PORT)
         try:
