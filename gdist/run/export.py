@@ -157,8 +157,9 @@ def _window(
     wrong = [piece for piece, ok in zip(pieces, right, strict=True) if not ok]
     if wrong:
         why = f": {faults[0][1].message}" if faults else ""
+        verb = "differs" if len(wrong) == 1 else "differ"
         raise CorruptError(
-            f"{source.describe(wrong)} rebuilt from {source.where} differ from the torrent{why}",
+            f"{source.describe(wrong)} rebuilt from {source.where} {verb} from the torrent{why}",
             hint="gdist verify --repair STORE fetches what is damaged",
             pieces=tuple(wrong),
         )

@@ -282,7 +282,8 @@ class Rebuilder:
                 named[run.tensor.name if run.tensor else run.path] = None
         more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
         shown = ", ".join(map(str, listed[:SHOWN])) + (", ..." if len(listed) > SHOWN else "")
-        return f"pieces {shown} (with {', '.join(list(named)[:SHOWN])}{more})"
+        word = "piece" if len(listed) == 1 else "pieces"
+        return f"{word} {shown} (with {', '.join(list(named)[:SHOWN])}{more})"
 
     def close(self) -> None:
         """Gives back what is held."""

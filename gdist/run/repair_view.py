@@ -60,7 +60,8 @@ class ViewRepair:
     def _is_index(self, fault: Fault) -> bool:
         """True for what is no byte of the payload."""
         small = {self._manifest.asset_key(asset) for asset in self._manifest.assets}
-        return fault.chunk is None and fault.path not in small and not fault.path.startswith(f"{DIRECTORY}/")
+        of_payload = fault.chunk is not None or fault.piece is not None or fault.path in small
+        return not of_payload and not fault.path.startswith(f"{DIRECTORY}/")
 
     def _mend(self, faults: Sequence[Fault], copies: Sequence[Address], work: Path) -> None:
         source = ViewTorrent(self._root, self._manifest)
@@ -88,6 +89,9 @@ class ViewRepair:
         small = {self._manifest.asset_key(asset) for asset in self._manifest.assets}
         pieces: set[int] = set()
         for fault in faults:
+            if fault.piece is not None:
+                pieces.add(fault.piece)
+                continue
             if fault.chunk is not None:
                 tensor = tensors[fault.tensor]
                 path, offset = reader.place(tensor, fault.chunk)

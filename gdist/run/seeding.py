@@ -15,15 +15,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from blake3 import blake3
+
 from gdist.core.store_manifest import StoreManifest
 from gdist.core.view import VIEW
 from gdist.errors import CorruptError, InterruptedRun, RequestError
 from gdist.kvstore import local_path
 from gdist.run.rebuild import Rebuilder
 from gdist.run.view_pieces import ViewTorrent
+from gdist.run.view_rest import Rest
 from gdist.sources.torrent import PieceServer, Seeder, TorrentOptions
 from gdist.stores import Address, files_of
 from gdist.stores.manifests import read_manifests
+from gdist.stores.views import ViewReader
 
 SHOWN = 8
 
@@ -101,10 +105,44 @@ def _kept(root: Path, manifest: StoreManifest) -> Held | None:
     payload = source.payload
 
     def describe(pieces: Sequence[int]) -> str:
-        found = {segment.file for p in pieces for segment in payload.segments(payload.extent_of(p))}
-        return f"{len(pieces)} pieces, in {', '.join(payload.files[n].path for n in sorted(found)[:SHOWN])},"
+        blamed = dict.fromkeys(_blamed(root, source, piece) for piece in pieces[:SHOWN])
+        more = f" and {len(pieces) - SHOWN} more" if len(pieces) > SHOWN else ""
+        word = "piece" if len(pieces) == 1 else "pieces"
+        return f"{word} {', '.join(map(str, pieces[:SHOWN]))}{more} (in {', '.join(blamed)})"
 
     return Held(source.torrent, payload.pieces, payload.piece_length, str(root), source.piece, describe, base)
+
+
+def _blamed(root: Path, source: ViewTorrent, piece: int) -> str:
+    """The file in which a wrong piece is damaged, as far as digests tell the files apart that share it."""
+    payload, manifests = source.payload, read_manifests(files_of(root))
+    manifest = manifests.joined
+    viewed = manifest.codec == VIEW
+    segments = list(payload.segments(payload.extent_of(piece)))
+    digests = {asset.path: asset.digest for asset in manifest.assets}
+    reader, damaged = ViewReader(root, manifests, verify=True), set[Path]()
+    for tensor in manifest.tensors if viewed and len(segments) > 1 else ():
+        for index in tensor.shards:
+            if piece in reader.pieces(tensor, index) and reader.fault(tensor, index) is not None:
+                damaged.add(reader.place(tensor, index)[0])
+    reader.close()
+    loose = {gap.file for gap in Rest(source).gaps(piece)} if viewed and manifest.source.info_hash else None
+    wrong, unknown = [], []
+    for segment in segments:
+        file, path = payload.files[segment.file], source.paths[segment.file]
+        if path in damaged or (file.path in digests and not _is_right(path, digests[file.path])):
+            wrong.append(file.path)
+        elif file.path not in digests and (loose is None or segment.file in loose):
+            unknown.append(file.path)
+    named = wrong or unknown or [payload.files[segment.file].path for segment in segments]
+    return " and ".join(named) if wrong or len(named) == 1 else f"{' or '.join(named)}, which share it"
+
+
+def _is_right(path: Path, digest: str) -> bool:
+    try:
+        return blake3(path.read_bytes()).hexdigest() == digest
+    except OSError:
+        return False
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -151,8 +189,9 @@ def check_pieces(
             pool.shutdown(cancel_futures=True)
             raise
     if wrong:
+        verb = "is missing or differs" if len(wrong) == 1 else "are missing or differ"
         raise CorruptError(
-            f"{held.describe(wrong)} of {held.where} are missing or differ from the torrent",
+            f"{held.describe(wrong)} of {held.where} {verb} from the torrent",
             hint="gdist verify --repair STORE fetches them",
             pieces=tuple(wrong),
         )

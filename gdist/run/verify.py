@@ -30,6 +30,8 @@ from gdist.core.view_entries import view_entries
 from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError
 from gdist.events import Event, Observer
 from gdist.kvstore import local_path
+from gdist.run.view_pieces import ViewTorrent
+from gdist.run.view_rest import Rest, in_words, wrong_pieces
 from gdist.stores import files_of, reader_of
 from gdist.stores.manifests import Files, Manifests, read_manifests
 from gdist.stores.views import ViewReader
@@ -42,12 +44,16 @@ Index = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something wrong: `path` below the store, the tensor and inner chunk where it is in one, and `what`."""
+    """Something wrong: `path` below the store, the tensor and inner chunk where it is in one, and `what`.
+
+    `piece` is that of the torrent, where only its hash says so.
+    """
 
     path: str
     what: str
     tensor: str = ""
     chunk: Index | None = None
+    piece: int | None = None
 
     def __str__(self) -> str:
         chunk = f", chunk {self.chunk}" if self.chunk is not None else ""
@@ -137,6 +143,9 @@ def verify(
         except BaseException:
             pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the whole store
             raise
+    root = local_path(store)
+    if root is not None and manifest.codec == VIEW:
+        faults += _rest_faults(root, manifests, faults, workers or os.cpu_count() or 1)
     return VerifyReport(
         files.where, len(tasks), nbytes, len(manifest.assets), tuple(faults), manifests.absent
     )
@@ -189,6 +198,29 @@ def _check_view(reader: ViewReader, task: _Task) -> tuple[int, list[Fault]]:
     if fault:
         return nbytes, [task.fault(fault.message)]
     return nbytes, []
+
+
+def _rest_faults(root: Path, manifests: Manifests, faults: Iterable[Fault], workers: int) -> Iterator[Fault]:
+    """Of a view that knows its torrent: pieces that are wrong although all digests in them are right."""
+    manifest = manifests.joined
+    if not manifest.source.info_hash:
+        return
+    try:
+        source = ViewTorrent(root, manifest)
+    except RequestError:  # its .torrent file is not here
+        return
+    tensors = {tensor.name: tensor for tensor in manifest.tensors}
+    assets = {manifest.asset_key(asset) for asset in manifest.assets}
+    reader, known = ViewReader(root, manifests, verify=False), set[int]()
+    for fault in faults:
+        if fault.chunk is not None:
+            known.update(reader.pieces(tensors[fault.tensor], fault.chunk))
+        elif fault.path in assets and (extent := source.extent_of_file(fault.path)):
+            known.update(source.payload.pieces_of(extent))
+    rest = Rest(source)
+    for piece in wrong_pieces(rest, source, known, workers):
+        path, what = in_words(rest.gaps(piece), piece, source)
+        yield Fault(path, what, piece=piece)
 
 
 def _check_local(root: Path, worker: threading.local, task: _Task) -> tuple[int, list[Fault]]:

@@ -47,6 +47,10 @@ class ViewTorrent:
         """Fills `out` with an extent, unchecked; False where a file is missing or too short."""
         return self._files.read(extent, out)
 
+    def knows(self, piece: int) -> bool:
+        """True when the piece can be checked."""
+        return self._hashes.knows(piece)
+
     def matches(self, piece: int, data: memoryview) -> bool:
         """True when these are the piece's bytes."""
         return self._hashes.knows(piece) and self._hashes.matches(piece, data)

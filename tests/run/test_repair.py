@@ -328,6 +328,59 @@ def test_views_are_mended(
         assert after == before
 
 
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("from") / "llama"
+    write_safetensors(root, emb=64, vocab=256)
+    (root / "config.json").write_bytes(b"{}\n")
+    (root / "empty.txt").write_bytes(b"")
+    return root
+
+
+@pytest.fixture(scope="module")
+def viewed(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A fetched view that tests copy, and its torrent."""
+    root = tmp_path_factory.mktemp("views") / "v"
+    with seed(llama, piece_length=PIECE) as served:
+        fetch(format_magnet(served.magnet), root, fetch_options(payload="keep", codec="view"))
+        return root, served.torrent
+
+
+@pytest.mark.parametrize("made", ["fetched", "with its torrent"])
+def test_bytes_in_no_tensor_of_a_view_are_held_against_the_torrent(
+    made: str, viewed: tuple[Path, bytes], llama: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "v"
+    if made == "fetched":
+        copied(viewed[0], root)
+    else:
+        shutil.copytree(llama, tmp_path / "llama")
+        (tmp_path / "llama.torrent").write_bytes(viewed[1])
+        gdist.view(tmp_path / "llama", root, torrent=tmp_path / "llama.torrent")
+    before = tree_of(root)
+    assert verify(root).ok
+    path = next(root.glob("payload/**/model-00001*"))
+    flip(path, 100)
+    (fault,) = verify(root).faults
+    assert (fault.path, fault.piece) == (path.relative_to(root).as_posix(), 0)
+    assert "piece 0 differs from the torrent" in fault.what
+    report = repair(root, swarm=False)
+    assert report.left == (fault,) and not report.mended
+    report = repair(root, copies=[llama], swarm=False)
+    assert report.ok and report.mended == (fault.path,) and pieces_of(report) == {str(llama): 1}
+    assert tree_of(root) == before
+
+
+@pytest.mark.parametrize("changes", [{"select": ("layers.1",)}, {"ignore": ("config.json",)}])
+def test_bytes_that_a_view_never_had_are_no_damage(
+    changes: dict[str, Any], llama: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "v"
+    with seed(llama, piece_length=PIECE) as served:
+        fetch(format_magnet(served.magnet), root, fetch_options(payload="keep", codec="view", **changes))
+    assert verify(root).ok
+
+
 @pytest.mark.parametrize("layout", ["view", "both"])
 def test_what_a_fetch_viewed_is_mended(
     layout: str, seeded: Seeded, peers: TorrentOptions, tmp_path: Path

@@ -146,7 +146,7 @@ def test_a_damaged_piece_is_named_and_never_sent(origin: Path, tmp_path: Path) -
     data[100] ^= 1
     path.write_bytes(data)
     with served(tmp_path / "s") as (held, server):
-        with pytest.raises(CorruptError, match=r"pieces .* are missing or differ") as caught:
+        with pytest.raises(CorruptError, match=r"piece \d+ \(with .* is missing or differs") as caught:
             check_pieces(held)
         (wrong,) = caught.value.pieces  # type: ignore[misc]
         hasty = replace(LOOPBACK, stall_seconds=2)
@@ -156,6 +156,23 @@ def test_a_damaged_piece_is_named_and_never_sent(origin: Path, tmp_path: Path) -
         path.write_bytes(data)
         fetch(magnet(held, server), tmp_path / "again", fetch_options())
     assert isinstance(wrong, int)
+
+
+@pytest.mark.parametrize(("harm", "names"), [("header", "model-00001"), ("asset", "config.json")])
+def test_a_damaged_piece_of_a_view_is_blamed_on_its_file(
+    harm: str, names: str, origin: Path, tmp_path: Path
+) -> None:
+    stored(origin, tmp_path / "s", payload="keep", codec="view")
+    name = "config.json" if harm == "asset" else "model-00001-of-00002.safetensors"
+    path = tmp_path / "s/payload/model" / name
+    data = bytearray(path.read_bytes())
+    data[1 if harm == "asset" else 100] ^= 1
+    path.write_bytes(data)
+    with served(tmp_path / "s") as (held, _), pytest.raises(CorruptError) as caught:
+        check_pieces(held)
+    assert f"piece 0 (in {names}" in caught.value.message, caught.value.message
+    assert caught.value.message.count("config.json") == (harm == "asset")
+    assert "is missing or differs" in caught.value.message
 
 
 def test_trackers_learn_the_serving_port(origin: Path, tmp_path: Path) -> None:
