@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from gdist.core.extent import Extent
 from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import StoreManifest
-from gdist.durable import sync_file
+from gdist.durable import size_of, sync_file
 from gdist.errors import translate
 from gdist.events import Observer
 from gdist.run.repair_sources import Fetcher, RepairReport, open_copy
@@ -65,8 +65,10 @@ class ViewRepair:
 
     def _mend(self, faults: Sequence[Fault], copies: Sequence[Address], work: Path) -> None:
         source = ViewTorrent(self._root, self._manifest)
+        touched = _set_lengths(source, {self._root / fault.path for fault in faults})
         buffer = memoryview(bytearray(source.payload.piece_length))
-        bad = [piece for piece in self._pieces(faults, source) if source.piece(piece, buffer) is None]
+        pieces = self._pieces(faults, source, whole=touched)
+        bad = [piece for piece in pieces if source.piece(piece, buffer) is None]
         found = self._fetcher.bring(
             bad,
             [open_copy(copy, source.metadata) for copy in copies],
@@ -76,14 +78,13 @@ class ViewRepair:
             self._manifest.source.magnet,
             work / "swarm",
         )
-        touched: set[Path] = set()
         for piece, data in found:
             touched |= _write(source, piece, data)
         for path in touched:
             sync_file(path)
 
-    def _pieces(self, faults: Sequence[Fault], source: ViewTorrent) -> list[int]:
-        """Pieces that hold a byte of what is damaged."""
+    def _pieces(self, faults: Sequence[Fault], source: ViewTorrent, whole: Collection[Path]) -> list[int]:
+        """Pieces that hold a byte of what is damaged; all of the files in `whole`."""
         reader = ViewReader(self._root, read_manifests(files_of(self._root)), verify=True)
         tensors = {tensor.name: tensor for tensor in self._manifest.tensors}
         small = {self._manifest.asset_key(asset) for asset in self._manifest.assets}
@@ -96,14 +97,14 @@ class ViewRepair:
                 tensor = tensors[fault.tensor]
                 path, offset = reader.place(tensor, fault.chunk)
                 key = os.path.relpath(path, self._root)
-                whole = source.extent_of_file(key)
-                if whole is None:
+                file = source.extent_of_file(key)
+                if file is None:
                     continue
                 nbytes = tensor.dtype.itemsize
                 for length in tensor.grid.chunk:
                     nbytes *= length
-                intact = path.is_file() and path.stat().st_size == whole.length
-                extent = Extent(whole.start + offset, nbytes) if intact else whole
+                intact = size_of(path) == file.length and path not in whole
+                extent = Extent(file.start + offset, nbytes) if intact else file
             elif fault.path in small:
                 found = source.extent_of_file(fault.path)
                 if found is None:
@@ -114,6 +115,26 @@ class ViewRepair:
             pieces.update(source.payload.pieces_of(extent))
         reader.close()
         return sorted(pieces)
+
+
+def _set_lengths(source: ViewTorrent, damaged: Collection[Path]) -> set[Path]:
+    """Cuts damaged files that are too long, whose own bytes may be right, makes empty ones; gives them."""
+    changed = set[Path]()
+    for path, file in zip(source.paths, source.payload.files, strict=True):
+        size = size_of(path)
+        if path not in damaged or (size <= file.length and (file.length or size == 0)):
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.ftruncate(descriptor, file.length)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise translate(error, f"writing {path}") from error
+        changed.add(path)
+    return changed
 
 
 def _write(source: ViewTorrent, piece: int, data: memoryview) -> set[Path]:

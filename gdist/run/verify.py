@@ -223,6 +223,12 @@ def _rest_faults(root: Path, manifests: Manifests, faults: Iterable[Fault], work
         yield Fault(path, what, piece=piece)
 
 
+def check_shard(root: Path, tensor: StoreTensor, index: Index) -> tuple[Fault, ...]:
+    """What is wrong with an uncompressed shard of a store in a directory."""
+    _, faults = _check_local(root, threading.local(), _Task(tensor, index))
+    return tuple(faults)
+
+
 def _check_local(root: Path, worker: threading.local, task: _Task) -> tuple[int, list[Fault]]:
     layout = ShardLayout(task.tensor.grid, task.tensor.dtype.itemsize)
     if not hasattr(worker, "block"):

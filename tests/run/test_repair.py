@@ -143,6 +143,29 @@ def test_every_damage_is_mended(harm: str, stores: Path, peers: TorrentOptions, 
         assert pieces_of(report) == {SWARM: 1}
 
 
+def test_a_shard_of_the_wrong_length_is_rebuilt_from_its_own_good_bytes(
+    origin: Path, stores: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "s"
+    before = copied(stores / "1", root)
+    path = large(root)
+    with path.open("ab") as file:
+        file.write(b"more")
+    report = repair(root, swarm=False)
+    assert report.ok and report.fetched == () and tree_of(root) == before
+    assert report.mended == (path.relative_to(root).as_posix(),)
+    with path.open("ab") as file:
+        file.write(b"more")
+    flip(path, 5000)
+    report = repair(root, swarm=False)
+    assert not report.ok and not report.mended
+    report = repair(root, copies=[origin], swarm=False)
+    assert report.ok and pieces_of(report) == {str(origin): 1} and tree_of(root) == before
+    os.truncate(path, path.stat().st_size - 5)  # in the sharding index: all chunks are there
+    report = repair(root, swarm=False)
+    assert report.ok and report.fetched == () and tree_of(root) == before
+
+
 def test_a_sound_store_is_left_alone(stores: Path, tmp_path: Path) -> None:
     before = copied(stores / "1", tmp_path / "s")
     report = repair(tmp_path / "s", swarm=False)
@@ -369,6 +392,25 @@ def test_bytes_in_no_tensor_of_a_view_are_held_against_the_torrent(
     report = repair(root, copies=[llama], swarm=False)
     assert report.ok and report.mended == (fault.path,) and pieces_of(report) == {str(llama): 1}
     assert tree_of(root) == before
+
+
+def test_a_file_of_a_view_that_is_too_long_is_cut(
+    viewed: tuple[Path, bytes], llama: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "v"
+    before = copied(viewed[0], root)
+    path = next(root.glob("payload/**/model-00001*"))
+    for longer in (path, path.with_name("config.json"), path.with_name("empty.txt")):
+        with longer.open("ab") as file:
+            file.write(b"xx\n")
+    report = repair(root, swarm=False)
+    assert report.ok and report.fetched == () and tree_of(root) == before
+    path.with_name("empty.txt").unlink()
+    with path.open("ab") as file:
+        file.write(b"xx\n")
+    flip(path, 100)
+    report = repair(root, copies=[llama], swarm=False)
+    assert report.ok and pieces_of(report) == {str(llama): 1} and tree_of(root) == before
 
 
 @pytest.mark.parametrize("changes", [{"select": ("layers.1",)}, {"ignore": ("config.json",)}])

@@ -141,7 +141,7 @@ def _repair(
     elif report.ok and report.mended:
         output.say("nothing had to be fetched")
     if not report.ok:
-        hint = "give --from a store or the files of the same torrent, or leave --offline out"
+        hint = "give --from a store or the files of the same torrent" + ", or leave --offline out" * offline
         raise _told(report.left, f"in {report.store} could not be mended", hint, told, output)
     if not report.mended:
         output.say("nothing is damaged")
