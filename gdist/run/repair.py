@@ -32,14 +32,14 @@ from gdist.core.store_manifest import StoreAsset, StoreManifest, StoreTensor
 from gdist.core.tensor import StoredTensor, TensorSpec
 from gdist.core.view import VIEW
 from gdist.durable import size_of, sync_file, write_atomically
-from gdist.errors import InterruptedRun, RequestError, translate
+from gdist.errors import GdistError, InterruptedRun, RequestError, translate
 from gdist.events import Observer
 from gdist.kvstore import kvstore_spec, local_path
 from gdist.run.destination import WORK
 from gdist.run.journal_file import Lock
 from gdist.run.manifest import array_files, group_files
 from gdist.run.rebuild import Rebuilder
-from gdist.run.repair_sources import Copy, Fetcher, FilesCopy, RepairReport, open_copy
+from gdist.run.repair_sources import Copy, Fetcher, FilesCopy, RepairReport, known_source, open_copy
 from gdist.run.repair_view import ViewRepair
 from gdist.run.verify import Fault, VerifyReport, check_shard, verify
 from gdist.sinks.parts import PartFiles
@@ -144,10 +144,10 @@ class _Repair:
         for name, index in damage.lost:
             self._save_chunks(name, index, damage, work)
         if any(damage.chunks.values()) or (self._coded and damage.chunks) or damage.small:
-            source = Rebuilder(self._root)
+            source = self._source(copies)
             try:
                 kept = FilesCopy(self._root / "payload", source.metadata)  # of --payload keep
-                places = [open_copy(copy, source.metadata) for copy in copies]
+                places = [open_copy(copy, source.metadata, source.kept, self._root) for copy in copies]
                 self._mend(damage, source, [kept, *places] if kept.found else places, work)
             finally:
                 source.close()
@@ -169,6 +169,26 @@ class _Repair:
             self._fetcher.nbytes,
             tuple(left),
         )
+
+    def _source(self, copies: Sequence[Address]) -> Rebuilder:
+        """What the store itself still has of its torrent; which bytes it has, a copy may have to tell.
+
+        Raises:
+            RequestError: neither the store nor a copy knows.
+        """
+        try:
+            return Rebuilder(self._root)
+        except GdistError as error:
+            known = known_source(self._manifest, copies)
+            if known:
+                return Rebuilder(self._root, known)
+            if not isinstance(error, RequestError):
+                raise
+            raise RequestError(
+                error.message,
+                hint="give --from a store of the torrent that has it, as the first host's directory does, or "
+                "the torrent's files with the .torrent beside them; else fetch the store again",
+            ) from error
 
     def _is_mended(self, fault: Fault) -> bool:
         place = f"{fault.path}, chunk {fault.chunk}" if fault.chunk is not None else fault.path

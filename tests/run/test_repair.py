@@ -265,6 +265,55 @@ def test_a_part_of_a_store_fetches_what_it_cannot_check(
     assert report.ok and tree_of(tmp_path / "s") == before
 
 
+@pytest.fixture(scope="module")
+def hosts(seeded: Seeded, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Both hosts' directories of one fetch, which tests copy."""
+    root = tmp_path_factory.mktemp("hosts")
+    for index in range(2):
+        fetch(format_magnet(seeded.magnet), root / str(index), fetch_options("2x4", f"{index}/2"))
+    return root / "0", root / "1"
+
+
+def test_another_hosts_directory_gives_what_it_has(hosts: tuple[Path, Path], tmp_path: Path) -> None:
+    before = copied(hosts[0], tmp_path / "0")
+    for shard in sorted(p for p in (tmp_path / "0").rglob("c/**/*") if p.is_file()):
+        flip(shard, 0)
+    report = repair(tmp_path / "0", copies=[hosts[1]], swarm=False)
+    assert not report.ok and {name for name, _ in report.fetched} == {str(hosts[1])}
+    whole = {fault.path for fault in report.verified.faults} - {fault.path for fault in report.left}
+    assert whole, "what both hosts have whole"
+    assert all((tmp_path / "0" / path).read_bytes() == before[path] for path in whole)
+
+
+@pytest.mark.parametrize("kind", ["first host", "store", "view", "files", "nothing"])
+def test_a_later_hosts_part_is_mended_by_who_knows_its_torrent(
+    kind: str,
+    hosts: tuple[Path, Path],
+    origin: Path,
+    seeded: Seeded,
+    stores: Path,
+    peers: TorrentOptions,
+    tmp_path: Path,
+) -> None:
+    before = copied(hosts[1], tmp_path / "1")
+    flip(large(tmp_path / "1"), 5000)
+    if kind == "nothing":
+        with pytest.raises(RequestError, match="the first host has it") as caught:
+            repair(tmp_path / "1", torrent=peers)
+        assert "--from" in caught.value.hint
+        return
+    shutil.copytree(origin, tmp_path / "down/tiny")
+    (tmp_path / "down/any.torrent").write_bytes(seeded.torrent)
+    if kind == "view":
+        make_view(tmp_path / "down/tiny")
+    copies = {"first host": hosts[0], "store": stores / "1"}
+    copy = copies.get(kind, tmp_path / "down/tiny")
+    report = repair(tmp_path / "1", copies=[copy], swarm=kind == "first host", torrent=peers)
+    assert report.ok and tree_of(tmp_path / "1") == before
+    if kind != "first host":
+        assert set(pieces_of(report)) == {str(copy)}
+
+
 @pytest.mark.parametrize("changes", [{"select": ("moe",)}, {"ignore": ("README.md",)}])
 def test_a_choice_is_mended_too(
     changes: dict[str, Any], seeded: Seeded, peers: TorrentOptions, tmp_path: Path
