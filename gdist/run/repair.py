@@ -25,6 +25,7 @@ from blake3 import blake3
 
 from gdist.core.layout import ShardLayout, shard_key, to_document
 from gdist.core.mesh import HostGroup
+from gdist.core.orbax import COMMIT_MARKER, METADATA, orbax_documents
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.core.source_map import DIRECTORY
@@ -204,7 +205,7 @@ class _Repair:
             tensor = self._tensors.get(fault.tensor)
             if fault.path in small:
                 damage.small[fault.path] = small[fault.path]
-            elif fault.path.endswith("zarr.json"):
+            elif fault.path.endswith("zarr.json") or fault.path in (METADATA, COMMIT_MARKER):
                 damage.documents.append(fault.path)
             elif tensor is None or (index := _index_in(fault.path, tensor)) not in tensor.shards:
                 damage.beyond.append(fault)
@@ -243,7 +244,7 @@ class _Repair:
         return ShardLayout(tensor.grid, tensor.dtype.itemsize)
 
     def _write_documents(self, damage: _Damage) -> None:
-        """Zarr documents follow from the manifest."""
+        """Zarr and Orbax documents follow from the manifest."""
         if not damage.documents:
             return
         documents = group_files(self._manifest)
@@ -251,6 +252,7 @@ class _Repair:
             f"{name}/zarr.json": to_document(document)
             for name, document in array_files(self._manifest).items()
         }
+        documents |= orbax_documents(tensor.name for tensor in self._manifest.tensors)
         for path in dict.fromkeys(damage.documents):
             if path in documents:
                 write_atomically(self._root / path, documents[path])

@@ -9,12 +9,13 @@ from pathlib import Path
 from gdist.core.extent import Extent
 from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import StoreManifest
-from gdist.durable import size_of, sync_file
+from gdist.core.view_entries import view_entries
+from gdist.durable import size_of, sync_file, write_atomically
 from gdist.errors import translate
 from gdist.events import Observer
 from gdist.run.repair_sources import Fetcher, RepairReport, open_copy
 from gdist.run.verify import Fault, VerifyReport, verify
-from gdist.run.view_index import write_documents
+from gdist.run.view_index import small_documents, write_index
 from gdist.run.view_pieces import ViewTorrent
 from gdist.sources.torrent import TorrentOptions
 from gdist.stores import Address, files_of
@@ -41,8 +42,14 @@ class ViewRepair:
     def run(self, copies: Sequence[Address], work: Path) -> RepairReport:
         """Mends what it can; what was wrong is verified again."""
         faults = self._report.faults
-        if any(self._is_index(fault) for fault in faults):
-            write_documents(self._root, self._manifest)
+        damaged = {fault.path for fault in faults if self._is_index(fault)}
+        location = str(self._root.absolute())
+        for path, data in small_documents(self._manifest, location) if damaged else ():
+            if path in damaged:
+                write_atomically(self._root / path, data)
+                damaged.discard(path)
+        if damaged:  # the index itself
+            write_index(self._root, view_entries(self._manifest))
         if any(not self._is_index(fault) for fault in faults):
             self._mend(faults, copies, work)
         again = verify(self._root)

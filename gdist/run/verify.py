@@ -23,6 +23,7 @@ from blake3 import blake3
 
 from gdist.core.extent import Extent
 from gdist.core.layout import ShardLayout, array_document, shard_key
+from gdist.core.orbax import COMMIT_MARKER, orbax_documents
 from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, StoreTensor, tensor_attributes
 from gdist.core.view import VIEW
@@ -30,6 +31,7 @@ from gdist.core.view_entries import view_entries
 from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError
 from gdist.events import Event, Observer
 from gdist.kvstore import local_path
+from gdist.run.view_index import document_faults
 from gdist.run.view_pieces import ViewTorrent
 from gdist.run.view_rest import Rest, in_words, wrong_pieces
 from gdist.stores import files_of, reader_of
@@ -129,7 +131,7 @@ def verify(
             hint="run gdist view without --trust: it reads every byte",
         )
     documents = _index_faults if manifest.codec == VIEW else _document_faults
-    faults = [*documents(files, manifest), *_asset_faults(files, manifest), *_unlisted(manifests)]
+    faults = [*documents(files, manifests), *_asset_faults(files, manifest), *_unlisted(manifests)]
     tasks = [_Task(tensor, index) for tensor in manifest.tensors for index in sorted(tensor.shards)]
     nbytes = 0
     with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="gdist-verify") as pool:
@@ -308,13 +310,18 @@ def _unlisted(manifests: Manifests) -> Iterator[Fault]:
                 yield _Task(tensor, index).fault(error.message)
 
 
-def _index_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
-    """An index that disagrees with the manifest: other readers go by it."""
-    return (Fault(path, what) for path, what in index_faults(files.read, view_entries(manifest)))
+def _index_faults(files: Files, manifests: Manifests) -> Iterator[Fault]:
+    """An index, references or Orbax documents that disagree with the manifest: other readers go by them."""
+    manifest = manifests.joined
+    found = index_faults(files.read, view_entries(manifest))
+    beside = document_faults(files.read, manifest, files.where)
+    return (Fault(path, what) for path, what in itertools.chain(found, beside))
 
 
-def _document_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
-    """Zarr documents that disagree with the manifest: other readers go by them."""
+def _document_faults(files: Files, manifests: Manifests) -> Iterator[Fault]:
+    """Zarr and Orbax documents that disagree with the manifest: other readers go by them."""
+    yield from _orbax_faults(files, manifests)
+    manifest = manifests.joined
     root = _document(files, "zarr.json")
     if isinstance(root, str):
         yield Fault("zarr.json", root)
@@ -334,6 +341,18 @@ def _document_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
             and consolidated.get(tensor.name) != found
         ):
             yield Fault("zarr.json", f"has another document for {tensor.name!r} than {path}", tensor.name)
+
+
+def _orbax_faults(files: Files, manifests: Manifests) -> Iterator[Fault]:
+    documents = orbax_documents(tensor.name for tensor in manifests.joined.tensors)
+    for path, expected in documents.items():
+        found = files.read(path)
+        if found is None and path == COMMIT_MARKER and manifests.count > 1:
+            continue  # it comes from the last host, and only where all parts lie together
+        if found is None:
+            yield Fault(path, "is missing")
+        elif found != expected:
+            yield Fault(path, "is not what follows from the store's manifest")
 
 
 def _disagreements(tensor: StoreTensor, found: dict[str, object], codec: str) -> Iterable[str]:

@@ -130,6 +130,8 @@ def test_every_damage_is_mended(harm: str, stores: Path, peers: TorrentOptions, 
                 flip(other, 0, other.stat().st_size // 2)
         case "documents":
             (root / "zarr.json").unlink()
+            (root / "_METADATA").unlink()
+            (root / "commit_success.txt").unlink()
             (root / path.relative_to(root).parts[0] / "zarr.json").write_text("{}")
         case "directory":
             shutil.rmtree(root / path.relative_to(root).parts[0])
@@ -441,6 +443,30 @@ def test_bytes_in_no_tensor_of_a_view_are_held_against_the_torrent(
     report = repair(root, copies=[llama], swarm=False)
     assert report.ok and report.mended == (fault.path,) and pieces_of(report) == {str(llama): 1}
     assert tree_of(root) == before
+
+
+@pytest.mark.parametrize("harm", ["missing", "changed"])
+def test_what_other_readers_of_a_view_go_by_is_made_anew(
+    harm: str, viewed: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    root = tmp_path / "v"  # not where it was fetched to: references still say that
+    before = copied(viewed[0], root)
+    assert verify(root).ok
+    paths = ["_METADATA", "commit_success.txt", "references.parquet/.zmetadata", "references.json"]
+    paths += [p.relative_to(root).as_posix() for p in root.rglob("refs.*.parq")][:1]
+    for path in paths:
+        if harm == "missing":
+            (root / path).unlink()
+        else:
+            flip(root / path, 20 if path == "commit_success.txt" else (root / path).stat().st_size // 2)
+    assert {fault.path for fault in verify(root).faults} == set(paths)
+    index = (root / "manifest.ocdbt").read_bytes()
+    report = repair(root, swarm=False)
+    assert report.ok and set(report.mended) == set(paths) and report.fetched == ()
+    after = tree_of(root)
+    assert {path for path in before if before[path] != after[path]} == {"references.json"}
+    assert str(root) in (root / "references.json").read_text()
+    assert (root / "manifest.ocdbt").read_bytes() == index, "what is right is left alone"
 
 
 def test_a_file_of_a_view_that_is_too_long_is_cut(
