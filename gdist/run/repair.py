@@ -135,6 +135,7 @@ class _Repair:
         self._tensors = {tensor.name: tensor for tensor in manifest.tensors}
         self._fetcher = Fetcher(options, swarm, observe, check_stop)
         self._mended: list[str] = []
+        self._copied: dict[str, list[str]] = {}
         self._coded = manifest.codec != "none"
 
     def run(self, copies: Sequence[Address], work: Path) -> RepairReport:
@@ -169,6 +170,7 @@ class _Repair:
             self._fetcher.table(),
             self._fetcher.nbytes,
             tuple(left),
+            tuple((name, tuple(paths)) for name, paths in self._copied.items()),
         )
 
     def _source(self, copies: Sequence[Address]) -> Rebuilder:
@@ -267,6 +269,7 @@ class _Repair:
                 if data is not None and blake3(data).hexdigest() == entry.digest:
                     write_atomically(self._root / path, data)
                     self._mended.append(path)
+                    self._copied.setdefault(os.fspath(copy), []).append(path)
                     del damage.small[path]
 
     # --- pieces ---------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ from gdist.stores import Address, files_of
 from gdist.stores.manifests import read_manifests
 
 _WAIT_SECONDS = 0.25
-SWARM = "the swarm"
+SWARM, WEB_SEEDS = "the swarm", "web seeds"
+EITHER = f"{SWARM} and {WEB_SEEDS}"  # both gave bytes: which piece is whose is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class RepairReport:
     """What a repair found, what it mended, what it fetched from where, and what it could not mend.
 
     `fetched` are pieces by where they came from; those that the store rebuilt itself are not among them.
+    `copied` are small files that were taken whole from other stores, likewise.
     """
 
     store: str
@@ -57,6 +59,7 @@ class RepairReport:
     fetched: tuple[tuple[str, tuple[int, ...]], ...] = ()
     nbytes: int = 0
     left: tuple[Fault, ...] = ()
+    copied: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -205,8 +208,10 @@ def swarm_pieces(
     work: Path,
     observe: Observer,
     check_stop: Callable[[], None],
-) -> Iterator[tuple[int, memoryview]]:
-    """Pieces from the torrent's swarm and web seeds as they come, each checked; `work` is emptied at the end.
+) -> Iterator[tuple[int, memoryview, str]]:
+    """Pieces from the torrent's swarm and web seeds as they come, each checked, with who gave bytes so far.
+
+    `work` is emptied at the end.
 
     Raises:
         StalledError, NoPeersError: nobody brings them.
@@ -216,21 +221,31 @@ def swarm_pieces(
         options = _with_links(options, known.trackers, known.web_seeds, known.peers)
     shutil.rmtree(work, ignore_errors=True)
     source = TorrentSource(torrent, options, observe, tick=check_stop)
-    left = set(pieces)
+    left, peers, web = set(pieces), False, False
     try:
         source.open(work, ())
         source.want(tuple(pieces))
         while left:
             check_stop()
-            for piece in source.verified(_WAIT_SECONDS):
+            arrived = source.verified(_WAIT_SECONDS)
+            now = source.givers()
+            peers, web = peers or now[0], web or now[1]
+            for piece in arrived:
                 if piece in left:
                     left.discard(piece)
-                    yield piece, source.read_piece(piece)
+                    yield piece, source.read_piece(piece), _origin(peers, web, bool(options.web_seeds))
                 source.release(piece)
             source.check_alive()
     finally:
         source.close()
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _origin(peers: bool, web: bool, could_be_web: bool) -> str:
+    """Who gave pieces: these gave bytes; where nobody is seen any more, who could have."""
+    if peers == web:
+        return EITHER if peers or could_be_web else SWARM
+    return SWARM if peers else WEB_SEEDS
 
 
 def _with_links(
@@ -297,8 +312,8 @@ class Fetcher:
             found = swarm_pieces(
                 torrent, magnet, sorted(left), self._options, work, self._observe, self._check_stop
             )
-            for piece, data in found:
-                self._count(piece, data, SWARM)
+            for piece, data, origin in found:
+                self._count(piece, data, origin)
                 yield piece, data
 
     def _count(self, piece: int, data: memoryview, name: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from gdist.core.magnet import format_magnet
 from gdist.errors import GdistError, RequestError, StalledError
 from gdist.run.fetch import fetch
 from gdist.run.repair import repair
-from gdist.run.repair_sources import SWARM, PieceTaken, RepairReport
+from gdist.run.repair_sources import SWARM, WEB_SEEDS, PieceTaken, RepairReport
 from gdist.run.verify import verify
 from gdist.run.view import make_view
 from gdist.sources.torrent import TorrentOptions, make_torrent
@@ -236,7 +238,20 @@ def test_a_web_seed_mends(origin: Path, tmp_path: Path) -> None:
         before = tree_of(tmp_path / "s")
         flip(large(tmp_path / "s"), 5000)
         report = repair(tmp_path / "s", torrent=LOOPBACK)
-    assert report.ok and pieces_of(report) == {SWARM: 1}
+    assert report.ok and pieces_of(report) == {WEB_SEEDS: 1}
+    assert tree_of(tmp_path / "s") == before
+
+
+@pytest.mark.parametrize("path", ["assets/README.md", "source/source.torrent"])
+def test_what_is_copied_from_another_store_is_said(path: str, stores: Path, tmp_path: Path) -> None:
+    before = copied(stores / "1", tmp_path / "s")
+    (tmp_path / "s" / path).unlink()
+    command = [sys.executable, "-m", "gdist", "verify", "--repair", str(tmp_path / "s"), "--offline"]
+    command += ["--from", str(stores / "2x4")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"copied {path} from {stores / '2x4'}" in done.stderr + done.stdout
+    assert "nothing had to be fetched" not in done.stderr + done.stdout
     assert tree_of(tmp_path / "s") == before
 
 

@@ -135,10 +135,12 @@ def _repair(
     told |= {"ok": report.ok, "seconds": time.monotonic() - start}
     for place in report.mended:
         output.say(f"mended {place}")
+    for name, paths in report.copied:
+        output.say(f"copied {', '.join(paths)} from {name}")
     if report.fetched:
         origins = ", ".join(f"{count(len(pieces), 'piece')} from {name}" for name, pieces in report.fetched)
         output.say(f"fetched {format_bytes(report.nbytes)}: {origins}")
-    elif report.ok and report.mended:
+    elif report.ok and report.mended and not report.copied:
         output.say("nothing had to be fetched")
     if not report.ok:
         hint = "give --from a store or the files of the same torrent" + ", or leave --offline out" * offline
