@@ -5,8 +5,8 @@ faults    chunks,   of the torrent     are not fetched               copies, the
           files                                                      the swarm
 
 A chunk is written where it lies once its new bytes have its digest: until then it is as bad as before, and no
-good byte is touched. A shard that is missing or cut is made anew beside the store, and renamed. So is every
-damaged one of a compressed store, whose chunks have no place of their own.
+good byte is touched. A shard that is too long is cut. One that is missing or too short is made anew beside
+the store, and renamed. So is every damaged one of a compressed store: its chunks have no place of their own.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blake3 import blake3
@@ -43,6 +43,7 @@ class Held:
     read: Callable[[int], memoryview | None]
     describe: Callable[[Sequence[int]], str]
     base: Path | None = None
+    hint: str = "gdist verify --repair STORE fetches them"  # what to do about wrong pieces
 
 
 @contextmanager
@@ -110,7 +111,12 @@ def _kept(root: Path, manifest: StoreManifest) -> Held | None:
         word = "piece" if len(pieces) == 1 else "pieces"
         return f"{word} {', '.join(map(str, pieces[:SHOWN]))}{more} (in {', '.join(blamed)})"
 
-    return Held(source.torrent, payload.pieces, payload.piece_length, str(root), source.piece, describe, base)
+    held = Held(source.torrent, payload.pieces, payload.piece_length, str(root), source.piece, describe, base)
+    if manifest.codec != VIEW:
+        return replace(held, hint=f"move {root / 'payload'} away: the shards are seeded then, without it")
+    if not manifest.source.info_hash:  # its .torrent was found by the lengths of its files
+        return replace(held, hint="let the client that made it check it again, or give the .torrent it is of")
+    return held
 
 
 def _blamed(root: Path, source: ViewTorrent, piece: int) -> str:
@@ -192,7 +198,7 @@ def check_pieces(
         verb = "is missing or differs" if len(wrong) == 1 else "are missing or differ"
         raise CorruptError(
             f"{held.describe(wrong)} of {held.where} {verb} from the torrent",
-            hint="gdist verify --repair STORE fetches them",
+            hint=held.hint,
             pieces=tuple(wrong),
         )
 

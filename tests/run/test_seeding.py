@@ -175,6 +175,27 @@ def test_a_damaged_piece_of_a_view_is_blamed_on_its_file(
     assert "is missing or differs" in caught.value.message
 
 
+def test_what_repair_does_not_mend_is_not_sent_there(origin: Path, tmp_path: Path) -> None:
+    torrent = stored(origin, tmp_path / "kept", payload="keep")
+    shutil.copytree(origin, tmp_path / "model")
+    make_view(tmp_path / "model")
+    (tmp_path / "model/m.torrent").write_bytes(torrent)
+    for root, directory, hint in (
+        (tmp_path / "kept", tmp_path / "kept/payload/model", "payload away"),
+        (tmp_path / "model", tmp_path / "model", "let the client"),
+    ):
+        path = directory / "model-00001-of-00002.safetensors"
+        data = bytearray(path.read_bytes())
+        data[100] ^= 1
+        path.write_bytes(data)
+        with served(root) as (held, _), pytest.raises(CorruptError) as caught:
+            check_pieces(held)
+        assert hint in caught.value.hint
+    (tmp_path / "kept/payload").rename(tmp_path / "away")
+    with served(tmp_path / "kept") as (held, _):
+        check_pieces(held)
+
+
 def test_trackers_learn_the_serving_port(origin: Path, tmp_path: Path) -> None:
     with Tracker() as tracker:
         known = replace(LOOPBACK, trackers=(tracker.url,))
