@@ -192,8 +192,9 @@ def _window(
     if wrong:
         why = f": {faults[0][1].message}" if faults else ""
         how = "of" if isinstance(source, ViewTorrent) else "rebuilt from"
+        verb = "differs" if len(wrong) == 1 else "differ"
         raise CorruptError(
-            f"{source.describe(wrong)} {how} {source.where} differ from the torrent{why}",
+            f"{source.describe(wrong)} {how} {source.where} {verb} from the torrent{why}",
             hint="gdist verify --repair STORE fetches what is damaged",
             pieces=tuple(wrong),
         )

@@ -9,7 +9,7 @@ Nothing here is trusted: whoever hands bytes on checks them by the torrent's has
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -60,12 +60,16 @@ class Lack:
 class Rebuilder:
     """Reads the payload of the store whose parts lie in these places; safe from any thread.
 
+    `known` are files of another store's `source/`, by name, where these places have none: it is kept by the
+    first host alone.
+
     Raises:
         RequestError: when the store does not know its torrent.
         CorruptError: when what it knows of it is damaged.
     """
 
-    def __init__(self, places: Address | Sequence[Address]):
+    def __init__(self, places: Address | Sequence[Address], known: Mapping[str, bytes] | None = None):
+        self._known = known or {}
         self.places = (places,) if isinstance(places, str | os.PathLike) else tuple(places)
         self._files = [files_of(place) for place in self.places]
         self.manifests = read_manifests(*self._files)
@@ -81,9 +85,9 @@ class Rebuilder:
             )
         self._hashes = PieceHashes(self.metadata)
         self._hashes.add_layers(piece_layers(self.torrent))
-        self.map: SourceMap = parse_source_map(
-            self._kept(MAP_NAME), f"{DIRECTORY}/{MAP_NAME} of {self.where}"
-        )
+        about = self._kept(MAP_NAME)
+        self.kept = {TORRENT_NAME: self.torrent, MAP_NAME: about}
+        self.map: SourceMap = parse_source_map(about, f"{DIRECTORY}/{MAP_NAME} of {self.where}")
         shapes = {t.name: (t.shape, t.dtype.itemsize) for t in manifest.tensors}
         self.map.check(self.payload, shapes, f"{DIRECTORY}/{MAP_NAME} of {self.where}")
         self.runs: tuple[Run, ...] = tuple(_uncovered(self._find_runs()))
@@ -102,6 +106,8 @@ class Rebuilder:
             data = read_kept(files, manifest, path)
             if data is not None:
                 return data
+        if path in self._known:
+            return self._known[path]
         if any(file.path == path for file in manifest.source_files):
             raise CorruptError(
                 f"{DIRECTORY}/{path} of {self.where} is missing or differs from its digest",
@@ -285,7 +291,8 @@ class Rebuilder:
                 named[run.tensor.name if run.tensor else run.path] = None
         more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
         shown = ", ".join(map(str, listed[:SHOWN])) + (", ..." if len(listed) > SHOWN else "")
-        return f"pieces {shown} (with {', '.join(list(named)[:SHOWN])}{more})"
+        word = "piece" if len(listed) == 1 else "pieces"
+        return f"{word} {shown} (with {', '.join(list(named)[:SHOWN])}{more})"
 
     def close(self) -> None:
         """Gives back what is held."""

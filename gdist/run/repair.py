@@ -5,8 +5,8 @@ faults    chunks,   of the torrent     are not fetched               copies, the
           files                                                      the swarm
 
 A chunk is written where it lies once its new bytes have its digest: until then it is as bad as before, and no
-good byte is touched. A shard that is missing or cut is made anew beside the store, and renamed. So is every
-damaged one of a compressed store, whose chunks have no place of their own.
+good byte is touched. A shard that is too long is cut. One that is missing or too short is made anew beside
+the store, and renamed. So is every damaged one of a compressed store: its chunks have no place of their own.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from blake3 import blake3
 
 from gdist.core.layout import ShardLayout, shard_key, to_document
 from gdist.core.mesh import HostGroup
+from gdist.core.orbax import COMMIT_MARKER, METADATA, orbax_documents
 from gdist.core.placer import Placer
 from gdist.core.plan import HostPlan, ShardTask, TensorPlan
 from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import StoreAsset, StoreManifest, StoreTensor
 from gdist.core.tensor import StoredTensor, TensorSpec
 from gdist.core.view import VIEW
-from gdist.durable import write_atomically
-from gdist.errors import InterruptedRun, RequestError, translate
+from gdist.durable import size_of, sync_file, write_atomically
+from gdist.errors import GdistError, InterruptedRun, RequestError, translate
 from gdist.events import Observer
 from gdist.kvstore import kvstore_spec, local_path
 from gdist.run.destination import WORK
 from gdist.run.journal_file import Lock
 from gdist.run.manifest import array_files, group_files
 from gdist.run.rebuild import Rebuilder
-from gdist.run.repair_sources import Copy, Fetcher, FilesCopy, RepairReport, open_copy
+from gdist.run.repair_sources import Copy, Fetcher, FilesCopy, RepairReport, known_source, open_copy
 from gdist.run.repair_view import ViewRepair
-from gdist.run.verify import Fault, VerifyReport, verify
+from gdist.run.verify import Fault, VerifyReport, check_shard, verify
 from gdist.sinks.parts import PartFiles
 from gdist.sources.torrent import TorrentOptions
 from gdist.stores import Address, files_of
@@ -57,11 +58,12 @@ Index = tuple[int, ...]
 class _Damage:
     """What is to be mended: chunks and ends of shard files, small files by path, and documents."""
 
-    chunks: dict[tuple[str, Index], list[Index]] = field(default_factory=dict)  # by shard
+    chunks: dict[tuple[str, Index], list[Index]] = field(default_factory=dict)  # by shard; lost: lacking
     lost: set[tuple[str, Index]] = field(default_factory=set)  # shards: missing, or of another length
     tails: list[tuple[str, Index]] = field(default_factory=list)
     small: dict[str, StoreAsset] = field(default_factory=dict)
     documents: list[str] = field(default_factory=list)
+    cut: dict[str, tuple[Fault, ...]] = field(default_factory=dict)  # shards that were too long; what is left
     beyond: list[Fault] = field(default_factory=list)  # nothing here can mend it
 
 
@@ -133,6 +135,7 @@ class _Repair:
         self._tensors = {tensor.name: tensor for tensor in manifest.tensors}
         self._fetcher = Fetcher(options, swarm, observe, check_stop)
         self._mended: list[str] = []
+        self._copied: dict[str, list[str]] = {}
         self._coded = manifest.codec != "none"
 
     def run(self, copies: Sequence[Address], work: Path) -> RepairReport:
@@ -140,18 +143,25 @@ class _Repair:
         damage = self._sort()
         self._write_documents(damage)
         self._copy_small(damage, copies)
-        needs_pieces = damage.chunks or damage.lost or damage.small
-        if needs_pieces:
-            source = Rebuilder(self._root)
+        for name, index in damage.lost:
+            self._save_chunks(name, index, damage, work)
+        if any(damage.chunks.values()) or (self._coded and damage.chunks) or damage.small:
+            source = self._source(copies)
             try:
                 kept = FilesCopy(self._root / "payload", source.metadata)  # of --payload keep
-                places = [open_copy(copy, source.metadata) for copy in copies]
+                places = [open_copy(copy, source.metadata, source.kept, self._root) for copy in copies]
                 self._mend(damage, source, [kept, *places] if kept.found else places, work)
             finally:
                 source.close()
+        for name, index in damage.lost:
+            if not damage.chunks[name, index]:
+                self._finish_lost(name, index, work)
         for name, index in damage.tails:
             self._write_tail(self._root / name / shard_key(index), self._layout(name))
             self._mended.append(f"{name}/{shard_key(index)}")
+        for path, faults in damage.cut.items():
+            if all(map(self._is_mended, faults)):
+                self._mended.append(path)
         left = [fault for fault in self._report.faults if not self._is_mended(fault)]
         return RepairReport(
             self._report.store,
@@ -160,7 +170,28 @@ class _Repair:
             self._fetcher.table(),
             self._fetcher.nbytes,
             tuple(left),
+            tuple((name, tuple(paths)) for name, paths in self._copied.items()),
         )
+
+    def _source(self, copies: Sequence[Address]) -> Rebuilder:
+        """What the store itself still has of its torrent; which bytes it has, a copy may have to tell.
+
+        Raises:
+            RequestError: neither the store nor a copy knows.
+        """
+        try:
+            return Rebuilder(self._root)
+        except GdistError as error:
+            known = known_source(self._manifest, copies)
+            if known:
+                return Rebuilder(self._root, known)
+            if not isinstance(error, RequestError):
+                raise
+            raise RequestError(
+                error.message,
+                hint="give --from a store of the torrent that has it, as the first host's directory does, or "
+                "the torrent's files with the .torrent beside them; else fetch the store again",
+            ) from error
 
     def _is_mended(self, fault: Fault) -> bool:
         place = f"{fault.path}, chunk {fault.chunk}" if fault.chunk is not None else fault.path
@@ -176,7 +207,7 @@ class _Repair:
             tensor = self._tensors.get(fault.tensor)
             if fault.path in small:
                 damage.small[fault.path] = small[fault.path]
-            elif fault.path.endswith("zarr.json"):
+            elif fault.path.endswith("zarr.json") or fault.path in (METADATA, COMMIT_MARKER):
                 damage.documents.append(fault.path)
             elif tensor is not None and tensor.stored:
                 damage.beyond.append(fault)  # its values were made of pieces: none of them has its bytes
@@ -184,21 +215,40 @@ class _Repair:
                 damage.beyond.append(fault)
             elif self._coded:
                 damage.chunks[tensor.name, index] = []
-            elif fault.chunk is not None:
-                damage.chunks.setdefault((tensor.name, index), []).append(fault.chunk)
-            elif _size(self._root / fault.path) == self._layout(tensor.name).file_nbytes:
-                damage.tails.append((tensor.name, index))
+            elif size_of(self._root / fault.path) > self._layout(tensor.name).file_nbytes:
+                damage.cut[fault.path] = self._cut(tensor, index)
+                for found in damage.cut[fault.path]:
+                    self._sort_shard(damage, found, index)
             else:
-                damage.lost.add((tensor.name, index))
-                damage.chunks[tensor.name, index] = [c for c, _ in self._layout(tensor.name).chunks()]
+                self._sort_shard(damage, fault, index)
         return damage
+
+    def _sort_shard(self, damage: _Damage, fault: Fault, index: Index) -> None:
+        name, layout = fault.tensor, self._layout(fault.tensor)
+        if fault.chunk is not None:
+            damage.chunks.setdefault((name, index), []).append(fault.chunk)
+        elif size_of(self._root / fault.path) == layout.file_nbytes:
+            damage.tails.append((name, index))
+        else:
+            damage.lost.add((name, index))
+            damage.chunks[name, index] = [chunk for chunk, _ in layout.chunks()]
+
+    def _cut(self, tensor: StoreTensor, index: Index) -> tuple[Fault, ...]:
+        """Cuts a shard that is too long back to its length; gives what is wrong with it then."""
+        path = self._root / tensor.name / shard_key(index)
+        try:
+            os.truncate(path, self._layout(tensor.name).file_nbytes)
+        except OSError as error:
+            raise translate(error, f"writing {path}") from error
+        sync_file(path)
+        return check_shard(self._root, tensor, index)
 
     def _layout(self, name: str) -> ShardLayout:
         tensor = self._tensors[name]
         return ShardLayout(tensor.grid, tensor.dtype.itemsize)
 
     def _write_documents(self, damage: _Damage) -> None:
-        """Zarr documents follow from the manifest."""
+        """Zarr and Orbax documents follow from the manifest."""
         if not damage.documents:
             return
         documents = group_files(self._manifest)
@@ -206,6 +256,7 @@ class _Repair:
             f"{name}/zarr.json": to_document(document)
             for name, document in array_files(self._manifest).items()
         }
+        documents |= orbax_documents(tensor.name for tensor in self._manifest.tensors)
         for path in dict.fromkeys(damage.documents):
             if path in documents:
                 write_atomically(self._root / path, documents[path])
@@ -220,6 +271,7 @@ class _Repair:
                 if data is not None and blake3(data).hexdigest() == entry.digest:
                     write_atomically(self._root / path, data)
                     self._mended.append(path)
+                    self._copied.setdefault(os.fspath(copy), []).append(path)
                     del damage.small[path]
 
     # --- pieces ---------------------------------------------------------------------------------------
@@ -265,8 +317,6 @@ class _Repair:
             if blake3(content).hexdigest() == damage.small[path].digest:
                 write_atomically(self._root / path, bytes(content))
                 self._mended.append(path)
-        for name, index in damage.lost:
-            self._finish_lost(name, index, damage, work)
 
     def _sink(self, plan: HostPlan, work: Path) -> PartFiles | TensorStoreSink:
         """Where pieces are put together: chunks in files of their own, or whole shards to be compressed."""
@@ -291,7 +341,7 @@ class _Repair:
         """
         by_tensor: dict[str, list[tuple[Index, Index]]] = {}
         for (name, index), chunks in damage.chunks.items():
-            if name in source.map.tensors:
+            if name in source.map.tensors and (chunks or self._coded):
                 whole = [tuple(0 for _ in index)] if self._coded else chunks
                 by_tensor.setdefault(name, []).extend((index, chunk) for chunk in whole)
         plans: list[TensorPlan] = []
@@ -321,15 +371,40 @@ class _Repair:
     ) -> None:
         """A chunk is whole: to where it belongs, if it has its digest."""
         name, index, chunk = place
-        tensor, layout = self._tensors[name], self._layout(name)
         with parts.descriptor(task) as descriptor:
-            data = os.pread(descriptor, layout.chunk_nbytes, 0)
+            data = os.pread(descriptor, self._layout(name).chunk_nbytes, 0)
         parts.path(task).unlink(missing_ok=True)
         parts.forget(task)
-        if blake3(data).hexdigest() != _digest_of(tensor, index, chunk):
-            return  # the manifest is wrong about it, or the map: the fault stays
-        path = self._root / name / shard_key(index)
-        target = _beside(work, name, index) if (name, index) in damage.lost else path
+        if (name, index) in damage.lost:
+            if self._write_chunk(name, index, chunk, data, _beside(work, name, index)):
+                damage.chunks[name, index].remove(chunk)
+        elif self._write_chunk(name, index, chunk, data, self._root / name / shard_key(index)):
+            self._mended.append(f"{name}/{shard_key(index)}, chunk {chunk}")
+
+    def _save_chunks(self, name: str, index: Index, damage: _Damage, work: Path) -> None:
+        """The good chunks of a shard that was cut short go into the one that is made anew."""
+        path, layout = self._root / name / shard_key(index), self._layout(name)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return  # it is missing, or cannot be read
+        try:
+            size, lacking = os.fstat(descriptor).st_size, []
+            for chunk, extent in layout.chunks():
+                data = os.pread(descriptor, extent.length, extent.start) if extent.stop <= size else b""
+                if not self._write_chunk(name, index, chunk, data, _beside(work, name, index)):
+                    lacking.append(chunk)
+            damage.chunks[name, index] = lacking
+        except OSError as error:
+            raise translate(error, f"reading {path}") from error
+        finally:
+            os.close(descriptor)
+
+    def _write_chunk(self, name: str, index: Index, chunk: Index, data: bytes, target: Path) -> bool:
+        """Puts a chunk into a shard's file, if it has its digest."""
+        layout = self._layout(name)
+        if blake3(data).hexdigest() != _digest_of(self._tensors[name], index, chunk):
+            return False  # the manifest is wrong about it, or the map: the fault stays
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -342,13 +417,10 @@ class _Repair:
                 os.close(descriptor)
         except OSError as error:
             raise translate(error, f"writing {target}") from error
-        self._mended.append(f"{name}/{shard_key(index)}, chunk {chunk}")
+        return True
 
-    def _finish_lost(self, name: str, index: Index, damage: _Damage, work: Path) -> None:
+    def _finish_lost(self, name: str, index: Index, work: Path) -> None:
         key = f"{name}/{shard_key(index)}"
-        chunks = damage.chunks[name, index]
-        if any(f"{key}, chunk {chunk}" not in self._mended for chunk in chunks):
-            return
         made, path = _beside(work, name, index), self._root / key
         self._write_tail(made, self._layout(name))
         try:
@@ -431,10 +503,3 @@ def _digest_of(tensor: StoreTensor, index: Index, chunk: Index) -> str:
 def _beside(work: Path, name: str, index: Index) -> Path:
     key = blake3(f"{name}\n{index}".encode()).hexdigest()[:24]
     return work / "shards" / key
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

@@ -8,25 +8,32 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from gdist.core.extent import Extent
 from gdist.core.magnet import parse_magnet
-from gdist.errors import GdistError, RequestError
+from gdist.core.source_map import DIRECTORY, MAP_NAME, TORRENT_NAME, SourceMap, source_map_to_json
+from gdist.core.store_manifest import StoreManifest, StoreSource
+from gdist.errors import CorruptError, GdistError, RequestError
 from gdist.events import Event, Observer
 from gdist.kvstore import local_path
+from gdist.run.keeping import read_kept
 from gdist.run.rebuild import Rebuilder
+from gdist.run.survey import SurveyOptions, survey_files
 from gdist.run.verify import Fault, VerifyReport
+from gdist.run.view_torrent import ViewedTorrent
 from gdist.sources.torrent import TorrentOptions, TorrentSource
 from gdist.sources.torrent.files import PayloadFiles
 from gdist.sources.torrent.metadata import Metadata
 from gdist.stores import Address, files_of
+from gdist.stores.manifests import read_manifests
 
 _WAIT_SECONDS = 0.25
-SWARM = "the swarm"
+SWARM, WEB_SEEDS = "the swarm", "web seeds"
+EITHER = f"{SWARM} and {WEB_SEEDS}"  # both gave bytes: which piece is whose is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,7 @@ class RepairReport:
     """What a repair found, what it mended, what it fetched from where, and what it could not mend.
 
     `fetched` are pieces by where they came from; those that the store rebuilt itself are not among them.
+    `copied` are small files that were taken whole from other stores, likewise.
     """
 
     store: str
@@ -51,6 +59,7 @@ class RepairReport:
     fetched: tuple[tuple[str, tuple[int, ...]], ...] = ()
     nbytes: int = 0
     left: tuple[Fault, ...] = ()
+    copied: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -98,35 +107,97 @@ class StoreCopy:
         return not self._rebuilder.read(extent, out)
 
 
-def open_copy(address: Address, metadata: Metadata) -> Copy:
+def open_copy(
+    address: Address,
+    metadata: Metadata,
+    known: Mapping[str, bytes] | None = None,
+    beside: Address | None = None,
+) -> Copy:
     """A copy at an address: a store, or a directory with the torrent's files.
 
+    `known` are files of `source/`, for a store without its own. Another host's part of the store in need,
+    which lies at `beside`, is joined with it: few pieces are whole in one of them.
+
     Raises:
-        RequestError: when it is neither, or of another torrent.
+        RequestError: when it is neither, or of another torrent, or what it holds of this one is not known.
     """
-    root = local_path(address)
-    if files_of(address).manifests():
+    root, files, unknown = local_path(address), files_of(address), None
+    if files.manifests():
+        manifests = read_manifests(files)
+        told = manifests.joined.source
+        if _hashes(told) and _hashes(told).isdisjoint(_hashes_of(metadata)):
+            raise RequestError(
+                f"{os.fspath(address)} is of {told.info_hash}, not of {metadata.info_hash.hex}",
+                hint="give a store or the files of the same torrent",
+            )
+        if manifests.absent and beside is not None:
+            with contextlib.suppress(GdistError):  # of another job
+                return StoreCopy(address, Rebuilder((address, beside), known))
         try:
-            rebuilder = Rebuilder(address)
-        except RequestError:
-            if root is None:
-                raise
-        else:
-            if rebuilder.metadata.info_hash != metadata.info_hash:
-                raise RequestError(
-                    f"{os.fspath(address)} is of {rebuilder.metadata.info_hash.hex}, not of "
-                    f"{metadata.info_hash.hex}",
-                    hint="give a store or the files of the same torrent",
-                )
-            return StoreCopy(address, rebuilder)
+            return StoreCopy(address, Rebuilder(address))
+        except RequestError as error:
+            unknown = error
     if root is not None and root.is_dir():
         copy = FilesCopy(root, metadata)
         if copy.found:
             return copy
+    if unknown is not None and known:
+        try:
+            return StoreCopy(address, Rebuilder(address, known))
+        except CorruptError as error:  # of other tensors, or of other types
+            raise RequestError(
+                f"{os.fspath(address)} has no {DIRECTORY}/, and that of the store in need does not fit it: "
+                f"{error.message}",
+                hint="give its first host's directory, or the files of the torrent",
+            ) from error
+    if unknown is not None:
+        raise unknown
     raise RequestError(
         f"{os.fspath(address)} holds neither a store nor files of {metadata.name!r}",
         hint="give a store of the same torrent, or the directory of a finished download",
     )
+
+
+def _hashes(source: StoreSource) -> set[str]:
+    return {source.info_hash_v1, source.info_hash_v2} - {""}
+
+
+def _hashes_of(metadata: Metadata) -> set[str]:
+    return {metadata.info_hash.v1_hex, metadata.info_hash.v2_hex} - {""}
+
+
+def known_source(manifest: StoreManifest, copies: Sequence[Address]) -> dict[str, bytes]:
+    """The .torrent of a store, and the map of its tensors, from a copy that can give both; or nothing.
+
+    A store has them in its `source/`; of a payload with its .torrent the headers are read.
+    """
+    for address in copies:
+        with contextlib.suppress(GdistError):  # what is wrong with a copy is said when it is opened
+            files = files_of(address)
+            if files.manifests():
+                told = read_manifests(files).joined
+                kept = {path: read_kept(files, told, path) for path in (TORRENT_NAME, MAP_NAME)}
+                if _hashes(told.source) & _hashes(manifest.source) and None not in kept.values():
+                    return {path: data for path, data in kept.items() if data is not None}
+        root = local_path(address)
+        for directory in (root, root / "payload") if root is not None else ():
+            for torrent in sorted([*directory.glob("*.torrent"), *directory.parent.glob("*.torrent")]):
+                with contextlib.suppress(GdistError):
+                    if found := _read_payload(manifest, torrent, directory):
+                        return found
+    return {}
+
+
+def _read_payload(manifest: StoreManifest, torrent: Path, directory: Path) -> dict[str, bytes]:
+    """The same from a payload, by the headers of its files; nothing where it is of another torrent."""
+    viewed = ViewedTorrent(torrent, directory)
+    if _hashes(viewed.source("")).isdisjoint(_hashes(manifest.source)):
+        return {}
+    options = SurveyOptions(manifest.source.profile or None, manifest.ignored)
+    found = survey_files(viewed.base, options, payload=viewed.payload)
+    names = {tensor.name for tensor in manifest.tensors}
+    parts = {t.spec.name: t.parts for t in found.tensors if t.spec.name in names and not t.factors}
+    return {TORRENT_NAME: viewed.content, MAP_NAME: source_map_to_json(SourceMap(parts, {}))}
 
 
 def swarm_pieces(
@@ -137,8 +208,10 @@ def swarm_pieces(
     work: Path,
     observe: Observer,
     check_stop: Callable[[], None],
-) -> Iterator[tuple[int, memoryview]]:
-    """Pieces from the torrent's swarm and web seeds as they come, each checked; `work` is emptied at the end.
+) -> Iterator[tuple[int, memoryview, str]]:
+    """Pieces from the torrent's swarm and web seeds as they come, each checked, with who gave bytes so far.
+
+    `work` is emptied at the end.
 
     Raises:
         StalledError, NoPeersError: nobody brings them.
@@ -148,21 +221,31 @@ def swarm_pieces(
         options = _with_links(options, known.trackers, known.web_seeds, known.peers)
     shutil.rmtree(work, ignore_errors=True)
     source = TorrentSource(torrent, options, observe, tick=check_stop)
-    left = set(pieces)
+    left, peers, web = set(pieces), False, False
     try:
         source.open(work, ())
         source.want(tuple(pieces))
         while left:
             check_stop()
-            for piece in source.verified(_WAIT_SECONDS):
+            arrived = source.verified(_WAIT_SECONDS)
+            now = source.givers()
+            peers, web = peers or now[0], web or now[1]
+            for piece in arrived:
                 if piece in left:
                     left.discard(piece)
-                    yield piece, source.read_piece(piece)
+                    yield piece, source.read_piece(piece), _origin(peers, web, bool(options.web_seeds))
                 source.release(piece)
             source.check_alive()
     finally:
         source.close()
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _origin(peers: bool, web: bool, could_be_web: bool) -> str:
+    """Who gave pieces: these gave bytes; where nobody is seen any more, who could have."""
+    if peers == web:
+        return EITHER if peers or could_be_web else SWARM
+    return SWARM if peers else WEB_SEEDS
 
 
 def _with_links(
@@ -229,8 +312,8 @@ class Fetcher:
             found = swarm_pieces(
                 torrent, magnet, sorted(left), self._options, work, self._observe, self._check_stop
             )
-            for piece, data in found:
-                self._count(piece, data, SWARM)
+            for piece, data, origin in found:
+                self._count(piece, data, origin)
                 yield piece, data
 
     def _count(self, piece: int, data: memoryview, name: str) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from gdist.core.extent import Extent
 from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import StoreManifest
-from gdist.durable import sync_file
+from gdist.core.view_entries import view_entries
+from gdist.durable import size_of, sync_file, write_atomically
 from gdist.errors import translate
 from gdist.events import Observer
 from gdist.run.repair_sources import Fetcher, RepairReport, open_copy
 from gdist.run.verify import Fault, VerifyReport, verify
-from gdist.run.view_index import write_documents
+from gdist.run.view_index import small_documents, write_index
 from gdist.run.view_pieces import ViewTorrent
 from gdist.sources.torrent import TorrentOptions
 from gdist.stores import Address, files_of
@@ -41,8 +42,14 @@ class ViewRepair:
     def run(self, copies: Sequence[Address], work: Path) -> RepairReport:
         """Mends what it can; what was wrong is verified again."""
         faults = self._report.faults
-        if any(self._is_index(fault) for fault in faults):
-            write_documents(self._root, self._manifest)
+        damaged = {fault.path for fault in faults if self._is_index(fault)}
+        location = str(self._root.absolute())
+        for path, data in small_documents(self._manifest, location) if damaged else ():
+            if path in damaged:
+                write_atomically(self._root / path, data)
+                damaged.discard(path)
+        if damaged:  # the index itself
+            write_index(self._root, view_entries(self._manifest))
         if any(not self._is_index(fault) for fault in faults):
             self._mend(faults, copies, work)
         again = verify(self._root)
@@ -60,12 +67,15 @@ class ViewRepair:
     def _is_index(self, fault: Fault) -> bool:
         """True for what is no byte of the payload."""
         small = {self._manifest.asset_key(asset) for asset in self._manifest.assets}
-        return fault.chunk is None and fault.path not in small and not fault.path.startswith(f"{DIRECTORY}/")
+        of_payload = fault.chunk is not None or fault.piece is not None or fault.path in small
+        return not of_payload and not fault.path.startswith(f"{DIRECTORY}/")
 
     def _mend(self, faults: Sequence[Fault], copies: Sequence[Address], work: Path) -> None:
         source = ViewTorrent(self._root, self._manifest)
+        touched = _set_lengths(source, {self._root / fault.path for fault in faults})
         buffer = memoryview(bytearray(source.payload.piece_length))
-        bad = [piece for piece in self._pieces(faults, source) if source.piece(piece, buffer) is None]
+        pieces = self._pieces(faults, source, whole=touched)
+        bad = [piece for piece in pieces if source.piece(piece, buffer) is None]
         found = self._fetcher.bring(
             bad,
             [open_copy(copy, source.metadata) for copy in copies],
@@ -75,31 +85,33 @@ class ViewRepair:
             self._manifest.source.magnet,
             work / "swarm",
         )
-        touched: set[Path] = set()
         for piece, data in found:
             touched |= _write(source, piece, data)
         for path in touched:
             sync_file(path)
 
-    def _pieces(self, faults: Sequence[Fault], source: ViewTorrent) -> list[int]:
-        """Pieces that hold a byte of what is damaged."""
+    def _pieces(self, faults: Sequence[Fault], source: ViewTorrent, whole: Collection[Path]) -> list[int]:
+        """Pieces that hold a byte of what is damaged; all of the files in `whole`."""
         reader = ViewReader(self._root, read_manifests(files_of(self._root)), verify=True)
         tensors = {tensor.name: tensor for tensor in self._manifest.tensors}
         small = {self._manifest.asset_key(asset) for asset in self._manifest.assets}
         pieces: set[int] = set()
         for fault in faults:
+            if fault.piece is not None:
+                pieces.add(fault.piece)
+                continue
             if fault.chunk is not None:
                 tensor = tensors[fault.tensor]
                 path, offset = reader.place(tensor, fault.chunk)
                 key = os.path.relpath(path, self._root)
-                whole = source.extent_of_file(key)
-                if whole is None:
+                file = source.extent_of_file(key)
+                if file is None:
                     continue
                 nbytes = tensor.dtype.itemsize
                 for length in tensor.grid.chunk:
                     nbytes *= length
-                intact = path.is_file() and path.stat().st_size == whole.length
-                extent = Extent(whole.start + offset, nbytes) if intact else whole
+                intact = size_of(path) == file.length and path not in whole
+                extent = Extent(file.start + offset, nbytes) if intact else file
             elif fault.path in small:
                 found = source.extent_of_file(fault.path)
                 if found is None:
@@ -110,6 +122,26 @@ class ViewRepair:
             pieces.update(source.payload.pieces_of(extent))
         reader.close()
         return sorted(pieces)
+
+
+def _set_lengths(source: ViewTorrent, damaged: Collection[Path]) -> set[Path]:
+    """Cuts damaged files that are too long, whose own bytes may be right, makes empty ones; gives them."""
+    changed = set[Path]()
+    for path, file in zip(source.paths, source.payload.files, strict=True):
+        size = size_of(path)
+        if path not in damaged or (size <= file.length and (file.length or size == 0)):
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.ftruncate(descriptor, file.length)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise translate(error, f"writing {path}") from error
+        changed.add(path)
+    return changed
 
 
 def _write(source: ViewTorrent, piece: int, data: memoryview) -> set[Path]:

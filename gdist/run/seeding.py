@@ -12,18 +12,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from blake3 import blake3
 
 from gdist.core.store_manifest import StoreManifest
 from gdist.core.view import VIEW
 from gdist.errors import CorruptError, InterruptedRun, RequestError
 from gdist.kvstore import local_path
 from gdist.run.rebuild import Rebuilder
-from gdist.run.view_pieces import ViewTorrent
+from gdist.run.view_pieces import SHOWN, ViewTorrent
+from gdist.run.view_rest import Rest
 from gdist.sources.torrent import PieceServer, Seeder, TorrentOptions
 from gdist.stores import Address, files_of
 from gdist.stores.manifests import read_manifests
+from gdist.stores.views import ViewReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Held:
     describe: Callable[[Sequence[int]], str]
     base: Path | None = None
     paths: tuple[Path, ...] = ()
+    hint: str = "gdist verify --repair STORE fetches them"  # what to do about wrong pieces
 
 
 @contextmanager
@@ -89,16 +94,57 @@ def _kept(root: Path, manifest: StoreManifest) -> Held | None:
     source.check_whole("it cannot be seeded")
     paths = tuple(path.absolute() for path in source.paths)
     base = Path(os.path.commonpath([path.parent for path in paths]))
-    return Held(
+
+    def describe(pieces: Sequence[int]) -> str:
+        return source.describe(pieces, [_blamed(root, source, piece) for piece in pieces[:SHOWN]])
+
+    held = Held(
         source.torrent,
         source.payload.pieces,
         source.payload.piece_length,
         str(root),
         source.piece,
-        source.describe,
+        describe,
         base if all(map(_is_text, paths)) else None,
         paths,
     )
+    if manifest.codec != VIEW:
+        return replace(held, hint=f"move {root / 'payload'} away: the shards are seeded then, without it")
+    if not manifest.source.info_hash:  # its .torrent was found by the lengths of its files
+        return replace(held, hint="let the client that made it check it again, or give the .torrent it is of")
+    return held
+
+
+def _blamed(root: Path, source: ViewTorrent, piece: int) -> str:
+    """The file in which a wrong piece is damaged, as far as digests tell the files apart that share it."""
+    payload, manifests = source.payload, read_manifests(files_of(root))
+    manifest = manifests.joined
+    viewed = manifest.codec == VIEW
+    segments = list(payload.segments(payload.extent_of(piece)))
+    digests = {asset.path: asset.digest for asset in manifest.assets}
+    reader, damaged = ViewReader(root, manifests, verify=True), set[Path]()
+    for tensor in manifest.tensors if viewed and len(segments) > 1 else ():
+        for index in tensor.shards:
+            if piece in reader.pieces(tensor, index) and reader.fault(tensor, index) is not None:
+                damaged.add(reader.place(tensor, index)[0])
+    reader.close()
+    loose = {gap.file for gap in Rest(source).gaps(piece)} if viewed and manifest.source.info_hash else None
+    wrong, unknown = [], []
+    for segment in segments:
+        file, path = payload.files[segment.file], source.paths[segment.file]
+        if path in damaged or (file.path in digests and not _is_right(path, digests[file.path])):
+            wrong.append(file.path)
+        elif file.path not in digests and (loose is None or segment.file in loose):
+            unknown.append(file.path)
+    named = wrong or unknown or [payload.files[segment.file].path for segment in segments]
+    return " and ".join(named) if wrong or len(named) == 1 else f"{' or '.join(named)}, which share it"
+
+
+def _is_right(path: Path, digest: str) -> bool:
+    try:
+        return blake3(path.read_bytes()).hexdigest() == digest
+    except OSError:
+        return False
 
 
 def _is_text(path: Path) -> bool:
@@ -140,9 +186,10 @@ def check_pieces(
             pool.shutdown(cancel_futures=True)
             raise
     if wrong:
+        verb = "is missing or differs" if len(wrong) == 1 else "are missing or differ"
         raise CorruptError(
-            f"{held.describe(wrong)} of {held.where} are missing or differ from the torrent",
-            hint="gdist verify --repair STORE fetches them",
+            f"{held.describe(wrong)} of {held.where} {verb} from the torrent",
+            hint=held.hint,
             pieces=tuple(wrong),
         )
 

@@ -23,6 +23,7 @@ from blake3 import blake3
 
 from gdist.core.extent import Extent
 from gdist.core.layout import ShardLayout, array_document, shard_key
+from gdist.core.orbax import COMMIT_MARKER, orbax_documents
 from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, StoreTensor, tensor_attributes
 from gdist.core.view import VIEW
@@ -30,6 +31,9 @@ from gdist.core.view_entries import view_entries
 from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError
 from gdist.events import Event, Observer
 from gdist.kvstore import local_path
+from gdist.run.view_index import document_faults
+from gdist.run.view_pieces import ViewTorrent
+from gdist.run.view_rest import Rest, in_words, wrong_pieces
 from gdist.stores import files_of, reader_of
 from gdist.stores.manifests import Files, Manifests, read_manifests
 from gdist.stores.views import ViewReader
@@ -42,12 +46,16 @@ Index = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something wrong: `path` below the store, the tensor and inner chunk where it is in one, and `what`."""
+    """Something wrong: `path` below the store, the tensor and inner chunk where it is in one, and `what`.
+
+    `piece` is that of the torrent, where only its hash says so.
+    """
 
     path: str
     what: str
     tensor: str = ""
     chunk: Index | None = None
+    piece: int | None = None
 
     def __str__(self) -> str:
         chunk = f", chunk {self.chunk}" if self.chunk is not None else ""
@@ -123,7 +131,7 @@ def verify(
             hint="run gdist view without --trust: it reads every byte",
         )
     documents = _index_faults if manifest.codec == VIEW else _document_faults
-    faults = [*documents(files, manifest), *_asset_faults(files, manifest), *_unlisted(manifests)]
+    faults = [*documents(files, manifests), *_asset_faults(files, manifest), *_unlisted(manifests)]
     tasks = [_Task(tensor, index) for tensor in manifest.tensors for index in sorted(tensor.shards)]
     nbytes = 0
     with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="gdist-verify") as pool:
@@ -137,6 +145,9 @@ def verify(
         except BaseException:
             pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the whole store
             raise
+    root = local_path(store)
+    if root is not None and manifest.codec == VIEW:
+        faults += _rest_faults(root, manifests, faults, workers or os.cpu_count() or 1)
     return VerifyReport(
         files.where, len(tasks), nbytes, len(manifest.assets), tuple(faults), manifests.absent
     )
@@ -208,6 +219,35 @@ def _check_view(reader: ViewReader, task: _Task) -> tuple[int, list[Fault]]:
     if fault:
         return nbytes, [task.fault(fault.message)]
     return nbytes, []
+
+
+def _rest_faults(root: Path, manifests: Manifests, faults: Iterable[Fault], workers: int) -> Iterator[Fault]:
+    """Of a view that knows its torrent: pieces that are wrong although all digests in them are right."""
+    manifest = manifests.joined
+    if not manifest.source.info_hash:
+        return
+    try:
+        source = ViewTorrent(root, manifest)
+    except RequestError:  # its .torrent file is not here
+        return
+    tensors = {tensor.name: tensor for tensor in manifest.tensors}
+    assets = {manifest.asset_key(asset) for asset in manifest.assets}
+    reader, known = ViewReader(root, manifests, verify=False), set[int]()
+    for fault in faults:
+        if fault.chunk is not None:
+            known.update(reader.pieces(tensors[fault.tensor], fault.chunk))
+        elif fault.path in assets and (extent := source.extent_of_file(fault.path)):
+            known.update(source.payload.pieces_of(extent))
+    rest = Rest(source)
+    for piece in wrong_pieces(rest, source, known, workers):
+        path, what = in_words(rest.gaps(piece), piece, source)
+        yield Fault(path, what, piece=piece)
+
+
+def check_shard(root: Path, tensor: StoreTensor, index: Index) -> tuple[Fault, ...]:
+    """What is wrong with an uncompressed shard of a store in a directory."""
+    _, faults = _check_local(root, threading.local(), _Task(tensor, index))
+    return tuple(faults)
 
 
 def _check_local(root: Path, worker: threading.local, task: _Task) -> tuple[int, list[Fault]]:
@@ -289,13 +329,18 @@ def _unlisted(manifests: Manifests) -> Iterator[Fault]:
                 yield _Task(tensor, index).fault(error.message)
 
 
-def _index_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
-    """An index that disagrees with the manifest: other readers go by it."""
-    return (Fault(path, what) for path, what in index_faults(files.read, view_entries(manifest)))
+def _index_faults(files: Files, manifests: Manifests) -> Iterator[Fault]:
+    """An index, references or Orbax documents that disagree with the manifest: other readers go by them."""
+    manifest = manifests.joined
+    found = index_faults(files.read, view_entries(manifest))
+    beside = document_faults(files.read, manifest, files.where)
+    return (Fault(path, what) for path, what in itertools.chain(found, beside))
 
 
-def _document_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
-    """Zarr documents that disagree with the manifest: other readers go by them."""
+def _document_faults(files: Files, manifests: Manifests) -> Iterator[Fault]:
+    """Zarr and Orbax documents that disagree with the manifest: other readers go by them."""
+    yield from _orbax_faults(files, manifests)
+    manifest = manifests.joined
     root = _document(files, "zarr.json")
     if isinstance(root, str):
         yield Fault("zarr.json", root)
@@ -315,6 +360,18 @@ def _document_faults(files: Files, manifest: StoreManifest) -> Iterator[Fault]:
             and consolidated.get(tensor.name) != found
         ):
             yield Fault("zarr.json", f"has another document for {tensor.name!r} than {path}", tensor.name)
+
+
+def _orbax_faults(files: Files, manifests: Manifests) -> Iterator[Fault]:
+    documents = orbax_documents(tensor.name for tensor in manifests.joined.tensors)
+    for path, expected in documents.items():
+        found = files.read(path)
+        if found is None and path == COMMIT_MARKER and manifests.count > 1:
+            continue  # it comes from the last host, and only where all parts lie together
+        if found is None:
+            yield Fault(path, "is missing")
+        elif found != expected:
+            yield Fault(path, "is not what follows from the store's manifest")
 
 
 def _disagreements(tensor: StoreTensor, found: dict[str, object], codec: str) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gdist.core.orbax import orbax_documents
@@ -11,7 +11,14 @@ from gdist.core.view import Entry
 from gdist.core.view_entries import view_entries
 from gdist.durable import write_atomically
 from gdist.views.ocdbt import next_state, write_ocdbt
-from gdist.views.references import write_references
+from gdist.views.references import (
+    JSON_NAME,
+    PARQUET_NAME,
+    location_in,
+    parquet_files,
+    references_json,
+    write_references,
+)
 
 
 def write_index(root: Path, entries: Iterable[Entry]) -> None:
@@ -22,6 +29,30 @@ def write_index(root: Path, entries: Iterable[Entry]) -> None:
     """
     uuid, generation = next_state(root)
     write_ocdbt(root, entries, uuid=uuid, generation=generation)
+
+
+def small_documents(manifest: StoreManifest, location: str) -> Iterator[tuple[str, bytes]]:
+    """What lies beside the index, by path below the root: references, then what makes it an Orbax checkpoint.
+
+    `location` is where the references say that the root is.
+    """
+    entries = tuple(view_entries(manifest))
+    yield JSON_NAME, references_json(entries, location)
+    yield from ((f"{PARQUET_NAME}/{path}", data) for path, data in parquet_files(entries))
+    yield from orbax_documents((tensor.name for tensor in manifest.tensors), ocdbt=True).items()
+
+
+def document_faults(
+    read: Callable[[str], bytes | None], manifest: StoreManifest, root: str
+) -> Iterator[tuple[str, str]]:
+    """Those of them that are wrong, and what is; `read` gives a file below the view's root, or None.
+
+    A view that was moved may say where it was.
+    """
+    for path, expected in small_documents(manifest, location_in(read(JSON_NAME)) or root):
+        found = read(path)
+        if found != expected:
+            yield path, "is missing" if found is None else "is not what follows from the store's manifest"
 
 
 def write_documents(root: Path, manifest: StoreManifest) -> None:

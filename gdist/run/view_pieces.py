@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gdist.core.extent import Extent
@@ -68,17 +68,22 @@ class ViewTorrent:
                 else "gdist verify --repair fetches what is missing",
             )
 
-    def describe(self, pieces: Sequence[int]) -> str:
-        """Some pieces, and the files in which they lie, for a message."""
+    def describe(self, pieces: Sequence[int], where: Iterable[str] = ()) -> str:
+        """Some pieces for a message, and `where` (default: the files in which they lie)."""
         payload = self.payload
         found = {segment.file for p in pieces for segment in payload.segments(payload.extent_of(p))}
-        names = ", ".join(payload.files[number].path for number in sorted(found)[:SHOWN])
-        shown = ", ".join(map(str, pieces[:SHOWN])) + (", ..." if len(pieces) > SHOWN else "")
-        return f"pieces {shown} (in {names})"
+        names = dict.fromkeys(where) or [payload.files[number].path for number in sorted(found)[:SHOWN]]
+        more = f" and {len(pieces) - SHOWN} more" if len(pieces) > SHOWN else ""
+        word = "piece" if len(pieces) == 1 else "pieces"
+        return f"{word} {', '.join(map(str, pieces[:SHOWN]))}{more} (in {', '.join(names)})"
 
     def read(self, extent: Extent, out: memoryview) -> bool:
         """Fills `out` with an extent, unchecked; False where a file is missing or too short."""
         return self._files.read(extent, out)
+
+    def knows(self, piece: int) -> bool:
+        """True when the piece can be checked."""
+        return self._hashes.knows(piece)
 
     def matches(self, piece: int, data: memoryview) -> bool:
         """True when these are the piece's bytes."""

@@ -61,6 +61,15 @@ def references_json(entries: Iterable[Entry], location: str) -> bytes:
     return to_document({"version": 1, "templates": templates, "refs": references})
 
 
+def location_in(document: bytes | None) -> str:
+    """Where the JSON form says that the root is; "" where it is damaged, or not there."""
+    try:
+        location = json.loads(document or b"")["templates"]["root"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""
+    return location if isinstance(location, str) else ""
+
+
 def parquet_files(entries: Iterable[Entry]) -> Iterator[tuple[str, bytes]]:
     """Paths below `references.parquet` and contents of its files; the last one, `.zmetadata`, names the rest.
 

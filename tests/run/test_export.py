@@ -212,7 +212,7 @@ def test_damage_is_never_exported(harm: str, tmp_path: Path) -> None:
     path.write_bytes(data[:-1] if harm == "cut" else data)
     if harm == "missing":
         path.unlink()
-    with pytest.raises(CorruptError, match=r"pieces .*differ from the torrent"):
+    with pytest.raises(CorruptError, match=r"pieces? .*differs? from the torrent"):
         export(tmp_path / "s", tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.part"))
 

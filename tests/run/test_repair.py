@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from gdist.core.magnet import format_magnet
 from gdist.errors import GdistError, RequestError, StalledError
 from gdist.run.fetch import fetch
 from gdist.run.repair import repair
-from gdist.run.repair_sources import SWARM, PieceTaken, RepairReport
+from gdist.run.repair_sources import SWARM, WEB_SEEDS, PieceTaken, RepairReport
 from gdist.run.verify import verify
 from gdist.run.view import make_view
 from gdist.sources.torrent import TorrentOptions, make_torrent
@@ -130,6 +132,8 @@ def test_every_damage_is_mended(harm: str, stores: Path, peers: TorrentOptions, 
                 flip(other, 0, other.stat().st_size // 2)
         case "documents":
             (root / "zarr.json").unlink()
+            (root / "_METADATA").unlink()
+            (root / "commit_success.txt").unlink()
             (root / path.relative_to(root).parts[0] / "zarr.json").write_text("{}")
         case "directory":
             shutil.rmtree(root / path.relative_to(root).parts[0])
@@ -141,6 +145,29 @@ def test_every_damage_is_mended(harm: str, stores: Path, peers: TorrentOptions, 
         assert report.fetched == ()
     if harm == "asset":
         assert pieces_of(report) == {SWARM: 1}
+
+
+def test_a_shard_of_the_wrong_length_is_rebuilt_from_its_own_good_bytes(
+    origin: Path, stores: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "s"
+    before = copied(stores / "1", root)
+    path = large(root)
+    with path.open("ab") as file:
+        file.write(b"more")
+    report = repair(root, swarm=False)
+    assert report.ok and report.fetched == () and tree_of(root) == before
+    assert report.mended == (path.relative_to(root).as_posix(),)
+    with path.open("ab") as file:
+        file.write(b"more")
+    flip(path, 5000)
+    report = repair(root, swarm=False)
+    assert not report.ok and not report.mended
+    report = repair(root, copies=[origin], swarm=False)
+    assert report.ok and pieces_of(report) == {str(origin): 1} and tree_of(root) == before
+    os.truncate(path, path.stat().st_size - 5)  # in the sharding index: all chunks are there
+    report = repair(root, swarm=False)
+    assert report.ok and report.fetched == () and tree_of(root) == before
 
 
 def test_a_sound_store_is_left_alone(stores: Path, tmp_path: Path) -> None:
@@ -211,7 +238,20 @@ def test_a_web_seed_mends(origin: Path, tmp_path: Path) -> None:
         before = tree_of(tmp_path / "s")
         flip(large(tmp_path / "s"), 5000)
         report = repair(tmp_path / "s", torrent=LOOPBACK)
-    assert report.ok and pieces_of(report) == {SWARM: 1}
+    assert report.ok and pieces_of(report) == {WEB_SEEDS: 1}
+    assert tree_of(tmp_path / "s") == before
+
+
+@pytest.mark.parametrize("path", ["assets/README.md", "source/source.torrent"])
+def test_what_is_copied_from_another_store_is_said(path: str, stores: Path, tmp_path: Path) -> None:
+    before = copied(stores / "1", tmp_path / "s")
+    (tmp_path / "s" / path).unlink()
+    command = [sys.executable, "-m", "gdist", "verify", "--repair", str(tmp_path / "s"), "--offline"]
+    command += ["--from", str(stores / "2x4")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"copied {path} from {stores / '2x4'}" in done.stderr + done.stdout
+    assert "nothing had to be fetched" not in done.stderr + done.stdout
     assert tree_of(tmp_path / "s") == before
 
 
@@ -240,6 +280,55 @@ def test_a_part_of_a_store_fetches_what_it_cannot_check(
     flip(large(tmp_path / "s"), 5000)
     report = repair(tmp_path / "s", torrent=peers)
     assert report.ok and tree_of(tmp_path / "s") == before
+
+
+@pytest.fixture(scope="module")
+def hosts(seeded: Seeded, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Both hosts' directories of one fetch, which tests copy."""
+    root = tmp_path_factory.mktemp("hosts")
+    for index in range(2):
+        fetch(format_magnet(seeded.magnet), root / str(index), fetch_options("2x4", f"{index}/2"))
+    return root / "0", root / "1"
+
+
+def test_another_hosts_directory_gives_what_it_has(hosts: tuple[Path, Path], tmp_path: Path) -> None:
+    before = copied(hosts[0], tmp_path / "0")
+    for shard in sorted(p for p in (tmp_path / "0").rglob("c/**/*") if p.is_file()):
+        flip(shard, 0)
+    report = repair(tmp_path / "0", copies=[hosts[1]], swarm=False)
+    assert not report.ok and {name for name, _ in report.fetched} == {str(hosts[1])}
+    whole = {fault.path for fault in report.verified.faults} - {fault.path for fault in report.left}
+    assert whole, "what both hosts have whole"
+    assert all((tmp_path / "0" / path).read_bytes() == before[path] for path in whole)
+
+
+@pytest.mark.parametrize("kind", ["first host", "store", "view", "files", "nothing"])
+def test_a_later_hosts_part_is_mended_by_who_knows_its_torrent(
+    kind: str,
+    hosts: tuple[Path, Path],
+    origin: Path,
+    seeded: Seeded,
+    stores: Path,
+    peers: TorrentOptions,
+    tmp_path: Path,
+) -> None:
+    before = copied(hosts[1], tmp_path / "1")
+    flip(large(tmp_path / "1"), 5000)
+    if kind == "nothing":
+        with pytest.raises(RequestError, match="the first host has it") as caught:
+            repair(tmp_path / "1", torrent=peers)
+        assert "--from" in caught.value.hint
+        return
+    shutil.copytree(origin, tmp_path / "down/tiny")
+    (tmp_path / "down/any.torrent").write_bytes(seeded.torrent)
+    if kind == "view":
+        make_view(tmp_path / "down/tiny")
+    copies = {"first host": hosts[0], "store": stores / "1"}
+    copy = copies.get(kind, tmp_path / "down/tiny")
+    report = repair(tmp_path / "1", copies=[copy], swarm=kind == "first host", torrent=peers)
+    assert report.ok and tree_of(tmp_path / "1") == before
+    if kind != "first host":
+        assert set(pieces_of(report)) == {str(copy)}
 
 
 @pytest.mark.parametrize("changes", [{"select": ("moe",)}, {"ignore": ("README.md",)}])
@@ -326,6 +415,102 @@ def test_views_are_mended(
     assert {p: d for p, d in after.items() if p in tree_of(origin)} == tree_of(origin)
     if harm != "index":
         assert after == before
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("from") / "llama"
+    write_safetensors(root, emb=64, vocab=256)
+    (root / "config.json").write_bytes(b"{}\n")
+    (root / "empty.txt").write_bytes(b"")
+    return root
+
+
+@pytest.fixture(scope="module")
+def viewed(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A fetched view that tests copy, and its torrent."""
+    root = tmp_path_factory.mktemp("views") / "v"
+    with seed(llama, piece_length=PIECE) as served:
+        fetch(format_magnet(served.magnet), root, fetch_options(payload="keep", codec="view"))
+        return root, served.torrent
+
+
+@pytest.mark.parametrize("made", ["fetched", "with its torrent"])
+def test_bytes_in_no_tensor_of_a_view_are_held_against_the_torrent(
+    made: str, viewed: tuple[Path, bytes], llama: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "v"
+    if made == "fetched":
+        copied(viewed[0], root)
+    else:
+        shutil.copytree(llama, tmp_path / "llama")
+        (tmp_path / "llama.torrent").write_bytes(viewed[1])
+        gdist.view(tmp_path / "llama", root, torrent=tmp_path / "llama.torrent")
+    before = tree_of(root)
+    assert verify(root).ok
+    path = next(root.glob("payload/**/model-00001*"))
+    flip(path, 100)
+    (fault,) = verify(root).faults
+    assert (fault.path, fault.piece) == (path.relative_to(root).as_posix(), 0)
+    assert "piece 0 differs from the torrent" in fault.what
+    report = repair(root, swarm=False)
+    assert report.left == (fault,) and not report.mended
+    report = repair(root, copies=[llama], swarm=False)
+    assert report.ok and report.mended == (fault.path,) and pieces_of(report) == {str(llama): 1}
+    assert tree_of(root) == before
+
+
+@pytest.mark.parametrize("harm", ["missing", "changed"])
+def test_what_other_readers_of_a_view_go_by_is_made_anew(
+    harm: str, viewed: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    root = tmp_path / "v"  # not where it was fetched to: references still say that
+    before = copied(viewed[0], root)
+    assert verify(root).ok
+    paths = ["_METADATA", "commit_success.txt", "references.parquet/.zmetadata", "references.json"]
+    paths += [p.relative_to(root).as_posix() for p in root.rglob("refs.*.parq")][:1]
+    for path in paths:
+        if harm == "missing":
+            (root / path).unlink()
+        else:
+            flip(root / path, 20 if path == "commit_success.txt" else (root / path).stat().st_size // 2)
+    assert {fault.path for fault in verify(root).faults} == set(paths)
+    index = (root / "manifest.ocdbt").read_bytes()
+    report = repair(root, swarm=False)
+    assert report.ok and set(report.mended) == set(paths) and report.fetched == ()
+    after = tree_of(root)
+    assert {path for path in before if before[path] != after[path]} == {"references.json"}
+    assert str(root) in (root / "references.json").read_text()
+    assert (root / "manifest.ocdbt").read_bytes() == index, "what is right is left alone"
+
+
+def test_a_file_of_a_view_that_is_too_long_is_cut(
+    viewed: tuple[Path, bytes], llama: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "v"
+    before = copied(viewed[0], root)
+    path = next(root.glob("payload/**/model-00001*"))
+    for longer in (path, path.with_name("config.json"), path.with_name("empty.txt")):
+        with longer.open("ab") as file:
+            file.write(b"xx\n")
+    report = repair(root, swarm=False)
+    assert report.ok and report.fetched == () and tree_of(root) == before
+    path.with_name("empty.txt").unlink()
+    with path.open("ab") as file:
+        file.write(b"xx\n")
+    flip(path, 100)
+    report = repair(root, copies=[llama], swarm=False)
+    assert report.ok and pieces_of(report) == {str(llama): 1} and tree_of(root) == before
+
+
+@pytest.mark.parametrize("changes", [{"select": ("layers.1",)}, {"ignore": ("config.json",)}])
+def test_bytes_that_a_view_never_had_are_no_damage(
+    changes: dict[str, Any], llama: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "v"
+    with seed(llama, piece_length=PIECE) as served:
+        fetch(format_magnet(served.magnet), root, fetch_options(payload="keep", codec="view", **changes))
+    assert verify(root).ok
 
 
 @pytest.mark.parametrize("layout", ["view", "both"])

@@ -163,7 +163,7 @@ def test_a_damaged_piece_is_named_and_never_sent(origin: Path, tmp_path: Path) -
     data[100] ^= 1
     path.write_bytes(data)
     with served(tmp_path / "s") as (held, server):
-        with pytest.raises(CorruptError, match=r"pieces .* are missing or differ") as caught:
+        with pytest.raises(CorruptError, match=r"piece \d+ \(with .* is missing or differs") as caught:
             check_pieces(held)
         (wrong,) = caught.value.pieces  # type: ignore[misc]
         hasty = replace(LOOPBACK, stall_seconds=2)
@@ -173,6 +173,44 @@ def test_a_damaged_piece_is_named_and_never_sent(origin: Path, tmp_path: Path) -
         path.write_bytes(data)
         fetch(magnet(held, server), tmp_path / "again", fetch_options())
     assert isinstance(wrong, int)
+
+
+@pytest.mark.parametrize(("harm", "names"), [("header", "model-00001"), ("asset", "config.json")])
+def test_a_damaged_piece_of_a_view_is_blamed_on_its_file(
+    harm: str, names: str, origin: Path, tmp_path: Path
+) -> None:
+    stored(origin, tmp_path / "s", payload="keep", codec="view")
+    name = "config.json" if harm == "asset" else "model-00001-of-00002.safetensors"
+    path = tmp_path / "s/payload/model" / name
+    data = bytearray(path.read_bytes())
+    data[1 if harm == "asset" else 100] ^= 1
+    path.write_bytes(data)
+    with served(tmp_path / "s") as (held, _), pytest.raises(CorruptError) as caught:
+        check_pieces(held)
+    assert f"piece 0 (in {names}" in caught.value.message, caught.value.message
+    assert caught.value.message.count("config.json") == (harm == "asset")
+    assert "is missing or differs" in caught.value.message
+
+
+def test_what_repair_does_not_mend_is_not_sent_there(origin: Path, tmp_path: Path) -> None:
+    torrent = stored(origin, tmp_path / "kept", payload="keep")
+    shutil.copytree(origin, tmp_path / "model")
+    make_view(tmp_path / "model")
+    (tmp_path / "model/m.torrent").write_bytes(torrent)
+    for root, directory, hint in (
+        (tmp_path / "kept", tmp_path / "kept/payload/model", "payload away"),
+        (tmp_path / "model", tmp_path / "model", "let the client"),
+    ):
+        path = directory / "model-00001-of-00002.safetensors"
+        data = bytearray(path.read_bytes())
+        data[100] ^= 1
+        path.write_bytes(data)
+        with served(root) as (held, _), pytest.raises(CorruptError) as caught:
+            check_pieces(held)
+        assert hint in caught.value.hint
+    (tmp_path / "kept/payload").rename(tmp_path / "away")
+    with served(tmp_path / "kept") as (held, _):
+        check_pieces(held)
 
 
 def test_trackers_learn_the_serving_port(origin: Path, tmp_path: Path) -> None:

@@ -136,13 +136,17 @@ def _repair(
     told |= {"ok": report.ok, "seconds": time.monotonic() - start}
     for place in report.mended:
         output.say(f"mended {place}")
+    for name, paths in report.copied:
+        output.say(f"copied {', '.join(paths)} from {name}")
     if report.fetched:
         origins = ", ".join(f"{count(len(pieces), 'piece')} from {name}" for name, pieces in report.fetched)
         output.say(f"fetched {format_bytes(report.nbytes)}: {origins}")
-    elif report.ok and report.mended:
+    elif report.ok and report.mended and not report.copied:
         output.say("nothing had to be fetched")
     if not report.ok:
-        mending = "give --from a store or the files of the same torrent, or leave --offline out"
+        mending = (
+            "give --from a store or the files of the same torrent" + ", or leave --offline out" * offline
+        )
         hint = way_out(store, report.left, mending)
         raise _told(report.left, f"in {report.store} could not be mended", hint, told, output)
     if not report.mended:

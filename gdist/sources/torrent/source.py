@@ -25,6 +25,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import libtorrent as lt
+
 from gdist.core.magnet import InfoHash, Magnet
 from gdist.core.payload import Payload
 from gdist.core.plan import HostPlan
@@ -336,6 +338,12 @@ class TorrentSource:
         with self._open.changed:
             record_status(self._open.swarm, status)
             return self._open.swarm.stats
+
+    def givers(self) -> tuple[bool, bool]:
+        """Whether peers, and whether web seeds, that are connected now gave bytes."""
+        peers = [peer for peer in self._handle.get_peer_info() if peer.total_download]
+        usual = [peer.connection_type == lt.peer_info.standard_bittorrent for peer in peers]
+        return True in usual, False in usual
 
     def check_alive(self) -> None:
         """Returns while there is hope.
