@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,9 @@ class Fault:
     piece: int | None = None
 
     def __str__(self) -> str:
+        name = f", {self.tensor!r}" if self.tensor and self.tensor not in self.path else ""
         chunk = f", chunk {self.chunk}" if self.chunk is not None else ""
-        return f"{self.path}{chunk}: {self.what}"
+        return f"{self.path}{name}{chunk}: {self.what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,8 @@ def check_access(store: str | os.PathLike[str]) -> None:
 def _checker(store: str | os.PathLike[str], manifests: Manifests) -> _Checker:
     root = local_path(store)
     if root is not None and manifests.joined.codec == VIEW:
-        return partial(_check_view, ViewReader(root, manifests, verify=True))
+        torrent = cache(lambda: _torrent_of(root, manifests))  # read once there is a fault
+        return partial(_check_view, ViewReader(root, manifests, verify=True), torrent)
     if root is not None and manifests.joined.codec == "none":
         return partial(_check_local, root, threading.local())
     from gdist.stores.remote import RemoteReader  # TensorStore is imported for remote stores only
@@ -202,15 +204,20 @@ def _checker(store: str | os.PathLike[str], manifests: Manifests) -> _Checker:
     return partial(_check_remote, reader)
 
 
-def _check_view(reader: ViewReader, task: _Task) -> tuple[int, list[Fault]]:
+def _check_view(
+    reader: ViewReader, torrent: Callable[[], ViewTorrent | None], task: _Task
+) -> tuple[int, list[Fault]]:
     """One chunk of a view: a fault names its file, its place in it, the torrent's pieces and the tensor."""
     tensor, index = task.tensor, task.index
     path, offset = reader.place(tensor, index)
-    pieces = reader.pieces(tensor, index)
-    where = f"at byte {offset}"
-    if pieces:
-        where += f", pieces {pieces[0]} to {pieces[-1]}," if len(pieces) > 1 else f", piece {pieces[0]},"
     fault = reader.fault(tensor, index)
+    where = f"at byte {offset}"
+    if fault and (pieces := reader.pieces(tensor, index)):
+        source = torrent()
+        known = [piece for piece in pieces if source and source.knows(piece)]
+        wrong = [piece for piece in known if source and source.piece(piece) is None] or list(pieces)
+        span = f"s {wrong[0]} to {wrong[-1]}" if len(wrong) > 1 else f" {wrong[0]}"
+        where += f", piece{span},"
     nbytes = prod(tensor.grid.chunk) * tensor.dtype.itemsize
     if isinstance(fault, CorruptError):
         what = "differs from its digest" if "digest" in fault.message else fault.message
@@ -221,14 +228,20 @@ def _check_view(reader: ViewReader, task: _Task) -> tuple[int, list[Fault]]:
     return nbytes, []
 
 
+def _torrent_of(root: Path, manifests: Manifests) -> ViewTorrent | None:
+    """What a view knows of its torrent; None where it knows none, or its .torrent file is not here."""
+    if not manifests.joined.source.info_hash:
+        return None
+    try:
+        return ViewTorrent(root, manifests.joined)
+    except RequestError:
+        return None
+
+
 def _rest_faults(root: Path, manifests: Manifests, faults: Iterable[Fault], workers: int) -> Iterator[Fault]:
     """Of a view that knows its torrent: pieces that are wrong although all digests in them are right."""
-    manifest = manifests.joined
-    if not manifest.source.info_hash:
-        return
-    try:
-        source = ViewTorrent(root, manifest)
-    except RequestError:  # its .torrent file is not here
+    manifest, source = manifests.joined, _torrent_of(root, manifests)
+    if source is None:
         return
     tensors = {tensor.name: tensor for tensor in manifest.tensors}
     assets = {manifest.asset_key(asset) for asset in manifest.assets}

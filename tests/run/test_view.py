@@ -559,3 +559,27 @@ def test_a_fetch_that_is_ended_goes_on_and_can_be_read_meanwhile(
     assert not gdist.fetch(magnet, dest, layout="view", **SWARM).already
     assert_holds(dest, llama[1])
     assert verify(dest).ok
+
+
+def test_a_flipped_byte_is_named_by_file_tensor_and_the_one_piece(
+    llama: tuple[Path, dict[str, Array]], tmp_path: Path
+) -> None:
+    """A chunk may lie in several pieces, of which one is wrong."""
+    root, length = tmp_path / "v", 1 << 14
+    with seed(llama[0], piece_length=length) as seeded:
+        gdist.fetch(format_magnet(seeded.magnet), root, layout="view", **SWARM)
+    with gdist.open(root) as store:
+        tensors = {tensor.name: tensor for tensor in store.manifest.tensors}
+        files = store.manifest.files
+    name = max(tensors, key=lambda key: llama[1][key].nbytes)
+    view = tensors[name].view
+    assert view is not None
+    number, offset = view.at[0]
+    path = root / files[number].path
+    data = bytearray(path.read_bytes())
+    data[offset + llama[1][name].nbytes - 1] ^= 1
+    path.write_bytes(data)
+    piece = ((files[number].offset or 0) + offset + llama[1][name].nbytes - 1) // length
+    (fault,) = verify(root).faults
+    assert str(fault).startswith(f"{files[number].path}, {name!r}, chunk (")
+    assert f", piece {piece}, differs from its digest" in str(fault)
