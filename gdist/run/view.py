@@ -169,6 +169,14 @@ def _root(payload: Path, dest: str | os.PathLike[str] | None) -> Path:
     Raises:
         RequestError: it lies inside the payload, or is a file or somebody else's directory.
     """
+    for path in (payload, payload if dest is None else Path(dest)):
+        try:
+            os.path.abspath(path).encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"{str(path)!r} has a name that is not UTF-8, which the view's documents cannot hold",
+                hint="give it another name",
+            ) from error
     if dest is None and payload.is_file():
         return payload.with_name(f"{payload.name}.view")
     root = payload if dest is None else Path(dest)

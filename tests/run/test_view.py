@@ -146,6 +146,19 @@ def test_what_cannot_be_viewed_leaves_nothing(llama: tuple[Path, dict[str, Array
     assert not (tmp_path / "view").exists()
 
 
+def test_a_directory_whose_name_is_no_text_holds_no_view(
+    llama: tuple[Path, dict[str, Array]], tmp_path: Path
+) -> None:
+    payload = tmp_path / os.fsdecode(b"caf\xe9")
+    llama[0].rename(payload)
+    for dest in (None, tmp_path / "view"):
+        with pytest.raises(RequestError, match="not UTF-8"):
+            gdist.view(payload, dest)
+    payload.rename(llama[0])
+    with pytest.raises(RequestError, match="not UTF-8"):
+        gdist.view(llama[0], payload)
+
+
 def test_a_store_of_shards_is_no_payload(llama: tuple[Path, dict[str, Array]], tmp_path: Path) -> None:
     gdist.reshard(llama[0], tmp_path / "shards", mesh="1x2")
     with pytest.raises(RequestError, match="is a store of shards already"):
