@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from gdist.core.extent import Extent
@@ -131,16 +132,8 @@ def _set_lengths(source: ViewTorrent, damaged: Collection[Path]) -> set[Path]:
         size = size_of(path)
         if path not in damaged or (size <= file.length and (file.length or size == 0)):
             continue
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                os.ftruncate(descriptor, file.length)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise translate(error, f"writing {path}") from error
-        changed.add(path)
+        with _sized(path, file.length):
+            changed.add(path)
     return changed
 
 
@@ -150,16 +143,23 @@ def _write(source: ViewTorrent, piece: int, data: memoryview) -> set[Path]:
     for segment in source.payload.segments(extent):
         file, path = source.payload.files[segment.file], source.paths[segment.file]
         start = file.offset + segment.extent.start - extent.start
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                if os.fstat(descriptor).st_size != file.length:
-                    os.ftruncate(descriptor, file.length)
-                os.pwrite(descriptor, data[start : start + segment.extent.length], segment.extent.start)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise translate(error, f"writing {path}") from error
+        with _sized(path, file.length) as descriptor:
+            os.pwrite(descriptor, data[start : start + segment.extent.length], segment.extent.start)
         written.add(path)
     return written
+
+
+@contextlib.contextmanager
+def _sized(path: Path, length: int) -> Iterator[int]:
+    """A file of the payload, open for writing and of its length; made where it is missing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if os.fstat(descriptor).st_size != length:
+                os.ftruncate(descriptor, length)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise translate(error, f"writing {path}") from error
