@@ -149,7 +149,16 @@ class Way:
     def _ask(self, address: str) -> dict[str, Any] | None:  # Any: a document of the wire
         """Whom an agent follows, and whether it hears from it; None when nobody is there."""
         try:
-            found: dict[str, Any] = self.client(address).json("GET", "/who", None, timeout=WHO_SECONDS)
+            # A connection of its own: those from before the way was cut may lead nowhere.
+            with Client(
+                address,
+                self._key,
+                member=self.index,
+                encrypt=self._encrypt,
+                timeout=WHO_SECONDS,
+                meter=self.meter,
+            ) as client:
+                found: dict[str, Any] = client.json("GET", "/who", None, timeout=WHO_SECONDS)
         except GdistError:
             return None
         return found
