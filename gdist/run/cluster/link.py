@@ -171,11 +171,13 @@ class Link:
         if catalogue["whole"]:
             self._catalogue = catalogue
 
-    def _request(self, method: str, path: str, body: Json, *, timeout: float) -> Json | None:
-        """One question to the coordinator; None when it has to be asked again."""
+    def _request(
+        self, method: str, path: str, body: Json, *, timeout: float, address: str = ""
+    ) -> Json | None:
+        """One question to the coordinator (at `address`); None when it has to be asked again."""
         who = {"index": self.index, "boot": self._me["boot"]}
         try:
-            found: Json = self.way.client(self.way.address).json(
+            found: Json = self.way.client(address or self.way.address).json(
                 method, path, {**who, **body}, timeout=timeout, idempotent=True
             )
         except RefusedError:
@@ -291,7 +293,8 @@ class Link:
                     "held": to_json(self._held),
                     "done": self._done,
                 }
-        found = self._request("POST", "/poll", body, timeout=ANSWER_SECONDS + wait)
+        asked = self.way.address
+        found = self._request("POST", "/poll", body, timeout=ANSWER_SECONDS + wait, address=asked)
         with self.changed:
             if found is None:
                 self._gone += gone
@@ -302,21 +305,21 @@ class Link:
             if body["done"] and not found.get("enrol"):
                 self._done_told = True
             if enrolments == self._enrolments:
-                self._take(found)
+                self._take(found, asked)
             self.changed.notify_all()
         if self._catalogue and not found["catalogue"]:
             self._request("PUT", "/catalogue", self._catalogue, timeout=ANSWER_SECONDS)
         self.on_news()
 
-    def _take(self, found: Json) -> None:
-        """Learns what an answer says; with the lock held."""
+    def _take(self, found: Json, asked: str) -> None:
+        """Learns what the answer of who was `asked` says; with the lock held."""
         inside = self.inside
         if found["coordinator"] != self._boot:
             self._boot, self._version = found["coordinator"], None
         self._roster = found["roster"]
         if "members" in found:
             inside.peers = {
-                i: Peer(i, self.way.reach(i, address), g, state, name)
+                i: Peer(i, self.way.reach(i, address, asked), g, state, name)
                 for i, address, g, state, name in found["members"]
             }
         if found.get("enrol"):

@@ -74,9 +74,12 @@ class Way:
         known = self._last.get(self.coordinator)  # a stand-in's first members may lack itself
         return known or self.candidates[min(self.coordinator, len(self.candidates) - 1)]
 
-    def reach(self, index: int, address: str) -> str:
-        """An address that works from here: the coordinator has none for itself."""
-        return self._own if index == self.index else address or self.address
+    def reach(self, index: int, address: str, asked: str) -> str:
+        """An address that works from here: the coordinator, which was `asked` there, has none for itself.
+
+        Whom this host follows may have changed while it waited for the answer.
+        """
+        return self._own if index == self.index else address or asked
 
     @property
     def answers(self) -> bool:
@@ -109,7 +112,7 @@ class Way:
         if now - self._silent_since <= TAKEOVER_SECONDS:
             return
         found = self._stand_in() if self._met or len(self.candidates) > 1 else None
-        if found is not None:
+        if found is not None and self._silent_since is not None:  # else it answered while others were asked
             _log.info("host %s coordinates in place of host %s", found, self.coordinator)
             self.coordinator, self._silent_since = found, None
 
@@ -149,16 +152,7 @@ class Way:
     def _ask(self, address: str) -> dict[str, Any] | None:  # Any: a document of the wire
         """Whom an agent follows, and whether it hears from it; None when nobody is there."""
         try:
-            # A connection of its own: those from before the way was cut may lead nowhere.
-            with Client(
-                address,
-                self._key,
-                member=self.index,
-                encrypt=self._encrypt,
-                timeout=WHO_SECONDS,
-                meter=self.meter,
-            ) as client:
-                found: dict[str, Any] = client.json("GET", "/who", None, timeout=WHO_SECONDS)
+            found: dict[str, Any] = self.client(address).json("GET", "/who", None, timeout=WHO_SECONDS)
         except GdistError:
             return None
         return found
