@@ -31,13 +31,14 @@ from gdist.core.view_entries import view_entries
 from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError
 from gdist.events import Event, Observer
 from gdist.kvstore import local_path
-from gdist.run.view_index import document_faults
+from gdist.run.view_index import document_faults, small_documents
 from gdist.run.view_pieces import ViewTorrent
 from gdist.run.view_rest import Rest, in_words, wrong_pieces
 from gdist.stores import files_of, reader_of
 from gdist.stores.manifests import Files, Manifests, read_manifests
 from gdist.stores.views import ViewReader
 from gdist.views.check import index_faults
+from gdist.views.references import JSON_NAME, location_in
 
 BLOCK_BYTES = 4 * 2**20  # read and hashed at once: what one worker holds
 
@@ -346,7 +347,8 @@ def _index_faults(files: Files, manifests: Manifests) -> Iterator[Fault]:
     """An index, references or Orbax documents that disagree with the manifest: other readers go by them."""
     manifest = manifests.joined
     found = index_faults(files.read, view_entries(manifest))
-    beside = document_faults(files.read, manifest, files.where)
+    location = location_in(files.read(JSON_NAME)) or files.where  # a view that was moved may say where it was
+    beside = document_faults(files.read, small_documents(manifest, location))
     return (Fault(path, what) for path, what in itertools.chain(found, beside))
 
 
@@ -377,14 +379,9 @@ def _document_faults(files: Files, manifests: Manifests) -> Iterator[Fault]:
 
 def _orbax_faults(files: Files, manifests: Manifests) -> Iterator[Fault]:
     documents = orbax_documents(tensor.name for tensor in manifests.joined.tensors)
-    for path, expected in documents.items():
-        found = files.read(path)
-        if found is None and path == COMMIT_MARKER and manifests.count > 1:
-            continue  # it comes from the last host, and only where all parts lie together
-        if found is None:
-            yield Fault(path, "is missing")
-        elif found != expected:
-            yield Fault(path, "is not what follows from the store's manifest")
+    if manifests.count > 1 and files.read(COMMIT_MARKER) is None:
+        del documents[COMMIT_MARKER]  # it comes from the last host, and only where all parts lie together
+    return (Fault(path, what) for path, what in document_faults(files.read, documents.items()))
 
 
 def _disagreements(tensor: StoreTensor, found: dict[str, object], codec: str) -> Iterable[str]:

@@ -232,7 +232,7 @@ def _check_known(before: StoreManifest, payload: Path, root: Path, asked: ViewOp
         CorruptError: a file of it is missing, or has another length.
     """
     name, hint = before.source.name, "give another DEST, or --torrent FILE to make this one anew"
-    if not _in_place(payload, root) and not _is_linked(payload, root):
+    if not _is_linked(payload, root):
         raise RequestError(f"{str(root)!r} holds a view of {name!r}, not of {str(payload)!r}", hint=hint)
     chosen = ((asked.select, before.select), (asked.ignore, before.ignored))
     if any(new and set(new) != set(old) for new, old in chosen):

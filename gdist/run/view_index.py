@@ -14,7 +14,6 @@ from gdist.views.ocdbt import next_state, write_ocdbt
 from gdist.views.references import (
     JSON_NAME,
     PARQUET_NAME,
-    location_in,
     parquet_files,
     references_json,
     write_references,
@@ -43,13 +42,10 @@ def small_documents(manifest: StoreManifest, location: str) -> Iterator[tuple[st
 
 
 def document_faults(
-    read: Callable[[str], bytes | None], manifest: StoreManifest, root: str
+    read: Callable[[str], bytes | None], documents: Iterable[tuple[str, bytes]]
 ) -> Iterator[tuple[str, str]]:
-    """Those of them that are wrong, and what is; `read` gives a file below the view's root, or None.
-
-    A view that was moved may say where it was.
-    """
-    for path, expected in small_documents(manifest, location_in(read(JSON_NAME)) or root):
+    """Those of some documents that are wrong, and what is; `read` gives a file of the store, or None."""
+    for path, expected in documents:
         found = read(path)
         if found != expected:
             yield path, "is missing" if found is None else "is not what follows from the store's manifest"

@@ -26,7 +26,7 @@ import numpy as np
 
 from gdist.core.box import Box
 from gdist.core.extent import Extent
-from gdist.core.piece_set import PieceSet, members
+from gdist.core.piece_set import PieceSet, members, set_of
 from gdist.core.taking import AT_ONCE, WHOLE_SHARE
 from gdist.errors import Gone, PieceLost, TransferError
 from gdist.exchange import Client
@@ -92,13 +92,11 @@ class Others:
         if not self._waiting:
             return ()
         with self._link.changed, self._lock:
-            free = self._free()
-            homes, found = self._homes(), []
-            if self._paced and (not free or len(self._asked) >= AT_ONCE):
-                return ()
+            free, homes, found = self._free(), self._homes(), []
             holders = self._link.inside.holders
-            ahead = members(self._waiting)
-            for place in itertools.islice(ahead, LOOKAHEAD) if self._paced else ahead:
+            for place in itertools.islice(members(self._waiting), LOOKAHEAD if self._paced else None):
+                if not free:
+                    break
                 if free.isdisjoint(holders.get(place, ())):
                     continue
                 piece = self._order[place]
@@ -106,16 +104,12 @@ class Others:
                 if host is None:
                     continue
                 found.append(place)
+                self._since.pop(piece, None)
                 if self._paced:
                     self._ask(piece, host)
                     free = self._free()
-                    if not free or len(self._asked) >= AT_ONCE:
-                        break
-            pieces = tuple(self._order[place] for place in found)
-            for place, piece in zip(found, pieces, strict=True):
-                self._waiting &= ~(1 << place)
-                self._since.pop(piece, None)
-            return pieces
+            self._waiting &= ~set_of(found)
+            return tuple(self._order[place] for place in found)
 
     def read(self, piece: int, view: memoryview, takes: Sequence[Take]) -> bool:
         """Fills in what is needed of a piece; True when it came whole and this host is to pass it on.
@@ -176,15 +170,19 @@ class Others:
     def _free(self) -> set[int]:
         """Hosts that can be asked for one more piece."""
         others = self._link.inside.peers.keys() - {self._link.index} - self._suspected()
+        if not self._paced:
+            return others
+        if len(self._asked) >= AT_ONCE:
+            return set()
         most = max(LEAST_OF_ONE, AT_ONCE // max(len(others), 1))
-        return {host for host in others if not self._paced or self._busy[host] < most}
+        return {host for host in others if self._busy[host] < most}
 
     def _choose(
         self, piece: int, holders: Collection[int], free: set[int], homes: Sequence[int]
     ) -> int | None:
         """Which of those who have a piece, and are free, is to give it; None while its home is waited for."""
         home = self._home(piece, homes)
-        if home in holders and home not in self._suspected():
+        if home is not None and home in holders and self._suspects.get(home, 0.0) < time.monotonic():
             return home if home in free else None
         since = self._since.get(piece, 0.0)
         if home not in (None, self._link.index) and time.monotonic() - since < HOME_SECONDS:
