@@ -91,8 +91,9 @@ class Meter:
             spans[first] = spans.get(first, 0.0) + work
             return
         rate = work / (stop - start)
-        spans[first] = spans.get(first, 0.0) + rate * ((first + 1) * width - start)
-        spans[last] = spans.get(last, 0.0) + rate * (stop - last * width)
+        # max: what ends with a span may, rounded, end before it
+        spans[first] = spans.get(first, 0.0) + rate * max((first + 1) * width - start, 0.0)
+        spans[last] = spans.get(last, 0.0) + rate * max(stop - last * width, 0.0)
         for number in range(first + 1, last):
             spans[number] = spans.get(number, 0.0) + rate * width
 

@@ -27,6 +27,12 @@ def test_work_lies_where_it_was_done() -> None:
     assert meter.spans == {0: 1.0, 1: 2.0, 2: 2.0, 3: 1.0}
 
 
+def test_what_ends_with_a_span_leaves_no_less_than_nothing_in_the_next() -> None:
+    meter = Meter(0.1)
+    meter.add(1.65, 1.7, 1.0)  # 1.7 / 0.1 is 17, but 17 * 0.1 is more than 1.7
+    assert meter.spans[16] == pytest.approx(1.0) and meter.spans[17] == 0.0
+
+
 def binds(work: dict[tuple[Resource, int], float], cluster: Cluster = ALONE) -> str:
     usage = Usage(1.0)
     for (resource, host), seconds in work.items():
