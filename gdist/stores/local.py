@@ -162,7 +162,7 @@ class LocalReader:
                 message = f"shard {path} of {tensor.name!r} has {size} bytes, not {layout.file_nbytes}"
                 raise CorruptError(message, hint=hint, **facts)
             data = map_file(descriptor, size)
-            trusted = not self._verify and not has_hole(descriptor, layout.data_nbytes)
+            trusted = not self._verify and first_hole(descriptor, layout.data_nbytes) is None
         except OSError as error:
             raise unreadable(path, error) from error
         finally:
@@ -234,11 +234,22 @@ class LocalReader:
             self._sound.clear()
 
 
-def has_hole(descriptor: int, length: int) -> bool:
-    """True when some of the first `length` bytes were never written, as far as the file system knows."""
+def first_hole(descriptor: int, length: int) -> int | None:
+    """Where among the first `length` bytes some were never written, as far as the file system knows."""
     try:
-        return os.lseek(descriptor, 0, os.SEEK_HOLE) < length
+        hole = os.lseek(descriptor, 0, os.SEEK_HOLE)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENXIO, errno.EOPNOTSUPP):
-            return False  # this file system does not say
+            return None  # this file system does not say
         raise
+    return hole if hole < length else None
+
+
+def with_hole(path: Path, offset: int) -> CorruptError:
+    """The error about a file of a payload with a hole at this byte."""
+    return CorruptError(
+        f"{path} has a hole at byte {offset}, as a file has that was not downloaded whole",
+        hint="finish the download; if the file is right, copy it with cp --sparse=never",
+        path=str(path),
+        offset=offset,
+    )

@@ -23,7 +23,7 @@ from gdist.core.view import View, place_of
 from gdist.errors import CorruptError, GdistError
 from gdist.stores.buffers import Array, Bytes, copy_arrays, map_file, numpy_dtype, region, threads_for
 from gdist.stores.faults import ChunkFault, raise_faults
-from gdist.stores.local import Index, has_hole, unreadable
+from gdist.stores.local import Index, first_hole, unreadable, with_hole
 from gdist.stores.manifests import Manifests
 
 _HINT = "put the payload's own file back, or fetch again; gdist verify shows all that is damaged"
@@ -31,11 +31,11 @@ _HINT = "put the payload's own file back, or fetch again; gdist verify shows all
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A mapped file; `whole` is true where it has no hole, as far as the file system knows."""
+    """A mapped file, and its first hole, as far as the file system knows."""
 
     path: Path
     data: Bytes
-    whole: bool
+    hole: int | None
 
 
 class ViewReader:
@@ -75,7 +75,7 @@ class ViewReader:
                 raise CorruptError(
                     f"{path} has {size} bytes, the payload's file {file.nbytes}", hint=_HINT, path=str(path)
                 )
-            return _File(path, map_file(descriptor, size), not has_hole(descriptor, size))
+            return _File(path, map_file(descriptor, size), first_hole(descriptor, size))
         except OSError as error:
             raise unreadable(path, error) from error
         finally:
@@ -123,13 +123,8 @@ class ViewReader:
             return ChunkFault(tensor, index, (0,) * len(index), str(path), offset).error()
         assert tensor.view is not None, tensor.name
         number, _ = place_of(tensor.view, tensor.grid, tensor.dtype.itemsize, index)
-        if self._file(number).whole:
-            return None
-        return CorruptError(
-            f"{path} has holes, as a file has that was not downloaded whole",
-            hint="finish the download; if the file is right, copy it with cp --sparse=never",
-            path=str(path),
-        )
+        hole = self._file(number).hole
+        return None if hole is None else with_hole(path, hole)
 
     def unreadable_files(self) -> list[GdistError]:
         """What is wrong with the payload's files: those that are missing, or of another length."""

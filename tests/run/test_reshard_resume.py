@@ -305,7 +305,7 @@ def test_files_with_holes_are_unfinished_downloads(tmp_path: Path) -> None:
         file.truncate(0)
         file.write(head)
         file.truncate(size)
-    with pytest.raises(CorruptError, match="has holes"):
+    with pytest.raises(CorruptError, match=r"has a hole at byte \d+,"):
         gdist.reshard(tmp_path / "a", tmp_path / "b")
     assert not (tmp_path / "b").exists()
 

@@ -21,7 +21,7 @@ from gdist.core.tensor import Order, Part, StoredTensor
 from gdist.errors import CorruptError, GdistError
 from gdist.stores.buffers import Array, Bytes, map_file, will_read
 from gdist.stores.faults import raise_faults
-from gdist.stores.local import has_hole, unreadable
+from gdist.stores.local import first_hole, unreadable, with_hole
 from gdist.stores.origins import Contents, Held, elements
 
 READ_TOGETHER_BYTES = 128 * 1024  # runs nearer to each other are one to the disk
@@ -89,17 +89,11 @@ class FilesOrigin:
             path = self._path(number)
             try:
                 with open(path, "rb") as file:
-                    hole = has_hole(file.fileno(), self._payload.files[number].length)
+                    hole = first_hole(file.fileno(), self._payload.files[number].length)
             except OSError as error:
                 raise unreadable(path, error) from error
-            if hole:
-                faults.append(
-                    CorruptError(
-                        f"{path} has holes, as a file has that was not downloaded whole",
-                        hint="finish the download; if the file is right, copy it with cp --sparse=never",
-                        path=str(path),
-                    )
-                )
+            if hole is not None:
+                faults.append(with_hole(path, hole))
         raise_faults(faults)
 
     def _file(self, part: Part) -> tuple[int, Extent]:
