@@ -197,7 +197,7 @@ def _read_payload(manifest: StoreManifest, torrent: Path, directory: Path) -> di
     found = survey_files(viewed.base, options, payload=viewed.payload)
     names = {tensor.name for tensor in manifest.tensors}
     parts = {t.spec.name: t.parts for t in found.tensors if t.spec.name in names and not t.factors}
-    return {TORRENT_NAME: viewed.content, MAP_NAME: source_map_to_json(SourceMap(parts, {}))}
+    return {TORRENT_NAME: viewed.torrent, MAP_NAME: source_map_to_json(SourceMap(parts, {}))}
 
 
 def swarm_pieces(

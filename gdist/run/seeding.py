@@ -10,7 +10,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +18,10 @@ from blake3 import blake3
 
 from gdist.core.store_manifest import StoreManifest
 from gdist.core.view import VIEW
-from gdist.errors import CorruptError, InterruptedRun, RequestError
+from gdist.errors import CorruptError, RequestError
 from gdist.kvstore import local_path
 from gdist.run.rebuild import Rebuilder
+from gdist.run.torrent_files import wrong_pieces
 from gdist.run.view_pieces import SHOWN, ViewTorrent
 from gdist.run.view_rest import Rest
 from gdist.sources.torrent import PieceServer, Seeder, TorrentOptions
@@ -169,22 +169,13 @@ def check_pieces(
         CorruptError: naming those that cannot.
         InterruptedRun: `stop` was set.
     """
-    wrong: list[int] = []
-
-    def check(piece: int) -> bool:
-        if stop is not None and stop.is_set():
-            raise InterruptedRun("the check was asked to stop", hint="run it again")
-        return held.read(piece) is not None
-
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1, "gdist-hash") as pool:
-        try:
-            for piece, right in enumerate(pool.map(check, range(held.pieces))):
-                if not right:
-                    wrong.append(piece)
-                progress(piece + 1)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    wrong = wrong_pieces(
+        lambda piece: held.read(piece) is not None,
+        held.pieces,
+        workers=workers,
+        progress=progress,
+        stop=stop,
+    )
     if wrong:
         verb = "is missing or differs" if len(wrong) == 1 else "are missing or differ"
         raise CorruptError(

@@ -6,19 +6,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gdist.core.extent import Extent
-from gdist.core.payload import Payload
 from gdist.core.source_map import DIRECTORY, TORRENT_NAME
 from gdist.core.store_manifest import StoreManifest
 from gdist.errors import GdistError, RequestError
-from gdist.sources.torrent.files import PayloadFiles
-from gdist.sources.torrent.hashing import PieceHashes
-from gdist.sources.torrent.metadata import Metadata, load_torrent, piece_layers, read_metadata
+from gdist.run.torrent_files import TorrentFiles
+from gdist.sources.torrent.metadata import Metadata, load_torrent, read_metadata
 
 SHOWN = 8  # files that a message names
 
 
-class ViewTorrent:
-    """The payload of a view in a directory, as its torrent has it; safe from any thread.
+class ViewTorrent(TorrentFiles):
+    """The payload of a view in a directory, as its torrent has it.
 
     Raises:
         RequestError: when there is no .torrent of this payload.
@@ -26,16 +24,8 @@ class ViewTorrent:
 
     def __init__(self, root: Path, manifest: StoreManifest):
         self.where, self.manifest = str(root), manifest
-        self.torrent, self.metadata = _find(root, manifest)
-        self._hashes = PieceHashes(self.metadata)
-        self._hashes.add_layers(piece_layers(self.torrent))
-        self.paths = tuple(_paths(root, manifest, self.metadata))
-        self._files = PayloadFiles(self.payload, self.paths)
-
-    @property
-    def payload(self) -> Payload:
-        """The torrent's files and pieces."""
-        return self.metadata.payload
+        torrent, metadata = _find(root, manifest)
+        super().__init__(torrent, metadata, tuple(_paths(root, manifest, metadata)))
 
     def extent_of_file(self, key: str) -> Extent | None:
         """Where a file of the view, by its path below the root, lies in the payload."""
@@ -44,11 +34,6 @@ class ViewTorrent:
             if path == root / key:
                 return file.extent
         return None
-
-    def absent(self) -> tuple[Path, ...]:
-        """Files of the torrent that are missing here, or of another length."""
-        files = zip(self.paths, self.payload.files, strict=True)
-        return tuple(path for path, file in files if file.length and _size(path) != file.length)
 
     def check_whole(self, doing: str) -> None:
         """That all files of the torrent are here, in their lengths.
@@ -77,24 +62,6 @@ class ViewTorrent:
         word = "piece" if len(pieces) == 1 else "pieces"
         return f"{word} {', '.join(map(str, pieces[:SHOWN]))}{more} (in {', '.join(names)})"
 
-    def read(self, extent: Extent, out: memoryview) -> bool:
-        """Fills `out` with an extent, unchecked; False where a file is missing or too short."""
-        return self._files.read(extent, out)
-
-    def knows(self, piece: int) -> bool:
-        """True when the piece can be checked."""
-        return self._hashes.knows(piece)
-
-    def matches(self, piece: int, data: memoryview) -> bool:
-        """True when these are the piece's bytes."""
-        return self._hashes.knows(piece) and self._hashes.matches(piece, data)
-
-    def piece(self, piece: int, out: memoryview | None = None) -> memoryview | None:
-        """A piece, when it is here and its hash is right; in the first bytes of `out`."""
-        extent = self.payload.extent_of(piece)
-        view = memoryview(bytearray(extent.length)) if out is None else out[: extent.length]
-        return view if self.read(extent, view) and self.matches(piece, view) else None
-
 
 def _find(root: Path, manifest: StoreManifest) -> tuple[bytes, Metadata]:
     known = {manifest.source.info_hash_v1, manifest.source.info_hash_v2} - {""}
@@ -113,13 +80,6 @@ def _find(root: Path, manifest: StoreManifest) -> tuple[bytes, Metadata]:
         hint=f"put it into {root}, under any name that ends with .torrent, or make the view with "
         "gdist view --torrent",
     )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size if path.is_file() else -1
-    except OSError:
-        return -1
 
 
 def _candidates(root: Path) -> Iterator[Path]:

@@ -9,26 +9,23 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gdist.core.magnet import format_magnet
-from gdist.core.payload import Payload
 from gdist.core.store_manifest import StoreAsset, StoreSource
 from gdist.core.tensor import StoredTensor
 from gdist.durable import write_atomically
-from gdist.errors import CorruptError, InterruptedRun, RequestError, UnsupportedError, translate
+from gdist.errors import CorruptError, RequestError, UnsupportedError, translate
 from gdist.run.collect import gaps_of
 from gdist.run.keeping import MAX_REST_BYTES, write_source
+from gdist.run.torrent_files import TorrentFiles, size_of_file, wrong_pieces
 from gdist.sources.torrent import magnet_of
-from gdist.sources.torrent.files import PayloadFiles
-from gdist.sources.torrent.hashing import PieceHashes
-from gdist.sources.torrent.metadata import load_torrent, piece_layers, read_metadata
+from gdist.sources.torrent.metadata import load_torrent, read_metadata
 
 NAMED = 8  # pieces that a message names
 
 
-class ViewedTorrent:
+class ViewedTorrent(TorrentFiles):
     """The torrent in a file, and where its files lie in or around the download `directory`.
 
     Raises:
@@ -38,37 +35,34 @@ class ViewedTorrent:
 
     def __init__(self, torrent: str | os.PathLike[str], directory: Path):
         try:
-            self.content = Path(torrent).read_bytes()
+            content = Path(torrent).read_bytes()
         except OSError as error:
             raise RequestError(
                 f"cannot read {os.fspath(torrent)!r}: {error.strerror}", hint="give a .torrent file"
             ) from error
-        self._metadata = read_metadata(load_torrent(self.content))
-        self.payload: Payload = self._metadata.payload
-        single = directory.is_file()
-        bases = [directory.parent] if single else [directory, directory / self._metadata.name]
-        lacking = [
-            [f.path for f in self.payload.files if not _has(base / f.path, f.length)] for base in bases
-        ]
-        best = min(range(len(bases)), key=lambda number: len(lacking[number]))
-        if lacking[best]:
-            more = f" and {len(lacking[best]) - NAMED} more" if len(lacking[best]) > NAMED else ""
+        metadata = read_metadata(load_torrent(content))
+        files = metadata.payload.files
+        bases = [directory.parent] if directory.is_file() else [directory, directory / metadata.name]
+        lacking = {base: [f.path for f in files if size_of_file(base / f.path) != f.length] for base in bases}
+        self.base = min(bases, key=lambda base: len(lacking[base]))
+        lacks = lacking[self.base]
+        if lacks:
+            more = f" and {len(lacks) - NAMED} more" if len(lacks) > NAMED else ""
             raise RequestError(
-                f"{str(directory)!r} does not have the files of {self._metadata.name!r} in full: "
-                f"{', '.join(lacking[best][:NAMED])}{more}",
+                f"{str(directory)!r} does not have the files of {metadata.name!r} in full: "
+                f"{', '.join(lacks[:NAMED])}{more}",
                 hint="finish the download, or give the .torrent file that it is of",
-                files=tuple(lacking[best]),
+                files=tuple(lacks),
             )
-        self.base = bases[best]
-        self.paths = tuple(self.base / file.path for file in self.payload.files)
+        super().__init__(content, metadata, tuple(self.base / file.path for file in files))
 
     def source(self, profile: str) -> StoreSource:
         """What a manifest says of it."""
-        known = self._metadata.info_hash
+        known = self.metadata.info_hash
         nbytes = sum(file.length for file in self.payload.files)
-        magnet = format_magnet(magnet_of(self.content))
+        magnet = format_magnet(magnet_of(self.torrent))
         length = self.payload.piece_length
-        return StoreSource(known.v1_hex, known.v2_hex, self._metadata.name, length, nbytes, magnet, profile)
+        return StoreSource(known.v1_hex, known.v2_hex, self.metadata.name, length, nbytes, magnet, profile)
 
     def check(self, workers: int, stop: threading.Event) -> None:
         """Holds every piece against its hash.
@@ -78,28 +72,20 @@ class ViewedTorrent:
             UnsupportedError: a hash is not in the .torrent file.
             InterruptedRun: `stop` was set.
         """
-        hashes = PieceHashes(self._metadata)
-        hashes.add_layers(piece_layers(self.content))
-        unknown = [piece for piece in range(self.payload.pieces) if not hashes.knows(piece)]
+        unknown = sum(not self.knows(piece) for piece in range(self.payload.pieces))
         if unknown:
             raise UnsupportedError(
-                f"the .torrent file lacks the hashes of {len(unknown)} pieces",
+                f"the .torrent file lacks the hashes of {unknown} pieces",
                 hint="give one with its piece layers, as make-torrent and clients write it",
             )
-        files, local = PayloadFiles(self.payload, self.paths), threading.local()
+        local = threading.local()
 
         def right(piece: int) -> bool:
-            if stop.is_set():
-                raise InterruptedRun("the run was asked to stop", hint="run the same command again")
             if not hasattr(local, "buffer"):
                 local.buffer = memoryview(bytearray(self.payload.piece_length))
-            extent = self.payload.extent_of(piece)
-            data = local.buffer[: extent.length]
-            return files.read(extent, data) and hashes.matches(piece, data)
+            return self.piece(piece, local.buffer) is not None
 
-        with ThreadPoolExecutor(workers, thread_name_prefix="gdist-hash") as pool:
-            fine = pool.map(right, range(self.payload.pieces))
-            bad = [piece for piece, found in enumerate(fine) if not found]
+        bad = wrong_pieces(right, self.payload.pieces, workers=workers, stop=stop)
         if bad:
             raise self._damaged(bad)
 
@@ -139,11 +125,4 @@ class ViewedTorrent:
         def write(path: str, data: bytes) -> None:
             write_atomically(root / path, data)
 
-        return write_source(write, self.content, tensors, names, bytes(rest))
-
-
-def _has(path: Path, nbytes: int) -> bool:
-    try:
-        return path.is_file() and path.stat().st_size == nbytes
-    except OSError:
-        return False
+        return write_source(write, self.torrent, tensors, names, bytes(rest))
