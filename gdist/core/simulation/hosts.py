@@ -44,7 +44,7 @@ class Host:
         self.number, self.members, self.needs = number, members, group.needs
         self.each = 1 / len(members)
         self.open = 0  # pieces that it takes and places now
-        self.asked: list[int] = []  # pieces that it may take, as a heap
+        self.asked: list[tuple[bool, int]] = []  # pieces that it may take, as a heap: those to pass on first
         touched = sum(size for size, nbytes in zip(demand.nbytes, group.needs, strict=True) if nbytes)
         self.takes_whole = touched * WHOLE_SHARE <= group.nbytes
         self.state = bytearray(len(group.needs))

@@ -196,13 +196,18 @@ class _Run:
     def _may_take(self, host: Host, piece: int) -> None:
         if host.state[piece] == UNKNOWN and not host.dead:
             host.state[piece] = ASKED
-            heapq.heappush(host.asked, piece)
-            self._ask(host)
+            self._queue(host, piece)
+
+    def _queue(self, host: Host, piece: int) -> None:
+        """A host is to take a piece: in loading order, but first those that it is to pass on."""
+        passes_on = self._holdings.home(piece, host) == host.number
+        heapq.heappush(host.asked, (not passes_on, piece))
+        self._ask(host)
 
     def _ask(self, host: Host) -> None:
         """A host takes the next pieces, as many as it handles at once."""
         while host.asked and host.open < self._setting.pulls and not host.dead:
-            piece = heapq.heappop(host.asked)
+            _, piece = heapq.heappop(host.asked)
             if host.number in self._holdings.sources[piece]:
                 host.open += 1
                 placed = host.place(self._now, host.needs[piece])
@@ -224,7 +229,7 @@ class _Run:
         for one in self._holdings.sources[piece]:  # members that have it already
             takers -= one != host.number and self._stands[one] is host
         number = int(self._chance() * OUT_OF_STEP)
-        other = host.asked[number] if number < len(host.asked) else piece
+        other = host.asked[number][1] if number < len(host.asked) else piece
         source = self._choose(host, other)
         if source is not None and takers:
             self._send(source, self._moved(host, piece), takers)
@@ -254,8 +259,7 @@ class _Run:
         """The last byte of a slice was sent."""
         if source in self._dead:
             host.open -= 1
-            heapq.heappush(host.asked, piece)
-            self._ask(host)
+            self._queue(host, piece)
             return
         moved = self._moved(host, piece)
         whole = moved == self._demand.nbytes[piece]

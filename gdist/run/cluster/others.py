@@ -8,7 +8,8 @@ be from the host with the busiest line, while the others' lines stood idle.
 
 Where few hosts may use the outside and all need whole pieces, the line out of those few would carry each
 piece once for every host. So each piece has a home among the hosts, by its number: the home takes it first
-and passes it on, and the others wait for that a little.
+and passes it on, and the others wait for that a little. A host takes what it is to pass on before all else:
+it would hold up the others whenever it falls behind.
 """
 
 from __future__ import annotations
@@ -72,6 +73,10 @@ class Others:
         self._suspects: dict[int, float] = {}
         self._asked: dict[int, int] = {}  # piece -> the host that is to give it
         self._busy: Counter[int] = Counter()
+        self._mine: tuple[tuple[int, int], PieceSet] = (
+            (0, 0),
+            0,
+        )  # of which of how many homes, and its pieces
         self._lock = threading.Lock()
         self.takes_whole = False  # this host's shards need (nearly) all of the payload
 
@@ -88,13 +93,19 @@ class Others:
             self._since.pop(piece, None)
 
     def ready(self) -> tuple[int, ...]:
-        """Pieces that can be read now, in loading order, and are not waited for since."""
+        """Pieces that can be read now, and are not waited for since: first those this host is to pass on.
+
+        Both in loading order.
+        """
         if not self._waiting:
             return ()
         with self._link.changed, self._lock:
             free, homes, found = self._free(), self._homes(), []
             holders = self._link.inside.holders
-            for place in itertools.islice(members(self._waiting), LOOKAHEAD if self._paced else None):
+            mine = self._waiting & self._to_pass_on(homes)
+            ahead = LOOKAHEAD if self._paced else None
+            looks = (itertools.islice(members(some), ahead) for some in (mine, self._waiting & ~mine))
+            for place in itertools.chain.from_iterable(looks):
                 if not free:
                     break
                 if free.isdisjoint(holders.get(place, ())):
@@ -196,6 +207,15 @@ class Others:
         if not self.takes_whole or 2 * sum(peer.gateway for peer in here) > len(here):
             return ()
         return sorted(peer.index for peer in here)
+
+    def _to_pass_on(self, homes: Sequence[int]) -> PieceSet:
+        """Places in loading order of the pieces that this host is the home of."""
+        if self._link.index not in homes:
+            return 0
+        key = homes.index(self._link.index), len(homes)
+        if self._mine[0] != key:
+            self._mine = key, set_of(range(key[0], len(self._order), key[1]))
+        return self._mine[1]
 
     def _home(self, piece: int, homes: Sequence[int]) -> int | None:
         return homes[self._place[piece] % len(homes)] if homes else None

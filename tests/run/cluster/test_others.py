@@ -90,6 +90,21 @@ def test_a_host_that_did_not_answer_is_left_alone_for_a_while(link: Link) -> Non
     assert {piece % 2 for piece in found.ready()} == {1}
 
 
+def test_a_host_takes_first_what_it_is_to_pass_on(link: Link) -> None:
+    """All others wait for that; it may lie further ahead than is looked."""
+    peers = link.inside.peers
+    link.inside.peers = {i: Peer(i, peer.address, i == 1, "live", peer.name) for i, peer in peers.items()}
+    order = tuple(range(6 * LOOKAHEAD))
+    link.inside.holders = {piece: {1} if piece % 3 == 0 else {1, 2} for piece in order}
+    found = others(link, order)
+    found.takes_whole = True
+    for piece in order[: 3 * LOOKAHEAD : 3]:
+        found.forget(piece)  # taken already
+    half, given = AT_ONCE // 2, found.ready()
+    assert given[:half] == order[3 * LOOKAHEAD :: 3][:half]
+    assert given[half:] == order[2::3][:half], "the line of host 1, the home of the others, is busy"
+
+
 def test_a_pieces_home_is_waited_for_also_while_it_is_busy(link: Link) -> None:
     """Only host 1 uses the outside, and would have to give each piece to all: host 2 passes on its own."""
     peers = link.inside.peers
