@@ -1,7 +1,7 @@
 """Who holds which piece in a simulated cluster, and for how many others.
 
-Where few hosts may use the outside and others need whole pieces, each piece has a *home* among the hosts, by
-its number: the home takes it first and passes it on, and the others wait for that a little.
+Where few hosts may use the outside and others need whole pieces, each piece has a *home* among the others, by
+its number: the home takes it first and passes it on, and all others wait for that, within reason.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Holdings:
                 self._wanting[piece] += len(host.members) if nbytes else 0
         self._held = [0] * setting.hosts
         self.most = 0
-        self._living = list(range(setting.hosts))
-        self._few = 2 * len(setting.outside) <= setting.hosts
+        few, outside = 2 * len(setting.outside) <= setting.hosts, set(setting.outside)
+        self._homes = [host for host in range(setting.hosts) if few and host not in outside]
 
     def hold(self, piece: int, host: int) -> None:
         """A host has a piece, and holds it until all have what they need of it."""
@@ -36,7 +36,7 @@ class Holdings:
 
     def home(self, piece: int, host: Host) -> int | None:
         """Who passes a piece on to a host; None where those do that brought it in."""
-        return self._living[piece % len(self._living)] if self._few and host.takes_whole else None
+        return self._homes[piece % len(self._homes)] if self._homes and host.takes_whole else None
 
     def choose(self, piece: int, host: Host, dead: set[int]) -> int | None:
         """Who gives a piece to a host: its home, or else one that has it."""
@@ -55,7 +55,8 @@ class Holdings:
 
     def fail(self, host: int) -> None:
         """A host is nobody's home any more."""
-        self._living.remove(host)
+        if host in self._homes:
+            self._homes.remove(host)
 
     def lose(self, host: Host) -> Iterator[int]:
         """A host is given up, with what it held; pieces that nobody else has, and somebody still needs."""

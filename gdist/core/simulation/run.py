@@ -35,12 +35,11 @@ from gdist.core.simulation.line import FairLine
 from gdist.core.simulation.model import GB, TELL_SECONDS, Demand, Setting, least_time
 from gdist.core.simulation.outcome import HostTime, Outcome
 from gdist.core.simulation.usage import Cluster, Resource, Usage
-from gdist.core.taking import WHOLE_SHARE
+from gdist.core.taking import WHOLE_SHARE, Patience
 
 MOST_UNVERIFIED = 4  # pieces that came in to a host and wait for their hash, until the next one may come
 SPANS, SPANS_SHOWN = 128, 16  # how finely usage is counted, of the least time; how many spans are told
 LEAST_SPAN = 1e-3  # seconds: waiting may outlast by far the least time of a few bytes
-HOME_SECONDS = 2.0  # how long a piece's home is waited for
 OUT_OF_STEP = 1024  # pieces that hosts are apart: enough to keep links busy, few enough to end together
 
 _Event = tuple[float, int, Any, Any]  # time, serial number; Any: a method and its arguments
@@ -78,6 +77,10 @@ class _Run:
         self._out_meters = [self._usage.meter(Resource.LINK_OUT, host) for host in range(setting.hosts)]
         self._dead: set[int] = set()
         self._holdings = Holdings(demand, setting, self._hosts, self._chance)
+        self._patience, self._told = (
+            Patience(),
+            dict[int, float](),
+        )  # when pieces were known, their homes to come
         self._lan = 0.0
 
     def run(self) -> Outcome:
@@ -168,18 +171,30 @@ class _Run:
     def _tell(self, piece: int) -> None:
         """Everyone who needs a piece hears that it can be had; who hears it first is up to chance."""
         first = int(self._chance() * len(self._hosts))
-        relays = False
+        relays = passed = False
         for host in (*self._hosts[first:], *self._hosts[:first]):
             if not host.needs[piece] or host.state[piece] != UNKNOWN or host.dead:
                 continue
             home = self._holdings.home(piece, host)
             if home is None or home == host.number or home in self._holdings.sources[piece]:
                 self._may_take(host, piece)
+                passed = passed or home not in (None, host.number)
             else:
                 relays = relays or self._stands[home].number != home
-                self._at(self._now + HOME_SECONDS, self._may_take, host, piece)
+                self._told.setdefault(piece, self._now)
+                self._at(self._now + self._patience.seconds, self._lose_patience, host, piece)
+        if passed and piece in self._told:
+            self._patience.add(self._now - self._told.pop(piece))
         if relays:
             self._pass_on(piece)
+
+    def _lose_patience(self, host: Host, piece: int) -> None:
+        """A host has waited for a piece's home: for longer than is usual by now, or it waits on."""
+        until = self._told.get(piece, 0.0) + self._patience.seconds
+        if until > self._now:
+            self._at(until, self._lose_patience, host, piece)
+        else:
+            self._may_take(host, piece)
 
     def _pass_on(self, piece: int) -> None:
         """A piece's home, which is not followed itself, takes it and holds it for others."""

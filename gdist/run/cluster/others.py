@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import threading
 import time
@@ -28,7 +29,7 @@ import numpy as np
 from gdist.core.box import Box
 from gdist.core.extent import Extent
 from gdist.core.piece_set import PieceSet, members, set_of
-from gdist.core.taking import AT_ONCE, WHOLE_SHARE
+from gdist.core.taking import AT_ONCE, WHOLE_SHARE, Patience
 from gdist.errors import Gone, PieceLost, TransferError
 from gdist.exchange import Client
 from gdist.run.cluster.link import Link
@@ -36,7 +37,6 @@ from gdist.run.cluster.way import Peer
 
 LEAST_OF_ONE = 2  # of what is taken at once, from one host: while one comes, the next is asked for
 LOOKAHEAD = 256  # pieces known to be inside among which those are looked for whose host has a line free
-HOME_SECONDS = 2.0  # how long a piece's home is waited for
 SUSPECT_SECONDS = 3.0  # how long a host that did not answer is not asked
 READ_SECONDS = 5.0  # without a byte from another host
 
@@ -69,14 +69,12 @@ class Others:
     ):
         self._link, self._order, self._place, self._matches, self._paced = link, order, place, matches, paced
         self._waiting: PieceSet = 0  # by place
-        self._since: dict[int, float] = {}  # when it was first heard of each of them
+        self._since: dict[int, float] = {}  # when each of them was first looked at
+        self._patience = Patience()
         self._suspects: dict[int, float] = {}
         self._asked: dict[int, int] = {}  # piece -> the host that is to give it
         self._busy: Counter[int] = Counter()
-        self._mine: tuple[tuple[int, int], PieceSet] = (
-            (0, 0),
-            0,
-        )  # of which of how many homes, and its pieces
+        self._mine: tuple[tuple[int, int], PieceSet] = ((0, 1), 0)  # which of how many homes, and its pieces
         self._lock = threading.Lock()
         self.takes_whole = False  # this host's shards need (nearly) all of the payload
 
@@ -84,7 +82,6 @@ class Others:
         """A piece is wanted that another host has, or had."""
         with self._lock:
             self._waiting |= 1 << self._place[piece]
-            self._since.setdefault(piece, time.monotonic())
 
     def forget(self, piece: int) -> None:
         """A piece is not waited for any more."""
@@ -100,7 +97,7 @@ class Others:
         if not self._waiting:
             return ()
         with self._link.changed, self._lock:
-            free, homes, found = self._free(), self._homes(), []
+            free, homes, found, now = self._free(), self._homes(), [], time.monotonic()
             holders = self._link.inside.holders
             mine = self._waiting & self._to_pass_on(homes)
             ahead = LOOKAHEAD if self._paced else None
@@ -108,14 +105,16 @@ class Others:
             for place in itertools.chain.from_iterable(looks):
                 if not free:
                     break
-                if free.isdisjoint(holders.get(place, ())):
+                piece, having = self._order[place], holders.get(place)
+                if not having:
                     continue
-                piece = self._order[place]
-                host = self._choose(piece, holders[place], free, homes)
+                waited = now - self._since.setdefault(piece, now)
+                host = self._choose(piece, having, free, homes, waited)
                 if host is None:
                     continue
                 found.append(place)
-                self._since.pop(piece, None)
+                self._since.pop(piece)
+                self._patience.add(waited)
                 if self._paced:
                     self._ask(piece, host)
                     free = self._free()
@@ -189,24 +188,31 @@ class Others:
         return {host for host in others if self._busy[host] < most}
 
     def _choose(
-        self, piece: int, holders: Collection[int], free: set[int], homes: Sequence[int]
+        self,
+        piece: int,
+        holders: Collection[int],
+        free: set[int],
+        homes: Sequence[int],
+        waited: float = math.inf,
     ) -> int | None:
         """Which of those who have a piece, and are free, is to give it; None while its home is waited for."""
         home = self._home(piece, homes)
         if home is not None and home in holders and self._suspects.get(home, 0.0) < time.monotonic():
             return home if home in free else None
-        since = self._since.get(piece, 0.0)
-        if home not in (None, self._link.index) and time.monotonic() - since < HOME_SECONDS:
+        if home not in (None, self._link.index) and waited < self._patience.seconds:
             return None
         able = free.intersection(holders)
         return min(able, key=lambda host: (self._busy[host], random.random()), default=None)
 
     def _homes(self) -> Sequence[int]:
-        """The hosts that pass pieces on; none where those who bring pieces in can give each to all."""
+        """The hosts that pass pieces on; none where those who bring pieces in can give each to all.
+
+        Not those who bring in: their lines out are what there is too little of.
+        """
         here = [peer for peer in self._link.inside.peers.values() if peer.state in ("live", "done")]
         if not self.takes_whole or 2 * sum(peer.gateway for peer in here) > len(here):
             return ()
-        return sorted(peer.index for peer in here)
+        return sorted(peer.index for peer in here if not peer.gateway)
 
     def _to_pass_on(self, homes: Sequence[int]) -> PieceSet:
         """Places in loading order of the pieces that this host is the home of."""

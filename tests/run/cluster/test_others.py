@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gdist.core.taking import AT_ONCE
+from gdist.core.taking import AT_ONCE, HOME_SECONDS, HOME_TIMES
 from gdist.errors import PieceLost
 from gdist.exchange import Key
 from gdist.run.cluster.link import Link
@@ -90,34 +90,67 @@ def test_a_host_that_did_not_answer_is_left_alone_for_a_while(link: Link) -> Non
     assert {piece % 2 for piece in found.ready()} == {1}
 
 
-def test_a_host_takes_first_what_it_is_to_pass_on(link: Link) -> None:
-    """All others wait for that; it may lie further ahead than is looked."""
+def few_gateways(link: Link) -> None:
+    """Only host 1 uses the outside: this host is the home of all even pieces, host 2 of the odd ones."""
     peers = link.inside.peers
     link.inside.peers = {i: Peer(i, peer.address, i == 1, "live", peer.name) for i, peer in peers.items()}
+
+
+def test_a_host_takes_first_what_it_is_to_pass_on(link: Link) -> None:
+    """All others wait for that; it may lie further ahead than is looked."""
+    few_gateways(link)
     order = tuple(range(6 * LOOKAHEAD))
-    link.inside.holders = {piece: {1} if piece % 3 == 0 else {1, 2} for piece in order}
+    link.inside.holders = {piece: {1, 2} if piece % 2 else {1} for piece in order}
     found = others(link, order)
     found.takes_whole = True
-    for piece in order[: 3 * LOOKAHEAD : 3]:
+    for piece in order[: 4 * LOOKAHEAD : 2]:
         found.forget(piece)  # taken already
     half, given = AT_ONCE // 2, found.ready()
-    assert given[:half] == order[3 * LOOKAHEAD :: 3][:half]
-    assert given[half:] == order[2::3][:half], "the line of host 1, the home of the others, is busy"
+    assert given == (*order[4 * LOOKAHEAD :: 2][:half], *order[1::2][:half])
 
 
 def test_a_pieces_home_is_waited_for_also_while_it_is_busy(link: Link) -> None:
-    """Only host 1 uses the outside, and would have to give each piece to all: host 2 passes on its own."""
-    peers = link.inside.peers
-    link.inside.peers = {i: Peer(i, peer.address, i == 1, "live", peer.name) for i, peer in peers.items()}
+    few_gateways(link)
     link.inside.holders = {piece: {1, 2} for piece in ORDER}
     found = others(link)
     found.takes_whole = True
-    for piece in ORDER[::3]:
-        found.forget(piece)  # this host is their home
-    given = found.ready()
-    half = AT_ONCE // 2
-    assert [piece for piece in given if piece % 3 == 1] == list(ORDER[1::3][:half])
-    assert [piece for piece in given if piece % 3 == 2] == list(ORDER[2::3][:half])
-    for piece in ORDER[1::3][:half]:
+    for piece in ORDER[::2]:
+        found.forget(piece)
+    half, mine = AT_ONCE // 2, ORDER[1::2]
+    assert found.ready() == mine[:half]
+    assert found.ready() == ()
+    for piece in mine[:half]:
         found.let_go(piece)
-    assert found.ready() == ORDER[1::3][half : 2 * half], "host 2 is busy; host 1 is not asked for its pieces"
+    assert found.ready() == mine[half : 2 * half], "host 2 was busy; host 1 is not asked for its pieces"
+
+
+def test_a_home_that_has_a_piece_later_than_usual_is_not_waited_for(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all of them take long, the line that all wait for is what binds: to ask it more makes it worse."""
+    few_gateways(link)
+    now = [1000.0]
+    monkeypatch.setattr("gdist.run.cluster.others.time.monotonic", lambda: now[0])
+    link.inside.holders = {piece: {1} for piece in ORDER}
+    found = others(link)
+    found.takes_whole = True
+    for piece in ORDER[::2]:
+        found.forget(piece)
+    others_own = ORDER[1::2]  # host 2 is their home
+
+    def taken() -> list[int]:
+        given = found.ready()
+        for piece in given:
+            found.let_go(piece)
+        return list(given)
+
+    assert taken() == []
+    now[0] += HOME_SECONDS * 0.9
+    assert taken() == []
+    for piece in others_own[:20]:  # host 2 had them after just under two seconds
+        link.inside.holders[piece] = {1, 2}
+    assert {piece for _ in range(5) for piece in taken()} == set(others_own[:20])
+    now[0] += HOME_SECONDS
+    assert taken() == [], "it is usual to wait so long"
+    now[0] += HOME_SECONDS * HOME_TIMES
+    assert tuple(taken()) == others_own[20 : 20 + AT_ONCE // 2], "host 1 gives them"
