@@ -127,7 +127,7 @@ def test_a_pieces_home_is_waited_for_also_while_it_is_busy(link: Link) -> None:
 def test_a_home_that_has_a_piece_later_than_usual_is_not_waited_for(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where all of them take long, the line that all wait for is what binds: to ask it more makes it worse."""
+    """Where all of them take long, the line all wait for binds, and to ask it more makes it worse."""
     few_gateways(link)
     now = [1000.0]
     monkeypatch.setattr("gdist.run.cluster.others.time.monotonic", lambda: now[0])
