@@ -179,9 +179,14 @@ class Client:
         self._closed.set()
         with self._lock:
             idle, self._idle = self._idle, []
-            busy = tuple(self._busy)
         for link in idle:
             link.channel.close()
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Hangs up on requests that are under way: they raise `Unreachable`; later ones connect anew."""
+        with self._lock:
+            busy = tuple(self._busy)
         for channel in busy:
             channel.hang_up()
 

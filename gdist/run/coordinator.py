@@ -122,6 +122,7 @@ class Coordinator:
             while self._busy():
                 self._turn()
         except BaseException:
+            self._source.halt()
             self._pool.shutdown(cancel_futures=True)
             self._commits.shutdown(cancel_futures=True)
             self._save()

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from blake3 import blake3
@@ -101,13 +101,14 @@ def fetch(
     observe: Observer | None = None,
     stop: threading.Event | None = None,
     opener: Opener = open_alone,
+    again: Callable[[Destination], bool] | None = None,
 ) -> FetchResult:
     """Fetches a release into a store, or goes on where an earlier call stopped.
 
     `source` is a release's name, a magnet, an info-hash, a .torrent file or URL; `dest` a directory or a
     URL (default: the source's name, here). `observe` gets events on this thread; setting `stop` ends the
     run with its progress on disk. Safe to repeat: a complete store returns at once. `opener` is how it comes
-    to its pieces.
+    to its pieces; of a store that was complete it is entered only where `again` says so, for others' sake.
 
     Raises:
         GdistError: of the family that says whose fault it is; what is done is kept for the next call.
@@ -135,35 +136,39 @@ def fetch(
         return FetchResult(text, manifest, already, timing.elapsed, timing.table())
 
     done = finished(where, resolved, asked)
-    if done and not (lost := lost_shards(where, done)):
+    lost = lost_shards(where, done) if done else []
+    if done and not lost and again is None:
         clean(where)  # of what a run left that was killed after its last line
         return result(done, already=True)
-    if done:
+    if lost:
         tell(
             Note(f"{len(lost)} shards of the complete store are missing or cut short: they are fetched again")
         )
-    else:
+    elif not done:
         check_empty(where)
     neighbours = check_neighbours(where, resolved, asked)
     lock = Lock(where.work / "lock", text)
     try:
         done = finished(where, resolved, asked)  # by the one that held the lock a moment ago
-        if done and not lost_shards(where, done):
+        whole = done is not None and not lost_shards(where, done)
+        if done and not whole:
+            reopen(where, done, job_of(asked, done.mesh, done.plan))
+        run = _Fetch(
+            resolved,
+            where,
+            asked,
+            tell,
+            timing,
+            stop or threading.Event(),
+            neighbours=neighbours,
+            opener=opener,
+        )
+        if done and whole:
+            if again and again(where):
+                run.open_again()
             clean(where)
             return result(done, already=True)
-        if done:
-            reopen(where, done, job_of(asked, done.mesh, done.plan))
         with left_behind(where.work):
-            run = _Fetch(
-                resolved,
-                where,
-                asked,
-                tell,
-                timing,
-                stop or threading.Event(),
-                neighbours=neighbours,
-                opener=opener,
-            )
             try:
                 manifest = run.run()
             except EncodedDirectory as found:
@@ -200,12 +205,21 @@ class _Fetch:
     def run(self) -> StoreManifest:
         for note in self._resolved.notes:
             self._observe(Note(note))
+        with self._opener(self._opening()) as (source, catalogue):
+            return self._convert(source, catalogue.select(self._options.select))
+
+    def open_again(self) -> None:
+        """Opens the source of a store that is complete, for those whom the opener gives pieces."""
+        with self._opener(self._opening()):
+            pass
+
+    def _opening(self) -> Opening:
         cached = self._dest.work / "source.torrent"
         spec = self._resolved.spec
         if cached.exists():
             spec = cached.read_bytes()
             self._check_identity(magnet_of(spec).info_hash)
-        opening = Opening(
+        return Opening(
             self._resolved,
             self._dest,
             self._options,
@@ -217,8 +231,6 @@ class _Fetch:
             self._check_stop,
             self._enter,
         )
-        with self._opener(opening) as (source, catalogue):
-            return self._convert(source, catalogue.select(self._options.select))
 
     def convert_directory(self, found: EncodedDirectory) -> StoreManifest:
         """What it takes instead where the torrent's arrays must be decoded from whole files."""

@@ -80,6 +80,9 @@ class PieceSource(Protocol):
     ) -> memoryview:
         """Bytes of a piece, at least those of `placements` and `extents`; from any thread."""
 
+    def halt(self) -> None:
+        """Ends what is being read, however slow it comes, with an error; nothing is read after it."""
+
     def release(self, piece: int) -> None:
         """The piece is not read again; from any thread."""
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from gdist.core.plan import piece_order
@@ -32,7 +33,7 @@ from gdist.events import Event, MemberChanged, Note, Observer, Stage, StageStart
 from gdist.exchange.ports import free_port
 from gdist.kvstore import local_path
 from gdist.run.catalogue import Catalogue
-from gdist.run.cluster.held import Held
+from gdist.run.cluster.held import Held, read_held
 from gdist.run.cluster.learning import learn
 from gdist.run.cluster.link import Link
 from gdist.run.cluster.meters import Meters
@@ -40,7 +41,7 @@ from gdist.run.cluster.options import ClusterOptions
 from gdist.run.cluster.rendezvous import FINAL_PHASE
 from gdist.run.cluster.source import ClusterSource
 from gdist.run.cluster.station import Station
-from gdist.run.destination import default_dest, find_destination, finished
+from gdist.run.destination import Destination, default_dest, find_destination, finished
 from gdist.run.fetch import FetchResult, fetch
 from gdist.run.opening import Opening, PieceSource
 from gdist.run.recorder import Recorder
@@ -53,8 +54,9 @@ _log = logging.getLogger(__name__)
 ATTACH_SECONDS = 0.5
 EVENT_SECONDS = 0.5
 PROBE_SECONDS = 1.0
-ANNOUNCE_SECONDS = 3.0
-QUIET_SECONDS = 10.0  # host 0 of a finished job waits so long for others that are not finished
+ANNOUNCE_SECONDS = 10.0  # in which a host that is complete looks for others that may not be
+QUIET_SECONDS = 10.0  # and host 0 waits so long for them
+HELD_NAME = "held.json"
 RECEIPT = ".gdist.hosts"  # in a store that all hosts have finished: how many they were
 HAND_OVER_SECONDS = 4.0  # of the ten that a host has between SIGTERM and its end
 IDLE_SECONDS = 1.0
@@ -117,7 +119,7 @@ class _Agent:
         self._status = StatusOfEvents("", self._host)
         self._changes: list[MemberChanged] = []
         self._told = 0.0
-        self._serving = False
+        self._serving = self._complete = False
         self._meters = Meters(self._host.count)
 
     def run(self, dest: str | os.PathLike[str] | None) -> FetchResult:
@@ -145,7 +147,10 @@ class _Agent:
     def _fetched(self, dest: str | os.PathLike[str] | None) -> FetchResult:
         """What this host's shards need, from outside and from the others."""
         asked = self._options.fetch
-        return fetch(self._source, dest, asked, observe=self._watch, stop=self._stop, opener=self._open)
+        again = None if self._all_done(dest) or self._options.exchange == "collective" else self._others_wait
+        return fetch(
+            self._source, dest, asked, observe=self._watch, stop=self._stop, opener=self._open, again=again
+        )
 
     def _exchanged(self, dest: str | os.PathLike[str] | None) -> FetchResult:
         """An even share of every tensor, and then XLA's collectives to where each byte belongs."""
@@ -249,18 +254,20 @@ class _Agent:
     def _open(self, opening: Opening) -> Iterator[tuple[PieceSource, Catalogue]]:
         """Joins the others and opens the source of both kinds of pieces; serves the others at the end."""
         opening = replace(opening, tick=self._also(opening.tick))
-        station = self._open_station()
+        station = self._station or self._open_station()
         station.leave_address(opening.dest.work)
         self._watch(StageStarted(Stage.JOIN))
         station.check_alone()
         link = station.link
         link.join()
-        record = opening.dest.work / "held.json"
+        record = opening.dest.work / HELD_NAME
         options = self._options
         learned, catalogue = learn(opening, station, record, gateway=options.gateway, hold=options.hold)
         try:
             order = piece_order(catalogue.payload, catalogue.tensors)
             self._pieces = pieces = learned.source(order, FINAL_PHASE)
+            if self._complete:
+                pieces.lend()
             yield pieces, catalogue
             self._serve(pieces, link)
         finally:
@@ -277,32 +284,56 @@ class _Agent:
         )
         return station
 
-    def _afterwards(self, done: FetchResult) -> None:
-        """Writes down that all hosts are done; of a store that was complete, tells the others if they wait.
+    # --- a store that was complete --------------------------------------------------------------------
 
-        They would wait for this host's needs otherwise; and without host 0 they could not find each other.
+    def _others_wait(self, dest: Destination) -> bool:
+        """Of a store that was complete: tells the others; True where they need pieces that it can give.
+
+        They would wait for this host's needs otherwise; without host 0 they could not find each other; and
+        who may use the outside, or still has pieces that others need, has to give them.
         """
-        root = local_path(done.path)
-        receipt = root / RECEIPT if root else None
-        count = str(self._host.count)
-        if self._station is None:
-            if receipt and receipt.exists() and receipt.read_text() == count:
-                return
-            try:
-                station = self._open_station()
-            except RequestError as error:
-                if getattr(error.__cause__, "errno", None) == errno.EADDRINUSE:
-                    return  # this host's agent still serves: it tells them
-                raise
-            found = station.link.announce(ANNOUNCE_SECONDS)
-            while found and self._host.index == 0 and not station.rendezvous.done():
-                quiet = min(station.rendezvous.quiet(), time.monotonic() - self._started)
-                if quiet > QUIET_SECONDS or self._stop.wait(EVENT_SECONDS):
-                    return
-        assert self._station is not None
-        if receipt and (self._station.rendezvous.done() or self._station.link.inside.done):
+        try:
+            station = self._open_station()
+        except RequestError as error:
+            if getattr(error.__cause__, "errno", None) == errno.EADDRINUSE:
+                return False
+            raise
+        self._observe(Note("complete already: looking for hosts that are not"))
+        gives = self._options.gateway or bool(read_held(dest.work / HELD_NAME))
+        found = station.link.announce(ANNOUNCE_SECONDS)
+        while found and not (station.link.inside.done or station.rendezvous.done()):
+            if self._host.index:
+                self._complete = gives
+                return gives
+            if gives and station.rendezvous.busy():
+                self._complete = True
+                return True
+            quiet = min(station.rendezvous.quiet(), time.monotonic() - self._started)
+            if quiet > QUIET_SECONDS or self._stop.wait(EVENT_SECONDS):
+                break
+        return False
+
+    def _all_done(self, dest: str | os.PathLike[str] | None) -> bool:
+        """True when an earlier run wrote down that all hosts are done."""
+        receipt = self._receipt(dest)
+        try:
+            return receipt is not None and receipt.read_text() == str(self._host.count)
+        except OSError:
+            return False
+
+    def _receipt(self, dest: str | os.PathLike[str] | None) -> Path | None:
+        asked = self._options.fetch
+        if dest is None:
+            dest = default_dest(resolve(self._source, asked.manifest, asked.verify_key))
+        root = local_path(dest)
+        return root / RECEIPT if root else None
+
+    def _afterwards(self, done: FetchResult) -> None:
+        """Writes down that all hosts are done."""
+        receipt, station = self._receipt(done.path), self._station
+        if receipt and station and (station.rendezvous.done() or station.link.inside.done):
             with contextlib.suppress(GdistError):  # it only saves a later run some seconds
-                write_atomically(receipt, count.encode(), sync=False)
+                write_atomically(receipt, str(self._host.count).encode(), sync=False)
 
     # --- serving and leaving --------------------------------------------------------------------------
 
@@ -318,6 +349,11 @@ class _Agent:
         alone_since = time.monotonic()
         while pieces.serve():
             if self._stop.is_set():
+                if link.inside.wanted and not link.inside.done:
+                    raise InterruptedRun(
+                        "the run was asked to stop: the store here is complete, others still need its pieces",
+                        hint="the same command goes on giving them what they need",
+                    )
                 break
             link.check()
             self._tell()

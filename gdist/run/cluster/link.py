@@ -96,6 +96,7 @@ class Link:
             GdistError: from `stop`, which is called again and again.
         """
         began = time.monotonic()
+        self._me["done"] = False  # also where it was announced before
         while not self._try_join():
             self._stop()
             if time.monotonic() - began > PATIENCE_SECONDS:
@@ -123,6 +124,7 @@ class Link:
         with self.changed:
             self._boot, self._version, self._roster = found["coordinator"], None, -1
             self.way.coordinator = found["index"]
+            self.inside.done = bool(found["done"])
         return True
 
     @property

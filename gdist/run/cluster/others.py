@@ -76,6 +76,7 @@ class Others:
         self._busy: Counter[int] = Counter()
         self._mine: tuple[tuple[int, int], PieceSet] = ((0, 1), 0)  # which of how many homes, and its pieces
         self._lock = threading.Lock()
+        self._halted = threading.Event()
         self.takes_whole = False  # this host's shards need (nearly) all of the payload
 
     def wait_for(self, piece: int) -> None:
@@ -127,6 +128,8 @@ class Others:
         Raises:
             PieceLost: nobody gave it.
         """
+        if self._halted.is_set():
+            raise PieceLost(f"piece {piece} is not asked for any more")
         peer, homes = self._giver(piece)
         if peer is None:
             self.let_go(piece)
@@ -147,6 +150,11 @@ class Others:
         finally:
             self.let_go(piece)
         return whole and self._home(piece, homes) == self._link.index
+
+    def halt(self) -> None:
+        """Nothing is to be read any more; what is under way ends with `PieceLost`, however slow its line."""
+        self._halted.set()
+        self._link.way.interrupt()
 
     def let_go(self, piece: int) -> None:
         """A piece was read, or is not to be: the line to its host is free for another."""

@@ -4,7 +4,8 @@ Every agent can be asked; the hosts ask the coordinator's, which is host 0's or,
 the lowest host that answers. Nothing is kept on disk: after a restart each host tells again what it needs and
 has, with its next message.
 
-    POST /join       who I am, and the job I was asked to do; refused when it is not the others' job
+    POST /join       who I am, and the job I was asked to do; refused when it is not the others' job; answered
+                     with whether all hosts are done
     POST /catalogue  the torrent's metadata and headers, or the task to find them out
     PUT /catalogue   found out
     POST /poll       what I have since; answered with what I should know, at once or when there is something
@@ -122,7 +123,7 @@ class Rendezvous:
                 if self._leases:
                     self._leases.finish(index)
             self._changed(member)
-        return {"coordinator": self.boot, "index": self.index}
+            return {"coordinator": self.boot, "index": self.index, "done": self.done()}
 
     def _check_job(self, index: int, job: Json) -> None:
         if not 0 <= index < self.count:
@@ -288,6 +289,12 @@ class Rendezvous:
         """True when every host of the job has all it needs."""
         with self.changed:
             return self._leases.done() if self._leases else len(self._complete) == self.count
+
+    def busy(self) -> bool:
+        """True while another host is at work here."""
+        with self.changed:
+            self._expire()
+            return any(m.state == "live" and m.index != self.index for m in self.members.values())
 
     def quiet(self) -> float:
         """Seconds since any other host that is at work was heard of."""

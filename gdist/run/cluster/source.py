@@ -120,9 +120,20 @@ class ClusterSource:
     def expect(self, plan: HostPlan) -> None:
         """Learns what part of the payload this host needs, and what its disk can spare for others."""
         self._others.takes_whole = plan.amplification * WHOLE_SHARE <= 1.0
+        self._hold = self._spare(plan.store_nbytes)
+
+    def lend(self) -> None:
+        """Wants nothing: this host is here for the others."""
+        self._hold = self._spare(0)
+        self._outside.limit_backlog(self._hold)
+        self.want(())
+
+    def _spare(self, nbytes: int) -> int:
+        """What the disk can spare for others, beside so many bytes."""
+        if self._most is not None:
+            return self._most
         status = os.statvfs(self._record.parent)
-        spare = max(status.f_bavail * status.f_frsize - plan.store_nbytes, 0) // 2
-        self._hold = spare if self._most is None else self._most
+        return max(status.f_bavail * status.f_frsize - nbytes, 0) // 2
 
     def limit_backlog(self, nbytes: int) -> None:
         """More than a fetch alone lets wait: pieces stay until every host has them."""
@@ -170,6 +181,10 @@ class ClusterSource:
         for piece in own:
             self._others.forget(piece)  # nobody else need give it any more
         return (*own, *(ready or self._readable()))
+
+    def halt(self) -> None:
+        """No piece of another host is to be read any more; from any thread."""
+        self._others.halt()
 
     def wake(self) -> None:
         """Ends a wait of `verified` early."""

@@ -157,6 +157,13 @@ class Way:
             return None
         return found
 
+    def interrupt(self) -> None:
+        """Hangs up on requests that are under way."""
+        with self._clients_lock:
+            clients = tuple(self._clients.values())
+        for client in clients:
+            client.interrupt()
+
     def close(self) -> None:
         """Hangs up."""
         with self._clients_lock:

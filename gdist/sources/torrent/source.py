@@ -316,6 +316,9 @@ class TorrentSource:
             )
         return view
 
+    def halt(self) -> None:
+        """Nothing to do: pieces are read from this machine's disk."""
+
     def release(self, piece: int) -> None:
         """Gives the piece's disk space back where the file system can; its bytes are gone from then on."""
         self._files.release(self.payload.extent_of(piece))

@@ -240,6 +240,53 @@ def test_a_late_host_takes_what_the_others_kept_for_it(
         assert_once(seeded, nbytes(grok))
 
 
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_hosts_that_are_complete_give_what_they_held_when_the_line_is_run_again(
+    kind: signal.Signals, grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    with Agents(seeded, tmp_path, 4, mesh="1x4") as agents:  # each host needs a part of every piece
+        early = range(3)
+        for index in early:
+            agents.start(index)
+        agents.until(lambda: all(map(agents.serves, early)), "all serve but host 3")
+        for index in early:
+            agents.kill(index, kind)
+        assert kind == signal.SIGKILL or [agents.wait(index) for index in early] == [20] * 3, agents.said()
+        agents.start_all()
+        assert agents.wait_all() == [0] * 4, agents.said()
+        assert_whole(agents, grok[1])
+        assert_once(seeded, nbytes(grok))
+
+
+def test_a_gateway_that_is_complete_brings_in_for_others_when_the_line_is_run_again(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    """Host 3 comes when nobody serves any more, and cannot reach the outside."""
+    with Agents(seeded, tmp_path, 4, "--gateways", "0", "--linger", "1s", mesh="4") as agents:
+        for index in range(3):
+            agents.start(index)
+        assert [agents.wait(index) for index in range(3)] == [0] * 3, agents.said()
+        agents.start_all("--linger", "10m")
+        assert agents.wait_all() == [0] * 4, agents.said()
+        assert_whole(agents, grok[1])
+        agents.start_all()
+        assert agents.wait_all() == [0] * 4, agents.said()
+        assert not agents.told(0, "stage_started"), "all know now that all are done"
+
+
+def test_a_host_with_a_slow_line_stops_as_soon(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    """What it reads from others takes a minute; it is not waited for."""
+    with Agents(seeded, tmp_path, 2, "--max-lan", "20kB/s", mesh="1x2") as agents:
+        agents.start_all()
+        agents.until(lambda: agents.inside(1) > nbytes(grok) // 2, "half of it came in")
+        asked = time.monotonic()
+        agents.kill(1, signal.SIGTERM)
+        assert agents.wait(1) == 20
+        assert time.monotonic() - asked < 10
+
+
 def test_a_host_that_is_stopped_hands_over_and_goes_on_later(
     grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
 ) -> None:
