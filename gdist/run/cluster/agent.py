@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gdist.core.plan import piece_order
-from gdist.core.status import MemberState
+from gdist.core.status import ClusterStatus, MemberState, MemberStatus
 from gdist.errors import (
     GdistError,
     HostsMissing,
@@ -35,7 +35,7 @@ from gdist.kvstore import local_path
 from gdist.run.catalogue import Catalogue
 from gdist.run.cluster.held import Held, read_held
 from gdist.run.cluster.learning import learn
-from gdist.run.cluster.link import Link
+from gdist.run.cluster.link import LOCALHOST, Link
 from gdist.run.cluster.meters import Meters
 from gdist.run.cluster.options import ClusterOptions
 from gdist.run.cluster.rendezvous import FINAL_PHASE
@@ -43,7 +43,7 @@ from gdist.run.cluster.source import ClusterSource
 from gdist.run.cluster.station import Station
 from gdist.run.destination import Destination, default_dest, find_destination, finished
 from gdist.run.fetch import FetchResult, fetch
-from gdist.run.opening import Opening, PieceSource
+from gdist.run.opening import Opening, PieceSource, open_alone
 from gdist.run.recorder import Recorder
 from gdist.run.resolve import resolve
 from gdist.run.status_of_events import StatusOfEvents
@@ -136,13 +136,30 @@ class _Agent:
                 hint="use --exchange swarm, or a network that others cannot listen to",
             )
         if self._host.count == 1:
-            return fetch(self._source, dest, asked, observe=self._observe, stop=self._stop)
+            return self._alone(dest)
         try:
             done = self._exchanged(dest) if self._options.exchange == "collective" else self._fetched(dest)
             self._afterwards(done)
             return done
         finally:
             self._close()
+
+    def _alone(self, dest: str | os.PathLike[str] | None) -> FetchResult:
+        """The fetch of the only host: there is nobody to meet, but the same probes, deadline and report."""
+
+        @contextmanager
+        def opened(opening: Opening) -> Iterator[tuple[PieceSource, Catalogue]]:
+            with open_alone(replace(opening, tick=self._also(opening.tick))) as found:
+                yield found
+
+        with contextlib.ExitStack() as stack:
+            if self._options.http:
+                from gdist.run.agent_http import AgentHttp  # loaded where it is asked for
+
+                stack.enter_context(AgentHttp(self._options.http, self._status.status, self._status.ready))
+            stack.callback(self._record)  # how it was in the end, also where it ended early
+            asked = self._options.fetch
+            return fetch(self._source, dest, asked, observe=self._watch, stop=self._stop, opener=opened)
 
     def _fetched(self, dest: str | os.PathLike[str] | None) -> FetchResult:
         """What this host's shards need, from outside and from the others."""
@@ -232,17 +249,28 @@ class _Agent:
         for change in changes:
             self._watch(change)
         now = time.monotonic()
-        if now - self._told > EVENT_SECONDS and self._station and self._pieces:
+        if now - self._told > EVENT_SECONDS:
             self._told = now
             self._record()
-            self._watch(self._meters.progress(self._station.link, self._station.server, self._pieces))
+            if self._station and self._pieces:
+                self._watch(self._meters.progress(self._station.link, self._station.server, self._pieces))
 
     def _record(self) -> None:
-        cluster = self._station.own_cluster() if self._station else None
-        if self._station and cluster:
+        cluster = self._station.own_cluster() if self._station else self._own_cluster()
+        if cluster:
             self._recorder.add(cluster)
             record = self._recorder.record()
-            self._station.bound_seconds = record.bound.seconds if record and record.bound else None
+            if self._station:
+                self._station.bound_seconds = record.bound.seconds if record and record.bound else None
+
+    def _own_cluster(self) -> ClusterStatus | None:
+        """Where a cluster of one host stands; None of any other, which its coordinator knows."""
+        if self._host.count > 1:
+            return None
+        status = self._status.status()
+        member = MemberStatus(status, LOCALHOST, MemberState.LIVE, 0.0)
+        union, seconds = status.bytes_wanted, time.monotonic() - self._started
+        return ClusterStatus(0, 1, seconds, (member,), union_bytes=union, inside_bytes=status.wan_bytes)
 
     def _watch(self, event: Event) -> None:
         self._status(event)
@@ -279,6 +307,7 @@ class _Agent:
     def _open_station(self) -> Station:
         job = _job(self._source, self._options)
         self._station = station = Station(self._options, job, self._status, self._tick, self._started)
+        station.link.on_silence = lambda why: self._observe(Note(why))
         station.rendezvous.on_change = lambda member: self._changes.append(
             MemberChanged(member.index, MemberState(member.state), member.address)
         )

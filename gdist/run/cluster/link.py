@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gdist.core.piece_set import PieceSet, from_json, to_json
+from gdist.core.units import format_seconds
 from gdist.errors import GdistError, HostsMissing, RefusedError, TransferError
 from gdist.exchange import Key, format_address, parse_address
 from gdist.run.cluster.way import ANSWER_SECONDS, WHO_SECONDS, Peer, Way
@@ -26,6 +27,7 @@ RETRY_SECONDS = 0.25
 TELL_SECONDS = 0.02  # what changes within it is told in one message
 POLL_WAIT_SECONDS = 1.0
 LOCALHOST = "127.0.0.1"  # host 0's own process listens on all of its addresses
+SILENT_SECONDS = 10.0  # without an answer, until it is told why
 PATIENCE_SECONDS = 1800.0  # for hosts without which nothing can begin: pods may wait long for their node
 
 Json = dict[str, Any]  # Any: documents of the wire, checked where they are made
@@ -69,6 +71,7 @@ class Link:
             self.index, me["own"], candidates, key, encrypt=encrypt, peers=lambda: self.inside.peers
         )
         self.on_news: Callable[[], None] = lambda: None
+        self.on_silence: Callable[[str], None] = lambda why: None
         self._boot, self._version, self._roster = "", None, -1
         self._enrolment: Json | None = None
         self._enrolments = 0  # how often; an answer to what was asked before the last one says nothing
@@ -95,15 +98,20 @@ class Link:
             HostsMissing: the coordinator did not come for `PATIENCE_SECONDS`.
             GdistError: from `stop`, which is called again and again.
         """
-        began = time.monotonic()
+        began, told = time.monotonic(), ""
         self._me["done"] = False  # also where it was announced before
         while not self._try_join():
             self._stop()
-            if time.monotonic() - began > PATIENCE_SECONDS:
+            waited = time.monotonic() - began
+            why = f"host {self.way.coordinator} does not answer: {self.way.trouble}"
+            if waited > PATIENCE_SECONDS:
                 raise HostsMissing(
-                    f"host {self.way.coordinator} does not answer at {self.way.address}",
+                    f"{why}, for {format_seconds(waited)}",
                     hint="start it with the same line, or check --coordinator and the way there",
                 )
+            if waited > SILENT_SECONDS and why != told:
+                told = why
+                self.on_silence(f"{why}; it is waited for up to {format_seconds(PATIENCE_SECONDS)}")
             self._closing.wait(RETRY_SECONDS)
         for name, run in (("asks", self._ask), ("tells", self._tell)):
             thread = threading.Thread(target=self._guard, args=(run,), name=f"gdist-{name}", daemon=True)

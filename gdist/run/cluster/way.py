@@ -60,6 +60,7 @@ class Way:
         self._clients: dict[str, Client] = {}
         self._clients_lock = threading.Lock()
         self._silent_since: float | None = None
+        self.trouble = ""  # why the coordinator was last not heard
         self._met = False  # a coordinator answered once: the others are known
         self._looked = time.monotonic()
 
@@ -108,6 +109,7 @@ class Way:
         """The coordinator does not answer: after a while another one is looked for."""
         now = time.monotonic()
         self._silent_since = self._silent_since or now
+        self.trouble = error.message
         _log.debug("the coordinator (host %s) does not answer: %s", self.coordinator, error)
         if now - self._silent_since <= TAKEOVER_SECONDS:
             return

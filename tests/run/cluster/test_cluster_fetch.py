@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -272,6 +273,24 @@ def test_a_gateway_that_is_complete_brings_in_for_others_when_the_line_is_run_ag
         agents.start_all()
         assert agents.wait_all() == [0] * 4, agents.said()
         assert not agents.told(0, "stage_started"), "all know now that all are done"
+
+
+def test_a_lone_host_has_a_deadline_probes_and_a_report_too(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    port, page = free_port(), tmp_path / "report.html"
+    probes, report = ("--http", f"{LOCALHOST}:{port}"), ("--report", str(page))
+    with Slow(seeded.port, rate=LINE / 3) as slow, Agents(slowed(seeded, slow), tmp_path, 1) as agents:
+        agents.start(0, *probes, "--deadline", "4s")
+        agents.until_ready(0, 1)
+        assert urlopen(f"http://{LOCALHOST}:{port}/livez").status == 200
+        assert agents.wait(0) == 11
+        assert "not done at the deadline" in agents.told(0, "error")[-1]["message"]
+        slow.rate = 50e6
+        agents.start(0, *report)
+        assert agents.wait(0) == 0, agents.said()
+        assert_whole(agents, grok[1])
+        assert "1 of 1" in page.read_text()
 
 
 def test_a_host_with_a_slow_line_stops_as_soon(
