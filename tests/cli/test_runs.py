@@ -229,9 +229,18 @@ def test_make_torrent_then_seed_then_fetch(tmp_path: Path) -> None:
 
 
 @contextmanager
-def seeding(torrent: Path, directory: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def seeding(torrent: Path, directory: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`gdist seed` while it is entered, and the magnet it prints."""
-    command = [*GDIST, "seed", str(torrent), str(directory), "--advertise", "127.0.0.1", *LOOPBACK]
+    command = [
+        *GDIST,
+        "seed",
+        str(torrent),
+        str(directory),
+        "--advertise",
+        "127.0.0.1",
+        *LOOPBACK,
+        *arguments,
+    ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment(GDIST_QUIET="1")
     ) as process:
@@ -240,6 +249,16 @@ def seeding(torrent: Path, directory: Path) -> Iterator[tuple[str, subprocess.Po
             yield process.stdout.readline().strip(), process
         finally:
             process.terminate()
+
+
+def test_the_magnet_of_a_seed_names_the_trackers_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(os.urandom(1 << 16))
+    (told, more), web = (f"udp://127.0.0.1:{port}" for port in (1, 2)), "http://127.0.0.1:9/model.bin"
+    assert gdist("make-torrent", tmp_path / "model.bin", "--tracker", told).code == 0
+    given = ("--tracker", told, "--tracker", more, "--web-seed", web)
+    with seeding(tmp_path / "model.bin.torrent", tmp_path / "model.bin", *given) as (link, _):
+        magnet, notes = parse_magnet(link)
+    assert (magnet.trackers, magnet.web_seeds, notes) == ((told, more), (web,), ())
 
 
 def test_a_local_checkpoint_is_inspected_without_a_torrent(tmp_path: Path) -> None:

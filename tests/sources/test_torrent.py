@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -631,6 +631,9 @@ def test_an_address_that_is_taken_is_told(content: Path) -> None:
         Seeder(torrent, content.parent, nowhere),
     ):
         pass
+    source = TorrentSource(torrent, nowhere)
+    with closing(source), pytest.raises(RequestError, match=r"cannot listen at 192\.0\.2\.1:7"):
+        source.open(content.parent)
 
 
 # --- the window -----------------------------------------------------------------------------------------

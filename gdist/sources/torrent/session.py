@@ -24,6 +24,7 @@ from gdist.errors import (
     CorruptError,
     FilesystemError,
     GdistError,
+    RequestError,
     SpaceError,
     StalledError,
     TransferError,
@@ -41,6 +42,8 @@ _MAX_ADDRESSES = 10_000  # of peers remembered as tried
 _SHOWN_FAULTS = 3  # of peers, in the message of an error
 _CLOSE_SECONDS = 5.0  # libtorrent says goodbye to trackers, for at most `stop_tracker_timeout`
 _EXIT_SECONDS = 15.0
+_LISTEN_SECONDS = 10.0
+_NEXT_ADDRESS_SECONDS = 0.5  # one address of several may fail, such as v6 where there is none
 _DHT_NODES = "dht.dht_nodes"
 _QUEUED_WRITES = "disk.queued_write_bytes"
 
@@ -127,6 +130,18 @@ class Session:
             if self.swarm.error:
                 raise self.swarm.error
             return bool(done(self.swarm))
+
+    def check_listening(self, where: str) -> None:
+        """Returns once it listens at one of the addresses of `where`, which it was made with.
+
+        Raises:
+            RequestError: at none of them.
+        """
+        self.wait(lambda swarm: swarm.port or swarm.listen_error, _LISTEN_SECONDS)
+        if not self.wait(lambda swarm: swarm.port, _NEXT_ADDRESS_SECONDS):
+            with self.changed:
+                reason = self.swarm.listen_error or "no answer from the system"
+            raise RequestError(f"cannot listen at {where}: {reason}", hint="choose another address or port")
 
     def close(self) -> None:
         """Ends the session and its thread; may be called again."""
