@@ -813,6 +813,30 @@ def make_torrent(
     return torrent, format_magnet(magnet_of(torrent))
 
 
+def torrent_differs(
+    torrent: bytes,
+    path: str | os.PathLike[str],
+    *,
+    torrent_version: Version = "v1",
+    piece_length: int | str | None = None,
+    trackers: Iterable[str] = (),
+    web_seeds: Iterable[str] = (),
+    private: bool = False,
+) -> bool:
+    """True when `make_torrent` would surely give another one; nothing is hashed to tell."""
+    from gdist.sources.torrent import differs
+
+    return differs(
+        torrent,
+        Path(path),
+        version=torrent_version,
+        piece_length=_piece_length(piece_length),
+        trackers=_trackers(trackers),
+        web_seeds=_web_seeds(web_seeds),
+        private=private,
+    )
+
+
 def publish(
     payload: object,
     directory: str | os.PathLike[str] | None = None,
@@ -1015,10 +1039,10 @@ def _source(value: object) -> str:
     return os.fspath(value)
 
 
-def _check_keywords(function: str, given: Iterable[str], known: Iterable[str] = ()) -> None:
+def _check_keywords(function: str, given: Iterable[str], known: Iterable[str] | None = ()) -> None:
     """That what goes on to others is theirs: else it is an error of the function that was called."""
     for name in given:
-        if name not in Swarm.__annotations__ and name not in known:
+        if name not in Swarm.__annotations__ and name not in (known or ()):
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 

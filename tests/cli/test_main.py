@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,8 +26,6 @@ GROK_TENSORS = 1218
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The tests' own environment must not choose options."""
-    import os
-
     for name in [name for name in os.environ if name.startswith("GDIST_")]:
         monkeypatch.delenv(name)
     yield
@@ -86,6 +86,31 @@ def test_what_is_asked_wrongly_ends_with_2_and_one_sentence(
         assert (last["event"], last["code"], last["retry"]) == ("error", 2, False)
         assert said in last["message"]
     assert "Traceback" not in out + err
+
+
+def test_a_torrent_goes_where_a_file_can_be_or_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "x").write_bytes(b"x")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "other").write_bytes(b"mine")
+    monkeypatch.setattr("gdist.api.make_torrent", lambda *args, **values: pytest.fail("hashed"))
+    for name, said in (
+        ("m", "m is a directory"),
+        ("fifo", "fifo is no regular file"),
+        ("other", "other exists and has other content"),
+        ("nowhere/t", "nowhere is no directory"),
+        ("other/t", "other is no directory"),
+    ):
+        for force in ([], ["--force"]) if name != "other" else ([],):
+            assert main(["make-torrent", str(tmp_path / "m"), "--output", str(tmp_path / name), *force]) == 2
+            err = capsys.readouterr().err
+            assert said in err and "\nhint: " in err
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+    monkeypatch.setattr("os.access", lambda *args: False)  # root may write anywhere
+    assert main(["make-torrent", str(tmp_path / "m")]) == 17
+    assert "cannot be written to\nhint: " in capsys.readouterr().err
 
 
 def test_hints_follow_the_error(capsys: pytest.CaptureFixture[str]) -> None:

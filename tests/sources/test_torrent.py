@@ -35,6 +35,7 @@ from gdist.sources.torrent import (
     TorrentSource,
     Version,
     choose_piece_length,
+    differs,
     files,
     magnet_of,
     make_torrent,
@@ -583,6 +584,28 @@ def test_torrents_of_equal_content_are_equal(version: Version, content: Path, tm
 )
 def test_the_piece_length_fits_the_size(nbytes: int, piece_length: int) -> None:
     assert choose_piece_length(nbytes) == piece_length
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_torrent_that_would_be_another_is_told_without_hashing(
+    content: Path, tmp_path: Path, version: Version
+) -> None:
+    (tmp_path / "single").mkdir()
+    (tmp_path / "single" / "file").write_bytes(b"x")
+    links = {"trackers": ["udp://t.org:1"], "web_seeds": ["http://w.org/m"]}
+    for source in (content, tmp_path / "single", tmp_path / "single" / "file"):
+        made = make_torrent(source, version=version, piece_length=PIECE, **links)
+        assert not differs(made, source, version=version, piece_length=PIECE, **links)
+        assert differs(made, source, version=version, piece_length=PIECE)
+        assert differs(made, source, version=version, piece_length=2 * PIECE, **links)
+        assert differs(made, source, version=version, piece_length=PIECE, private=True, **links)
+        assert all(
+            differs(made, source, version=v, piece_length=PIECE, **links) for v in VERSIONS if v != version
+        )
+        assert differs(b"other", source)
+    with (tmp_path / "single" / "file").open("ab") as file:
+        file.write(b"y")
+    assert differs(made, source, version=version, piece_length=PIECE, **links)
 
 
 def test_what_cannot_be_shared_is_refused(content: Path, tmp_path: Path) -> None:
