@@ -40,6 +40,7 @@ from gdist.sources.torrent import (
     magnet_of,
     make_torrent,
 )
+from gdist.sources.torrent.session import Swarm, _record_ban
 from gdist.sources.torrent.window import FIRST, MIN_WINDOW_PIECES, REST, UNWANTED, Window
 from gdist.testing.swarm import LOCALHOST, LOOPBACK, Slow, Tracker, WebSeed, bad_seed, seed
 
@@ -225,6 +226,25 @@ def test_a_web_seed_alone_serves_a_torrent_file(content: Path, tmp_path: Path) -
         with opened(torrent, tmp_path / "to") as source:
             source.want(range(source.payload.pieces))
             assert_equal(source, collect(source, source.payload.pieces), line_of(source, content))
+
+
+def test_a_web_seed_that_gives_nothing_is_told_with_its_reason(content: Path, tmp_path: Path) -> None:
+    torrent = make_torrent(content, piece_length=PIECE)
+    pieces = range(20, 30)  # from within a file
+    with WebSeed(content.parent, ranges=False) as web, WebSeed(tmp_path) as empty:
+        for mirror, said in ((web, "invalid HTTP range"), (empty, f"web seed {empty.url}.* failed: ")):
+            options = replace(IMPATIENT, web_seeds=(mirror.url,))
+            with opened(torrent, tmp_path / "to", options) as source:
+                source.want(pieces)
+                with pytest.raises((NoPeersError, StalledError), match=said):
+                    collect(source, 1)
+
+
+def test_a_ban_is_told_once() -> None:
+    swarm = Swarm()
+    for peer in ("1.2.3.4:1", "1.2.3.4:1", "1.2.3.4:2"):
+        _record_ban(swarm, peer)
+    assert list(swarm.events) == [PeerBanned("1.2.3.4:1"), PeerBanned("1.2.3.4:2")]
 
 
 def test_events_come_on_the_callers_thread(content: Path, tmp_path: Path) -> None:
