@@ -318,6 +318,16 @@ def test_on_a_terminal_it_draws_and_cleans_up(no_color: str, magnet: str, tmp_pa
         assert not re.search(r"\x1b\[[0-9;]*3[0-9]", text.replace("\x1b[?25", ""))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_standard_output_without_space_ends_with_13(magnet: str, tmp_path: Path) -> None:
+    for form, said in (((), b"error: no space left writing to standard output\nhint: "), (("--json",), b"")):
+        command = [*GDIST, "fetch", magnet, str(tmp_path / "store"), *form, "--quiet", *LOOPBACK]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment(), timeout=60)
+        assert done.returncode == 13 and done.stderr.startswith(said) and b"Traceback" not in done.stderr
+        assert (tmp_path / "store" / "gdist.json").exists()
+
+
 def test_whoever_leaves_standard_output_ends_the_fetch_quietly(magnet: str, tmp_path: Path) -> None:
     command = [*GDIST, "fetch", magnet, str(tmp_path / "store"), "--json", *LOOPBACK]
     with subprocess.Popen(

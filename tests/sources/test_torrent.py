@@ -490,8 +490,8 @@ HOSTILE = {
     "absolute": (hostile([plain(b"", b"etc", b"passwd")]), "''"),
     "absolute inside": (hostile([plain(b"/etc/passwd")]), "slash"),
     "backslash": (hostile([plain(b"a\\b")]), "slash"),
-    "root climbs": (hostile([plain(b"a")], name=b".."), "'..'"),
-    "root absolute": (hostile([plain(b"a")], name=b"/tmp"), "slash"),
+    "root climbs": (hostile([plain(b"a")], name=b".."), "the torrent's name '..' is not safe"),
+    "root absolute": (hostile([plain(b"a")], name=b"/tmp"), "the torrent's name '/tmp' is not safe"),
     "twice": (hostile([plain(b"a"), plain(b"a")]), "twice"),
     "twice but for case": (hostile([plain(b"a"), plain(b"A")]), "would be written as"),
     "file and directory": (hostile([plain(b"a"), plain(b"a", b"b")]), "a file and a directory"),
@@ -634,8 +634,12 @@ def test_what_cannot_be_shared_is_refused(content: Path, tmp_path: Path) -> None
         make_torrent(tmp_path / "nothing")
     with pytest.raises(RequestError, match="neither"):
         make_torrent(tmp_path / "absent")
-    with pytest.raises(RequestError, match="piece length 1000"):
+    with pytest.raises(RequestError, match="piece length 1000") as caught:
         make_torrent(content, piece_length=1000)
+    assert "1MiB" in caught.value.hint
+    with pytest.raises(RequestError, match="has no name of its own") as caught:
+        make_torrent(content / "ckpt-0" / "..")
+    assert caught.value.hint == f"give {content.resolve()}"
     (content / "link").symlink_to("config.json")
     with pytest.raises(UnsupportedError, match="symbolic link"):
         make_torrent(content)

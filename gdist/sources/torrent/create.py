@@ -137,6 +137,10 @@ def magnet_of(torrent: bytes, peers: Sequence[tuple[str, int]] = ()) -> Magnet:
 def _list_files(source: Path) -> list[tuple[str, int]]:
     """Files below `source` as `root/part/part` and bytes, sorted by name."""
     root = source.absolute()
+    if root.name in ("", ".."):
+        raise RequestError(
+            f"{source} has no name of its own, which the torrent would have", hint=f"give {root.resolve()}"
+        )
     if root.is_symlink():
         raise UnsupportedError(f"{source} is a symbolic link", hint="name what it points to")
     if root.is_file():
