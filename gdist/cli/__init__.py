@@ -89,7 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if output.verbose:
             traceback.print_exc()
         message = f"gdist failed in a way nobody foresaw: {type(error).__name__}: {error}"
-        return _say(lambda: output.failure(exits.INTERNAL, "Internal", message, ISSUES))
+        return _say(partial(_internal, output, message))
+
+
+def _internal(output: Output, message: str) -> int:
+    put("")  # click's own words are written past it: where those failed, this says why
+    return output.failure(exits.INTERNAL, "Internal", message, ISSUES)
 
 
 def _usage(output: Output, error: click.ClickException) -> int:

@@ -249,7 +249,7 @@ def check_names(names: Iterable[str]) -> None:
         except UnsupportedError as error:
             refused.append(error.message)
     if refused:
-        raise UnsupportedError(listed(refused))
+        raise UnsupportedError(listed(refused), hint="leave the files of these out with --ignore")
     groups = {name[:i] for name in names for i, char in enumerate(name) if char == "/"}
     if names & groups:
         both = [f"{name!r}" for name in sorted(names & groups)]

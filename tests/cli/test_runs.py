@@ -326,6 +326,9 @@ def test_standard_output_without_space_ends_with_13(magnet: str, tmp_path: Path)
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment(), timeout=60)
         assert done.returncode == 13 and done.stderr.startswith(said) and b"Traceback" not in done.stderr
         assert (tmp_path / "store" / "gdist.json").exists()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*GDIST, "--help"], stdout=full, stderr=subprocess.PIPE, env=environment())
+    assert done.returncode == 13 and done.stderr.startswith(b"error: no space left")
 
 
 def test_whoever_leaves_standard_output_ends_the_fetch_quietly(magnet: str, tmp_path: Path) -> None:
