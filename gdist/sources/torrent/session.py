@@ -317,7 +317,7 @@ def _record_tracker(swarm: Swarm, alert: lt.tracker_reply_alert | lt.tracker_err
 
 
 def _record_ban(swarm: Swarm, peer: str) -> None:
-    """Tells once of a peer: each of its connections is banned anew."""
+    """Tells once of a peer: libtorrent does for each wrong block that it finds, in a hybrid or v2 torrent."""
     if peer not in swarm.banned:
         swarm.banned.add(peer)
         swarm.events.append(PeerBanned(peer))
