@@ -52,14 +52,15 @@ if TYPE_CHECKING:
 
 Axes = Iterable[str] | str | None
 LAYOUTS = ("zarr", "view", "both")
+MOST_PORT = 65535
 
 
 class Swarm(TypedDict, total=False):
     """How to take part in the swarm; everything is optional.
 
-    `trackers`, `peers` (`host:port`) and `web_seeds` are added to those the source names. `listen` is
-    `address:port`, several joined by commas, port 0 for any. Times are seconds or texts like `5m`, rates
-    bytes a second or texts like `100MB/s`, 0 for no limit.
+    `trackers`, `peers` (`host:port`) and `web_seeds` are added to those the source names; one alone may be a
+    text. `listen` is `address:port`, several joined by commas, port 0 for any. Times are seconds or texts
+    like `5m`, rates bytes a second or texts like `100MB/s`, 0 for no limit.
     """
 
     trackers: Iterable[str]
@@ -117,6 +118,8 @@ def fetch(
     Raises:
         GdistError: of the family that says whose fault it is; what is done is kept for the next call.
     """
+    _check_keywords("fetch", swarm)
+    source = _source(source)
     if dest is not None and not os.fspath(dest):
         raise RequestError("the destination is empty", hint="give a directory or a URL, or none at all")
     if layout not in LAYOUTS:
@@ -206,9 +209,9 @@ def _fetch_options(
         memory=parse_bytes(memory, "memory"),
         codec=codec,
         dtype=dtype,
-        select=_patterns(select),
+        select=_texts(select),
         profile=profile,
-        ignore=tuple(ignore),
+        ignore=_texts(ignore),
         manifest=_text(manifest),
         verify_key=_text(verify_key),
         work=Path(work_dir) if work_dir is not None else None,
@@ -254,6 +257,8 @@ def cluster_fetch(
     from gdist.run.cluster import ClusterOptions
     from gdist.run.cluster import cluster_fetch as run
 
+    _check_keywords("cluster_fetch", fetching, _fetch_options.__kwdefaults__)
+    source = _source(source)
     where = find_host(cluster, host, coordinator, hosts)
     options = ClusterOptions(
         fetch=_fetch_options(host=where.host, **fetching),
@@ -432,6 +437,7 @@ def fetching(
     Raises:
         GdistError: on leaving the block, what ended the fetch, unless the block itself has failed.
     """
+    _check_keywords("fetching", options, fetch.__kwdefaults__)
     from gdist.run.job import FetchJob
 
     stop = threading.Event()
@@ -474,6 +480,8 @@ def inspect(
         RequestError: also when no tensor has that name; the hint has names that are near.
         GdistError: when it cannot be found or read.
     """
+    _check_keywords("inspect", swarm)
+    source = _source(source)
     if hosts < 1:
         raise RequestError(f"{hosts} hosts hold nothing", hint="give 1 or more")
     if tensor is not None:
@@ -518,6 +526,8 @@ def check_rules(
     Raises:
         GdistError: when the source cannot be found or read.
     """
+    _check_keywords("check_rules", swarm)
+    source = _source(source)
     from gdist.run.rules import CheckOptions, check
 
     group, table = read_host(host) or HostGroup(), read_rules(rules)
@@ -565,6 +575,8 @@ def plan(
         RequestError: for every tensor without a rule or that the mesh does not divide, all at once.
         GdistError: when metadata or headers are needed and do not come.
     """
+    _check_keywords("plan", swarm)
+    source = _source(source)
     from gdist.run.plan import PlanOptions
     from gdist.run.plan import plan as run
 
@@ -641,6 +653,8 @@ def simulate(
             what is no number, rate or time.
         GdistError: when metadata or headers are needed and do not come.
     """
+    _check_keywords("simulate", swarm)
+    source = _source(source)
     from gdist.core.simulation.parse import parse_fail, parse_setting, parse_slow
     from gdist.run.simulate import SimulateOptions
     from gdist.run.simulate import simulate as run
@@ -721,7 +735,7 @@ def reshard(
         memory=parse_bytes(memory, "memory"),
         codec=codec,
         profile=profile,
-        ignore=tuple(ignore),
+        ignore=_texts(ignore),
         work=Path(work_dir) if work_dir is not None else None,
     )
     return run(source, dest, options, observe=observe, stop=stop)
@@ -756,8 +770,8 @@ def view(
 
     options = ViewOptions(
         profile=profile,
-        ignore=tuple(ignore),
-        select=tuple(select),
+        ignore=_texts(ignore),
+        select=_texts(select),
         partial=partial,
         trust=trust,
         torrent=None if torrent is None else Path(torrent),
@@ -791,12 +805,36 @@ def make_torrent(
         Path(path),
         version=torrent_version,
         piece_length=_piece_length(piece_length),
-        trackers=tuple(trackers),
-        web_seeds=tuple(web_seeds),
+        trackers=_trackers(trackers),
+        web_seeds=_web_seeds(web_seeds),
         private=private,
         progress=progress,
     )
     return torrent, format_magnet(magnet_of(torrent))
+
+
+def torrent_differs(
+    torrent: bytes,
+    path: str | os.PathLike[str],
+    *,
+    torrent_version: Version = "v1",
+    piece_length: int | str | None = None,
+    trackers: Iterable[str] = (),
+    web_seeds: Iterable[str] = (),
+    private: bool = False,
+) -> bool:
+    """True when `make_torrent` would surely give another one; nothing is hashed to tell."""
+    from gdist.sources.torrent import differs
+
+    return differs(
+        torrent,
+        Path(path),
+        version=torrent_version,
+        piece_length=_piece_length(piece_length),
+        trackers=_trackers(trackers),
+        web_seeds=_web_seeds(web_seeds),
+        private=private,
+    )
 
 
 def publish(
@@ -847,11 +885,11 @@ def publish(
         licence=licence,
         version=torrent_version,
         piece_length=_piece_length(piece_length),
-        trackers=tuple(trackers),
-        web_seeds=tuple(web_seeds),
+        trackers=_trackers(trackers),
+        web_seeds=_web_seeds(web_seeds),
         private=private,
         profile=profile,
-        ignore=tuple(ignore),
+        ignore=_texts(ignore),
         rules=read_rules(rules),
         align=align_tensors,
         sign=None if sign is None else Path(sign),
@@ -925,24 +963,17 @@ def torrent_options(
     """`Swarm` as the torrent source takes it.
 
     Raises:
-        RequestError: for a tracker, peer, time or rate that is not one.
+        RequestError: for a tracker, peer, web seed, address, time or rate that is not one.
     """
-    trackers = tuple(trackers)
-    for url in trackers:
-        if not re.match(r"(udp|https?|wss?)://[^/]", url, re.IGNORECASE):
-            raise RequestError(
-                f"tracker {url!r} is no address of a tracker",
-                hint="for example udp://tracker.example.org:1337",
-            )
     from gdist.sources.torrent import TorrentOptions
 
     return TorrentOptions(
-        trackers=trackers,
-        peers=tuple(parse_peer(peer) for peer in peers),
-        web_seeds=tuple(web_seeds),
+        trackers=_trackers(trackers),
+        peers=tuple(parse_peer(peer) for peer in _texts(peers)),
+        web_seeds=_web_seeds(web_seeds),
         dht=dht,
         lsd=lsd,
-        listen=listen if listen is not None else TorrentOptions().listen,
+        listen=_listen(listen) if listen is not None else TorrentOptions().listen,
         metadata_timeout_seconds=parse_seconds(metadata_timeout, "metadata-timeout"),
         stall_seconds=parse_seconds(stall_timeout, "stall-timeout"),
         download_rate=parse_rate(max_download, "max-download"),
@@ -960,8 +991,59 @@ def _cut(
     return cut
 
 
-def _patterns(select: str | Iterable[str]) -> tuple[str, ...]:
-    return (select,) if isinstance(select, str) else tuple(select)
+def _texts(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Texts given as several, or as one alone."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _trackers(value: str | Iterable[str]) -> tuple[str, ...]:
+    urls = _texts(value)
+    for url in urls:
+        if not re.match(r"(udp|https?|wss?)://[^/]", url, re.IGNORECASE):
+            raise RequestError(
+                f"tracker {url!r} is no address of a tracker",
+                hint="for example udp://tracker.example.org:1337",
+            )
+    return urls
+
+
+def _web_seeds(value: str | Iterable[str]) -> tuple[str, ...]:
+    urls = _texts(value)
+    for url in urls:
+        if not re.match(r"https?://[^/]", url, re.IGNORECASE):
+            raise RequestError(
+                f"web seed {url!r} is no address of an HTTP mirror",
+                hint="for example https://mirror.example.org/models/",
+            )
+    return urls
+
+
+def _listen(value: str) -> str:
+    for item in value.split(","):
+        match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]]+):(\d{1,5})", item.strip())
+        if not match or int(match[2]) > MOST_PORT:
+            raise RequestError(
+                f"cannot listen at {item.strip()!r}",
+                hint="write address:port or [v6]:port, several with commas between them; port 0 is any",
+            )
+    return value
+
+
+def _source(value: object) -> str:
+    """A source as text, whatever a caller has put there."""
+    if not isinstance(value, str | os.PathLike):
+        raise RequestError(
+            f"the source is {value!r}, which is no text",
+            hint="give a release's name, a magnet, an info-hash, a .torrent file or URL",
+        )
+    return os.fspath(value)
+
+
+def _check_keywords(function: str, given: Iterable[str], known: Iterable[str] | None = ()) -> None:
+    """That what goes on to others is theirs: else it is an error of the function that was called."""
+    for name in given:
+        if name not in Swarm.__annotations__ and name not in (known or ()):
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def _survey(
@@ -977,7 +1059,7 @@ def _survey(
     check_profile(profile)
     # options that are all unset must not bring libtorrent in: a known release needs none of it
     asked = torrent_options(**swarm) if swarm else None
-    return SurveyOptions(profile, tuple(ignore), _patterns(select), _text(manifest), _text(verify_key), asked)
+    return SurveyOptions(profile, _texts(ignore), _texts(select), _text(manifest), _text(verify_key), asked)
 
 
 def _text(value: str | os.PathLike[str] | None) -> str | None:

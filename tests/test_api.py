@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,36 @@ def test_fetch_with_keywords_and_values_alike(tmp_path: Path) -> None:
             specs = {tensor.name: tensor.spec for tensor in done.manifest.tensors}
             assert specs["model.layers.0.self_attn.q_proj.weight"] == PartitionSpec(((), ("model",)))
             assert_holds(store, expected)
+
+
+def test_one_text_is_one_and_not_its_letters() -> None:
+    one = torrent_options(trackers="udp://t.example:1", peers="127.0.0.1:1", web_seeds="http://w.example/m")
+    assert (one.trackers, one.web_seeds) == (("udp://t.example:1",), ("http://w.example/m",))
+    assert one.peers == (("127.0.0.1", 1),)
+
+
+def test_ignore_and_select_take_one_text(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "model")
+    found = gdist.inspect(tmp_path / "model", ignore="*.index.json", select="norm")
+    assert [file.path for file in found.files if not file.kept] == ["model.safetensors.index.json"]
+    assert found.chosen and all("norm" in tensor.name for tensor in found.chosen)
+
+
+@pytest.mark.parametrize("call", [gdist.fetch, gdist.plan, gdist.inspect, gdist.check_rules])
+def test_a_source_that_is_no_text_is_refused(call: Callable[[object], object]) -> None:
+    with pytest.raises(RequestError, match="the source is None"):
+        call(None)
+
+
+@pytest.mark.parametrize("name", ["fetch", "cluster_fetch", "inspect", "check_rules", "plan"])
+def test_an_unknown_keyword_is_an_error_of_the_function_called(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'meshes'"):
+        getattr(gdist, name)("grok-1", meshes="8x8")
+
+
+def test_an_unknown_keyword_of_a_job_is_told_before_it_starts(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^fetching\(\) got"), gdist.fetching("x", tmp_path, meshes=1):
+        pytest.fail("it started")
 
 
 def test_swarm_keywords_are_the_source_s_options() -> None:

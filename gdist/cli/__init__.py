@@ -18,7 +18,7 @@ from gdist import __version__
 from gdist.cli import exits
 from gdist.cli.lazy import LazyGroup
 from gdist.cli.output import Output
-from gdist.cli.streams import ReaderGone, drop, open_streams
+from gdist.cli.streams import ReaderGone, drop, open_streams, put, say
 from gdist.errors import GdistError
 
 COMMANDS = {  # in the order of the help, each where it is imported from when it is asked for
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Output(json="--json" in arguments)  # for errors that come before the options are read
     try:
         code = cli.main(arguments, prog_name="gdist", standalone_mode=False, obj=output)
-        sys.stdout.flush()
+        put("")
         return code if isinstance(code, int) else exits.DONE
     except GdistError as error:
         return _say(partial(output.error, error))
@@ -89,7 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if output.verbose:
             traceback.print_exc()
         message = f"gdist failed in a way nobody foresaw: {type(error).__name__}: {error}"
-        return _say(lambda: output.failure(exits.INTERNAL, "Internal", message, ISSUES))
+        return _say(partial(_internal, output, message))
+
+
+def _internal(output: Output, message: str) -> int:
+    put("")  # click's own words are written past it: where those failed, this says why
+    return output.failure(exits.INTERNAL, "Internal", message, ISSUES)
 
 
 def _usage(output: Output, error: click.ClickException) -> int:
@@ -105,10 +110,13 @@ def _usage(output: Output, error: click.ClickException) -> int:
 def _say(tell: Callable[[], int]) -> int:
     try:
         code = tell()
-        sys.stdout.flush()
+        put("")
         return code
     except (BrokenPipeError, ReaderGone):
         return _pipe()
+    except GdistError as error:  # of standard output itself, where the error should have gone
+        say(f"error: {error.message}\nhint: {error.hint}\n")
+        return exits.exit_of(error).code
 
 
 def _pipe() -> int:

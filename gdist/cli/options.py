@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from gdist.cli.output import Output
+from gdist.core.magnet import is_magnet
 from gdist.errors import NoPeersError
 
 F = TypeVar("F", bound=Callable[..., Any])  # Any: click passes a command's options by name
@@ -117,7 +118,7 @@ def hint_at_quotes(source: str, values: Mapping[str, object]) -> Iterator[None]:
         yield
     except NoPeersError as error:
         named = any(values.get(name) for name in ("trackers", "peers", "web_seeds"))
-        if source.lower().startswith("magnet:") and "&" not in source and not named:
+        if is_magnet(source) and "&" not in source and not named:
             cut = "the magnet names no tracker: a shell cuts it at the first & unless it stands in quotes"
             error.hint = f"{error.hint}; {cut}" if error.hint else cut
         raise

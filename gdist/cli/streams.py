@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
+from gdist.errors import translate
+
 
 class ReaderGone(BaseException):
     """Whoever read standard output is gone; no `Exception`, so that nothing takes it for its own."""
@@ -39,12 +41,16 @@ def put(text: str) -> None:
 
     Raises:
         ReaderGone: when nobody reads it any more.
+        SpaceError, FilesystemError: when it cannot be written to; what follows goes nowhere.
     """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError as error:
         raise ReaderGone from error
+    except OSError as error:
+        drop(1)
+        raise translate(error, "writing to standard output") from error
 
 
 def say(text: str) -> None:

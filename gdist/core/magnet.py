@@ -26,6 +26,8 @@ _TRACKER_SCHEMES = ("udp", "http", "https")
 _WEB_SEED_SCHEMES = ("http", "https")
 _KNOWN_KEYS = frozenset(("xt", "dn", "tr", "ws", "as", "xs", "kt", "mt", "xl", "so", "x.pe"))
 _SHORTENERS = frozenset(("t.co", "bit.ly", "goo.gl", "tinyurl.com", "ow.ly", "is.gd", "buff.ly", "lnkd.in"))
+_ZEROS = re.compile(r"0{40}|A{32}|(1220)?0{64}", re.IGNORECASE)  # in each way a hash is written
+_START = re.compile(r"magnet(:|%(25)*3a)", re.IGNORECASE)  # as it is, or escaped, however often
 _HOSTNAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _HINT = "give the whole link, starting with magnet:?xt=urn:btih:, or the 40-digit info-hash"
 
@@ -74,6 +76,11 @@ class Magnet:
     peers: tuple[tuple[str, int], ...] = ()
 
 
+def is_magnet(text: str) -> bool:
+    """True for what is meant as a magnet link, whether it can be read or not."""
+    return bool(_START.match(text.lstrip("\"'<` ")))
+
+
 def parse_magnet(text: str) -> tuple[Magnet, tuple[str, ...]]:
     """The magnet that `text` (a link, or a bare info-hash) means, and notes on what was repaired or dropped.
 
@@ -82,6 +89,10 @@ def parse_magnet(text: str) -> tuple[Magnet, tuple[str, ...]]:
     """
     notes: list[str] = []
     clean = text.strip().strip("\"'<>`").strip()
+    if is_magnet(clean) and not clean.lower().startswith("magnet:"):
+        notes.append("unescaped the whole link")
+        while not clean.lower().startswith("magnet:"):  # each turn takes one level of escapes off
+            clean = unquote(clean)
     bare = _decode_bare(clean)
     if bare:
         return Magnet(bare), ()
@@ -146,7 +157,7 @@ def format_peer(host: str, port: int) -> str:
 
 def _decode_hash(text: str) -> InfoHash | None:
     """The hash in 40 hex digits, 32 base32 digits, 64 hex digits or a sha2-256 multihash; zeros are none."""
-    if not text.strip("0"):
+    if _ZEROS.fullmatch(text):
         return None
     if re.fullmatch(r"[0-9A-Fa-f]{40}", text):
         return InfoHash(v1=bytes.fromhex(text))
@@ -183,19 +194,25 @@ def _info_hash(topics: list[str], notes: list[str]) -> InfoHash:
     """The one identity all `xt` parameters together give."""
     v1: set[bytes] = set()
     v2: set[bytes] = set()
+    zeros = False
     for raw in topics:
         topic = unquote(raw).strip()
         urn = re.match(r"urn:(btih|btmh):", topic, re.IGNORECASE)
         if not urn:
             notes.append(f"ignored topic {_shown(topic)}")
             continue
-        found = _decode_hash(topic[urn.end() :].strip().rstrip("/"))
+        digits = topic[urn.end() :].strip().rstrip("/")
+        if _ZEROS.fullmatch(digits):
+            zeros = True
+            notes.append(f"dropped {_shown(topic)}: a hash of zeros means none")
+            continue
+        found = _decode_hash(digits)
         if not found or (urn.group(1).lower() == "btih" and found.v2):
             raise RequestError(f"the info-hash in {_shown(topic)} has a wrong length or digit", hint=_HINT)
         v1 |= {found.v1} if found.v1 else set()
         v2 |= {found.v2} if found.v2 else set()
     if not v1 and not v2:
-        raise RequestError("the magnet link has no info-hash", hint=_HINT)
+        raise RequestError(f"the magnet link has no info-hash{' but zeros' if zeros else ''}", hint=_HINT)
     if len(v1) > 1 or len(v2) > 1:
         names = " and ".join(sorted(h.hex() for h in (v1 if len(v1) > 1 else v2)))
         raise RequestError(f"the magnet link names different torrents: {names}", hint="keep the one you want")

@@ -42,10 +42,17 @@ class Mesh:
     def __post_init__(self) -> None:
         names = [name for name, _ in self.axes]
         if len(set(names)) != len(names):
-            raise RequestError(f"mesh {self} names an axis twice", mesh=str(self))
+            raise RequestError(
+                f"mesh {self} names an axis twice", hint="give each axis a name of its own", mesh=str(self)
+            )
         for name, size in self.axes:
             if size < 1:
-                raise RequestError(f"mesh axis {name!r} has size {size}", axis=name, size=size)
+                raise RequestError(
+                    f"mesh axis {name!r} has size {size}",
+                    hint="give each axis 1 or more; -1 for what the others leave of --devices",
+                    axis=name,
+                    size=size,
+                )
         if self.order:
             _check_order(self.order, self)
             if self.order == tuple(range(self.devices)):

@@ -27,6 +27,8 @@ from gdist.core.tensor import (
 from gdist.errors import CorruptError, RequestError, UnsupportedError
 
 INDEX_SUFFIX = ".safetensors.index.json"  # says which file of a checkpoint holds which tensor
+_LEAVE_INDEX = f"leave the index out with --ignore '*{INDEX_SUFFIX}'"
+_INDEX_HINT = f"get the file again, or {_LEAVE_INDEX}"
 LISTED = 20  # how many of a list of faults a message names
 
 
@@ -67,9 +69,9 @@ def name_tensors(files: Sequence[FileArrays], profile: str | None = None) -> Nam
 
     Raises:
         RequestError: for an unknown profile.
-        UnsupportedError: for a name that is not allowed, or a profile that the files do not fit.
-        CorruptError: for two tensors of one name, a name that is also a group of others, or the halves of a
-            pair that do not belong together.
+        UnsupportedError: for a name that is not allowed or is also a group of others, or a profile that the
+            files do not fit.
+        CorruptError: for two tensors of one name, or the halves of a pair that do not belong together.
     """
     files = [file for file in files if file.arrays]
     if profile is not None and profile not in PROFILES:
@@ -118,7 +120,7 @@ def check_index(index_json: bytes, files: Iterable[FileArrays]) -> None:
     if faults:
         raise CorruptError(
             f"the safetensors index and its files disagree: {listed(faults)}",
-            hint="get what is missing, or leave the index out with --ignore",
+            hint=f"get what is missing, or {_LEAVE_INDEX}",
             faults=tuple(faults),
         )
 
@@ -127,10 +129,14 @@ def _weight_map(index_json: bytes) -> Mapping[str, str]:
     try:
         index = json.loads(index_json)
     except (ValueError, RecursionError) as error:
-        raise CorruptError(f"the safetensors index is not JSON: {str(error)[:200]}") from error
+        raise CorruptError(
+            f"the safetensors index is not JSON: {str(error)[:200]}", hint=_INDEX_HINT
+        ) from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise CorruptError("the safetensors index has no 'weight_map' of tensor names to file names")
+        raise CorruptError(
+            "the safetensors index has no 'weight_map' of tensor names to file names", hint=_INDEX_HINT
+        )
     return weight_map
 
 
@@ -202,19 +208,28 @@ def in_order(found: Iterable[tuple[StoredTensor, str]]) -> tuple[StoredTensor, .
         UnsupportedError, CorruptError: as `check_names`, and for a name given twice.
     """
     tensors: dict[str, StoredTensor] = {}
-    twice = []
+    places: dict[str, str] = {}
+    twice, other = [], ""
     for tensor, where in found:
         if tensor.spec.name in tensors:
             twice.append(f"{tensor.spec.name!r} (again in {where!r})")
-        tensors[tensor.spec.name] = tensor
+            other = other or _apart(where, places[tensor.spec.name])
+        tensors[tensor.spec.name], places[tensor.spec.name] = tensor, where
     if twice:
         raise CorruptError(
             f"tensors are there more than once: {listed(twice)}",
-            hint="files of several ranks are joined by a profile: --profile NAME",
+            hint=f"of several models take one: --ignore '{other}'; files of several ranks are joined by a "
+            "profile: --profile NAME",
             tensors=tuple(twice),
         )
     check_names(tensors)
     return tuple(tensors[name] for name in loading_order(tensors))
+
+
+def _apart(second: str, first: str) -> str:
+    """The pattern of the second of two files that hold the same: its directory, where that is another."""
+    above, beside = (path.rpartition("/")[0] for path in (second, first))
+    return second if above == beside else f"{above or beside}/*"
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -224,8 +239,7 @@ def check_names(names: Iterable[str]) -> None:
     systems and buckets of a cluster.
 
     Raises:
-        UnsupportedError: naming up to `LISTED` of those that are not allowed.
-        CorruptError: naming those that are array and group at once.
+        UnsupportedError: naming up to `LISTED` of those that are not allowed, or are array and group at once.
     """
     names = set(names)
     refused = []
@@ -235,11 +249,14 @@ def check_names(names: Iterable[str]) -> None:
         except UnsupportedError as error:
             refused.append(error.message)
     if refused:
-        raise UnsupportedError(listed(refused))
+        raise UnsupportedError(listed(refused), hint="leave the files of these out with --ignore")
     groups = {name[:i] for name in names for i, char in enumerate(name) if char == "/"}
     if names & groups:
         both = [f"{name!r}" for name in sorted(names & groups)]
-        raise CorruptError(f"names are those of a tensor and of a group of tensors: {listed(both)}")
+        raise UnsupportedError(
+            f"names are those of a tensor and of a group of tensors: {listed(both)}",
+            hint="a store has no place for both: leave the files of one out with --ignore",
+        )
 
 
 def tensors_of(name: str, arrays: Sequence[FoundArray], offset: int, path: str) -> tuple[StoredTensor, ...]:

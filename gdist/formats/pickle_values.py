@@ -261,7 +261,7 @@ def _build_dtype(target: DTypeValue, state: object) -> None:
         raise Refused("an element type with fields, a subarray, metadata or an unknown version")
     order, itemsize = state[1], target.dtype.itemsize
     if order == ">":
-        raise Refused(f"big-endian {target.dtype.name}; convert it to little-endian where you trust it")
+        raise Refused(f"big-endian {target.dtype.name}")
     if order != "<" and not (order == "|" and itemsize == 1):
         raise Refused(f"a byte order of {target.dtype.name} that is neither '<' nor '>'")
     if state[5] not in (-1, itemsize):

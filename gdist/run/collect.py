@@ -16,6 +16,8 @@ from gdist.errors import CorruptError, UnsupportedError
 from gdist.formats import drive
 from gdist.run.headers import FileReport, identify
 
+MANIFEST_HINT = "the manifest is wrong, or of another release: go without it to read the files' own headers"
+
 
 def gaps_of(
     payload: Payload, tensors: Iterable[StoredTensor], files: Collection[int]
@@ -99,7 +101,9 @@ class Collector:
         """All gathered bytes of a file, one after the other."""
         return b"".join(data for _, data in sorted(self._held[file].items()))
 
-    def scan(self, file: int, expected: str = "the manifest says") -> tuple[FoundArray, ...]:
+    def scan(
+        self, file: int, expected: str = "the manifest says", hint: str = MANIFEST_HINT
+    ) -> tuple[FoundArray, ...]:
         """The arrays in a file, found from its gathered headers alone.
 
         Bytes of tensors read as zeros. A scan that arrives at just these tensors has never looked at them,
@@ -128,4 +132,6 @@ class Collector:
         try:
             return drive(identify(self._payload.files[file].length, FileReport(), thorough=True), read)
         except (UnsupportedError, CorruptError) as error:
-            raise CorruptError(f"{path} is not what {expected}: {error.message}", file=path) from error
+            raise CorruptError(
+                f"{path} is not what {expected}: {error.message}", hint=hint, file=path
+            ) from error

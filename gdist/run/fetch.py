@@ -491,7 +491,9 @@ class _Fetch:
                 catalogue.manifest.check_file(path, collector.scan(file))
                 lines.append(file_line(path))
             elif file in catalogue.computed:
-                collector.scan(file, "its headers say")
+                collector.scan(
+                    file, "its headers say", "the file contradicts itself: leave it out with --ignore"
+                )
             data = collector.pop(file)
             if file in keeper.files:
                 lines.append(keeper.take(path, data))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gdist import releases
 from gdist.core.grid import GridMaker, held_shape
+from gdist.core.magnet import is_magnet
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.picture import TensorPicture
 from gdist.core.rename import NamedTensor, RenamePlan, RenameTable, plan_renames
@@ -170,12 +171,7 @@ def _is_store(text: str) -> bool:
     path = local_path(text)
     if path is not None:
         return path.is_dir() and _has_manifest(text)
-    return (
-        is_url(text)
-        and not text.endswith(".torrent")
-        and not text.startswith("magnet:")
-        and _has_manifest(text)
-    )
+    return is_url(text) and not text.endswith(".torrent") and not is_magnet(text) and _has_manifest(text)
 
 
 def _has_manifest(text: str) -> bool:

@@ -20,7 +20,7 @@ from gdist.core.journal import (
     rest_line,
     shard_line,
 )
-from gdist.errors import LockedError, ResumeError, translate
+from gdist.errors import FilesystemError, LockedError, ResumeError, translate
 from gdist.sinks.local import write_atomically
 
 # A reader that looks whether a fetch is alive holds its lock for some microseconds, on a busy machine for
@@ -145,4 +145,10 @@ def _open_lock(path: Path) -> BinaryIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         return open(path, "ab")
     except OSError as error:
+        for above in path.parents:
+            if above.is_symlink() and not above.exists():
+                raise FilesystemError(
+                    f"{above} is a symbolic link to {os.readlink(above)}, which does not exist",
+                    hint="make the directory it points to, or choose another destination",
+                ) from error
         raise translate(error, f"opening {path}") from error

@@ -218,7 +218,7 @@ def release_name(text: str) -> str:
 
 def _check_apart(source: Path, where: Path) -> None:
     if not source.exists():
-        raise RequestError(f"{source} is neither a file nor a directory")
+        raise RequestError(f"{source} is neither a file nor a directory", hint="check the path")
     if source.is_dir() and where.resolve().is_relative_to(source.resolve()):
         raise RequestError(
             f"what is made cannot lie in what is published: {where} is in {source}",

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 
 from gdist import releases
-from gdist.core.magnet import InfoHash, Magnet, parse_magnet
+from gdist.core.magnet import InfoHash, Magnet, is_magnet, parse_magnet
 from gdist.core.source_manifest import SourceManifest, parse_source_manifest
 from gdist.errors import RequestError, TransferError
 from gdist.kvstore import SCHEMES, local_path
@@ -132,7 +132,7 @@ def signed_manifest(where: str, verify_key: str | None) -> SourceManifest:
     from gdist.run.signing import SUFFIX, check_signature, read_public_key  # cryptography comes with it
 
     key = read_public_key(verify_key)
-    other = where.lower().startswith("magnet:") or _is_hash(where)
+    other = is_magnet(where) or _is_hash(where)
     if known or other or not (_URL.match(where) or os.path.isfile(where)):
         raise RequestError(
             f"{where[:120]!r} is no manifest in a file or at a URL, which a key could have signed",
@@ -163,7 +163,7 @@ def _resolve(text: str) -> Resolved:
         return _from_manifest(manifest)
     if os.path.exists(text) and not os.path.isdir(text):
         return _from_bytes(_read(text), text)
-    if _URL.match(text) and not text.startswith("magnet:"):
+    if _URL.match(text) and not is_magnet(text):
         _check_scheme(text)
         return _from_bytes(_read(text), text)
     if os.path.isdir(text):
@@ -176,7 +176,7 @@ def _resolve(text: str) -> Resolved:
             f"{text!r} is a directory, not a torrent",
             hint="make a torrent of it first: gdist make-torrent DIR",
         )
-    if not text.lower().lstrip("\"'<").startswith("magnet:") and not _is_hash(text):
+    if not is_magnet(text) and not _is_hash(text):
         known = ", ".join(releases.release_names())
         if "/" in text or _SUFFIX.search(text):
             raise RequestError(

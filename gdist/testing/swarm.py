@@ -176,10 +176,10 @@ class Tracker(_Server):
 
 
 class WebSeed(_Server):
-    """A web seed (BEP 19) of the files below `directory`: plain HTTP with byte ranges."""
+    """A web seed (BEP 19) of the files below `directory`: plain HTTP, with byte ranges or without."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(partial(_FileHandler, directory))
+    def __init__(self, directory: Path, *, ranges: bool = True) -> None:
+        super().__init__(partial(_FileHandler, directory, ranges))
 
     @property
     def url(self) -> str:
@@ -229,8 +229,9 @@ class _TrackerHandler(_Handler):
 
 
 class _FileHandler(_Handler):
-    def __init__(self, directory: Path, *args: object) -> None:
+    def __init__(self, directory: Path, ranges: bool, *args: object) -> None:
         self._directory = directory
+        self._ranges = ranges
         super().__init__(*args)  # type: ignore[arg-type]  # what socketserver passes on
 
     def do_GET(self) -> None:
@@ -241,7 +242,7 @@ class _FileHandler(_Handler):
             return
         size = path.stat().st_size
         unit, _, asked = self.headers.get("Range", "").partition("=")
-        if unit != "bytes":
+        if unit != "bytes" or not self._ranges:
             self._answer(200, path.read_bytes(), {})
             return
         first, _, last = asked.partition("-")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,8 +26,6 @@ GROK_TENSORS = 1218
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The tests' own environment must not choose options."""
-    import os
-
     for name in [name for name in os.environ if name.startswith("GDIST_")]:
         monkeypatch.delenv(name)
     yield
@@ -42,6 +42,13 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (["fetch", "grok-1", "--host", "three"], "not INDEX/COUNT"),
         (["fetch", "grok-1", "--memory", "much"], "memory 'much'"),
         (["fetch", "grok-1", "--peer", "nobody"], "not a peer's address"),
+        (["fetch", "grok-1", "--tracker", "t.example:1"], "no address of a tracker"),
+        (["fetch", "grok-1", "--web-seed", "nonsense"], "no address of an HTTP mirror"),
+        (["fetch", "grok-1", "--listen", "nonsense"], "cannot listen at 'nonsense'"),
+        (["fetch", "grok-1", "--listen", ":99999"], "cannot listen at ':99999'"),
+        (["fetch", "grok-1", "--listen", "[::1]:0,127.0.0.1:65536"], "cannot listen at '127.0.0.1:65536'"),
+        (["make-torrent", "/etc/hostname", "--tracker", "t.example:1"], "no address of a tracker"),
+        (["make-torrent", "/etc/hostname", "--web-seed", "ftp://x"], "no address of an HTTP mirror"),
         (["fetch", "grok-1", "--stall-timeout", "soon"], "stall-timeout 'soon'"),
         (["fetch", "grok-1", "--max-download", "10G"], "max-download '10G'"),
         (["fetch", "grok-1", "--rules", "nothing.json"], "neither a file nor a name that gdist knows"),
@@ -79,6 +86,31 @@ def test_what_is_asked_wrongly_ends_with_2_and_one_sentence(
         assert (last["event"], last["code"], last["retry"]) == ("error", 2, False)
         assert said in last["message"]
     assert "Traceback" not in out + err
+
+
+def test_a_torrent_goes_where_a_file_can_be_or_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "x").write_bytes(b"x")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "other").write_bytes(b"mine")
+    monkeypatch.setattr("gdist.api.make_torrent", lambda *args, **values: pytest.fail("hashed"))
+    for name, said in (
+        ("m", "m is a directory"),
+        ("fifo", "fifo is no regular file"),
+        ("other", "other exists and has other content"),
+        ("nowhere/t", "nowhere is no directory"),
+        ("other/t", "other is no directory"),
+    ):
+        for force in ([], ["--force"]) if name != "other" else ([],):
+            assert main(["make-torrent", str(tmp_path / "m"), "--output", str(tmp_path / name), *force]) == 2
+            err = capsys.readouterr().err
+            assert said in err and "\nhint: " in err
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+    monkeypatch.setattr("os.access", lambda *args: False)  # root may write anywhere
+    assert main(["make-torrent", str(tmp_path / "m")]) == 17
+    assert "cannot be written to\nhint: " in capsys.readouterr().err
 
 
 def test_hints_follow_the_error(capsys: pytest.CaptureFixture[str]) -> None:

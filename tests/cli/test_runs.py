@@ -229,9 +229,18 @@ def test_make_torrent_then_seed_then_fetch(tmp_path: Path) -> None:
 
 
 @contextmanager
-def seeding(torrent: Path, directory: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def seeding(torrent: Path, directory: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`gdist seed` while it is entered, and the magnet it prints."""
-    command = [*GDIST, "seed", str(torrent), str(directory), "--advertise", "127.0.0.1", *LOOPBACK]
+    command = [
+        *GDIST,
+        "seed",
+        str(torrent),
+        str(directory),
+        "--advertise",
+        "127.0.0.1",
+        *LOOPBACK,
+        *arguments,
+    ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment(GDIST_QUIET="1")
     ) as process:
@@ -240,6 +249,16 @@ def seeding(torrent: Path, directory: Path) -> Iterator[tuple[str, subprocess.Po
             yield process.stdout.readline().strip(), process
         finally:
             process.terminate()
+
+
+def test_the_magnet_of_a_seed_names_the_trackers_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(os.urandom(1 << 16))
+    (told, more), web = (f"udp://127.0.0.1:{port}" for port in (1, 2)), "http://127.0.0.1:9/model.bin"
+    assert gdist("make-torrent", tmp_path / "model.bin", "--tracker", told).code == 0
+    given = ("--tracker", told, "--tracker", more, "--web-seed", web)
+    with seeding(tmp_path / "model.bin.torrent", tmp_path / "model.bin", *given) as (link, _):
+        magnet, notes = parse_magnet(link)
+    assert (magnet.trackers, magnet.web_seeds, notes) == ((told, more), (web,), ())
 
 
 def test_a_local_checkpoint_is_inspected_without_a_torrent(tmp_path: Path) -> None:
@@ -297,6 +316,19 @@ def test_on_a_terminal_it_draws_and_cleans_up(no_color: str, magnet: str, tmp_pa
     assert "\x1b[?25h" in text  # the cursor is back
     if no_color:
         assert not re.search(r"\x1b\[[0-9;]*3[0-9]", text.replace("\x1b[?25", ""))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_standard_output_without_space_ends_with_13(magnet: str, tmp_path: Path) -> None:
+    for form, said in (((), b"error: no space left writing to standard output\nhint: "), (("--json",), b"")):
+        command = [*GDIST, "fetch", magnet, str(tmp_path / "store"), *form, "--quiet", *LOOPBACK]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment(), timeout=60)
+        assert done.returncode == 13 and done.stderr.startswith(said) and b"Traceback" not in done.stderr
+        assert (tmp_path / "store" / "gdist.json").exists()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*GDIST, "--help"], stdout=full, stderr=subprocess.PIPE, env=environment())
+    assert done.returncode == 13 and done.stderr.startswith(b"error: no space left")
 
 
 def test_whoever_leaves_standard_output_ends_the_fetch_quietly(magnet: str, tmp_path: Path) -> None:

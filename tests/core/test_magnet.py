@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,9 @@ def test_any_text_gives_a_magnet_or_a_request_error(text: str) -> None:
         (f"magnet:?xt=urn%3Abtih%3A{V1}", "escaped topic"),
         (f"magnet:/?xt=urn:btih:{V1}", "a slash that browsers add"),
         (f"magnet:?xt.1=urn:btih:{V1}", "numbered topic"),
+        (f"magnet%3A%3Fxt%3Durn%3Abtih%3A{V1}", "escaped as a whole"),
+        (f"'magnet%253a%253Fxt%253Durn%253Abtih%253A{V1}", "escaped twice, and half quoted"),
+        (f"magnet:?xt=urn:btih:{V1}&xt=urn:btmh:1220{'0' * 64}", "zeros for the hash it has not"),
         (f"magnet:?xt=urn:btih:{base64.b32encode(bytes.fromhex(V1)).decode()}", "base32"),
         (f"magnet:?xt=urn:btih:{base64.b32encode(bytes.fromhex(V1)).decode().lower()}", "base32, lower case"),
     ],
@@ -106,6 +110,19 @@ def test_trackers_are_repaired_or_dropped_with_a_note(raw: str, expected: str | 
     assert magnet.trackers == ((expected,) if expected else ())
     assert noted in " ".join(notes)
     assert bool(notes) == bool(noted)
+
+
+def test_a_link_escaped_as_a_whole_keeps_its_trackers_and_says_so() -> None:
+    link = format_magnet(Magnet(V1_HASH, "a&b", ("udp://t.org:80/a",)))
+    magnet, notes = parse_magnet(quote(link, safe=""))
+    assert (magnet.name, magnet.trackers) == ("a&b", ("udp://t.org:80/a",))
+    assert notes == ("unescaped the whole link",)
+
+
+def test_zeros_beside_a_hash_are_dropped_with_a_note() -> None:
+    magnet, notes = parse_magnet(f"magnet:?xt=urn:btmh:1220{'0' * 64}&xt=urn:btih:{V1}")
+    assert magnet.info_hash == V1_HASH
+    assert "zeros" in " ".join(notes)
 
 
 def test_html_escaped_links_keep_all_their_parts() -> None:
@@ -146,7 +163,11 @@ def test_peers_that_are_none_are_refused(text: str) -> None:
         ("magnet:?dn=x", "no info-hash"),
         ("magnet:?xt=urn:sha1:YNCKHTQCWBTRNJIV4WNAE52SJUQCZO5C", "no info-hash"),
         (f"magnet:?xt=urn:btih:{V1[:-1]}", "wrong length"),
-        (f"magnet:?xt=urn:btih:{'0' * 40}", "wrong length"),
+        (f"magnet:?xt=urn:btih:{'0' * 40}", "no info-hash but zeros"),
+        (f"magnet:?xt=urn:btih:{'A' * 32}", "no info-hash but zeros"),
+        (f"magnet:?xt=urn:btmh:1220{'0' * 64}", "no info-hash but zeros"),
+        ("0" * 64, "not a magnet"),
+        ("a" * 32, "not a magnet"),
         (f"magnet:?xt=urn:btmh:1114{V1}", "wrong length"),
         (f"magnet:?xt=urn:btih:{V1}&xt=urn:btih:{'1' * 40}", f"{'1' * 40} and {V1}"),
     ],

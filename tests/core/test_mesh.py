@@ -86,8 +86,9 @@ def test_a_mesh_is_read(text: str, axes: tuple[tuple[str, int], ...]) -> None:
     ],
 )
 def test_what_is_no_mesh_is_refused(text: str, why: str) -> None:
-    with pytest.raises(RequestError, match=why):
+    with pytest.raises(RequestError, match=why) as caught:
         parse_mesh(text)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,24 @@ def test_a_name_in_two_files_is_corrupt_and_said_where() -> None:
 
 
 @pytest.mark.parametrize(
+    ("paths", "pattern"),
+    [
+        (("m1/a.safetensors", "m2/a.safetensors"), "m2/*"),
+        (("m/a.safetensors", "m/b.safetensors"), "m/b.safetensors"),  # of one model
+        (("m1/a.safetensors", "z.safetensors"), "m1/*"),
+    ],
+)
+def test_one_of_several_models_is_taken_by_leaving_the_others_out(
+    paths: tuple[str, ...], pattern: str
+) -> None:
+    files = [FileArrays(path, 0, (array(1, key="w"),), True) for path in paths]
+    with pytest.raises(CorruptError) as caught:
+        name_tensors(files)
+    assert f"--ignore '{pattern}'" in caught.value.hint and "--profile NAME" in caught.value.hint
+    assert name_tensors([file for file in files if not fnmatchcase(file.path, pattern)]).tensors
+
+
+@pytest.mark.parametrize(
     "halves",
     [
         pair((8, 4), (3, 4)),  # does not divide
@@ -224,9 +243,10 @@ def test_names_that_are_not_allowed_are_all_listed() -> None:
         assert word in caught.value.message
 
 
-def test_a_name_that_is_also_a_group_is_corrupt() -> None:
-    with pytest.raises(CorruptError, match="'a', 'b/x'"):
+def test_a_name_that_is_also_a_group_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="'a', 'b/x'") as caught:
         check_names(["a", "a/b", "b/x", "b/x/d/e"])
+    assert "--ignore" in caught.value.hint
     check_names(["a", "a.b", "ab/x", "A"])
 
 
@@ -269,5 +289,6 @@ def test_an_index_that_disagrees_names_every_tensor(weight_map: dict[str, str], 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"weight_map": {"a": 1}}', b"[" * 100_000])
 def test_an_index_that_is_none_is_corrupt(text: bytes) -> None:
-    with pytest.raises(CorruptError, match="index"):
+    with pytest.raises(CorruptError, match="index") as caught:
         check_index(text, TWO)
+    assert "--ignore '*.safetensors.index.json'" in caught.value.hint

@@ -177,3 +177,9 @@ def test_a_lock_file_that_was_removed_keeps_nobody_out(
         Lock(path, "it")
     lock.release()
     Lock(path, "it").release()
+
+
+def test_a_destination_that_is_a_link_to_nowhere_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "store").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FilesystemError, match=r"store is a symbolic link to .*nowhere, which does not exist"):
+        Lock(tmp_path / "store" / ".gdist" / "lock", "it")

@@ -96,6 +96,19 @@ def test_files_that_are_listed_are_checked(
         fetch(magnet, tmp_path / "s", fetch_options(manifest=where))
 
 
+def test_a_manifest_with_a_wrong_offset_is_what_to_go_without(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    first, *others = _described(seeded, grok[0])
+    (item,) = first.arrays
+    moved = replace(item.array, extent=item.array.extent.shift(-32))
+    files = (replace(first, arrays=(replace(item, array=moved),)), *others)
+    where = written(tmp_path / "m.json", None, profile="grok-1", files=files)
+    with pytest.raises(CorruptError, match="is not what the manifest") as caught:
+        fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(manifest=where))
+    assert "go without it" in caught.value.hint
+
+
 def test_a_manifest_of_another_torrent_is_refused(seeded: Seeded, tmp_path: Path) -> None:
     torrent = tmp_path / "t.torrent"
     torrent.write_bytes(seeded.torrent)

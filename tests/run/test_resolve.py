@@ -29,7 +29,14 @@ def torrent(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "text",
-    [HASH, HASH.upper(), f"  {HASH}\n", f"magnet:?xt=urn:btih:{HASH}", f"MAGNET:?xt=urn:btih:{HASH.upper()}"],
+    [
+        HASH,
+        HASH.upper(),
+        f"  {HASH}\n",
+        f"magnet:?xt=urn:btih:{HASH}",
+        f"MAGNET:?xt=urn:btih:{HASH.upper()}",
+        f"magnet%3A%3Fxt%3Durn%3Abtih%3A{HASH}",
+    ],
 )
 def test_hashes_and_magnets_name_a_torrent(text: str) -> None:
     found = resolve(text)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,12 @@ from gdist.sources.torrent import (
     TorrentSource,
     Version,
     choose_piece_length,
+    differs,
     files,
     magnet_of,
     make_torrent,
 )
+from gdist.sources.torrent.session import Swarm, _record_ban
 from gdist.sources.torrent.window import FIRST, MIN_WINDOW_PIECES, REST, UNWANTED, Window
 from gdist.testing.swarm import LOCALHOST, LOOPBACK, Slow, Tracker, WebSeed, bad_seed, seed
 
@@ -224,6 +226,25 @@ def test_a_web_seed_alone_serves_a_torrent_file(content: Path, tmp_path: Path) -
         with opened(torrent, tmp_path / "to") as source:
             source.want(range(source.payload.pieces))
             assert_equal(source, collect(source, source.payload.pieces), line_of(source, content))
+
+
+def test_a_web_seed_that_gives_nothing_is_told_with_its_reason(content: Path, tmp_path: Path) -> None:
+    torrent = make_torrent(content, piece_length=PIECE)
+    pieces = range(20, 30)  # from within a file
+    with WebSeed(content.parent, ranges=False) as web, WebSeed(tmp_path) as empty:
+        for mirror, said in ((web, "invalid HTTP range"), (empty, f"web seed {empty.url}.* failed: ")):
+            options = replace(IMPATIENT, web_seeds=(mirror.url,))
+            with opened(torrent, tmp_path / "to", options) as source:
+                source.want(pieces)
+                with pytest.raises((NoPeersError, StalledError), match=said):
+                    collect(source, 1)
+
+
+def test_a_ban_is_told_once() -> None:
+    swarm = Swarm()
+    for peer in ("1.2.3.4:1", "1.2.3.4:1", "1.2.3.4:2"):
+        _record_ban(swarm, peer)
+    assert list(swarm.events) == [PeerBanned("1.2.3.4:1"), PeerBanned("1.2.3.4:2")]
 
 
 def test_events_come_on_the_callers_thread(content: Path, tmp_path: Path) -> None:
@@ -469,8 +490,8 @@ HOSTILE = {
     "absolute": (hostile([plain(b"", b"etc", b"passwd")]), "''"),
     "absolute inside": (hostile([plain(b"/etc/passwd")]), "slash"),
     "backslash": (hostile([plain(b"a\\b")]), "slash"),
-    "root climbs": (hostile([plain(b"a")], name=b".."), "'..'"),
-    "root absolute": (hostile([plain(b"a")], name=b"/tmp"), "slash"),
+    "root climbs": (hostile([plain(b"a")], name=b".."), "the torrent's name '..' is not safe"),
+    "root absolute": (hostile([plain(b"a")], name=b"/tmp"), "the torrent's name '/tmp' is not safe"),
     "twice": (hostile([plain(b"a"), plain(b"a")]), "twice"),
     "twice but for case": (hostile([plain(b"a"), plain(b"A")]), "would be written as"),
     "file and directory": (hostile([plain(b"a"), plain(b"a", b"b")]), "a file and a directory"),
@@ -585,14 +606,40 @@ def test_the_piece_length_fits_the_size(nbytes: int, piece_length: int) -> None:
     assert choose_piece_length(nbytes) == piece_length
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_torrent_that_would_be_another_is_told_without_hashing(
+    content: Path, tmp_path: Path, version: Version
+) -> None:
+    (tmp_path / "single").mkdir()
+    (tmp_path / "single" / "file").write_bytes(b"x")
+    links = {"trackers": ["udp://t.org:1"], "web_seeds": ["http://w.org/m"]}
+    for source in (content, tmp_path / "single", tmp_path / "single" / "file"):
+        made = make_torrent(source, version=version, piece_length=PIECE, **links)
+        assert not differs(made, source, version=version, piece_length=PIECE, **links)
+        assert differs(made, source, version=version, piece_length=PIECE)
+        assert differs(made, source, version=version, piece_length=2 * PIECE, **links)
+        assert differs(made, source, version=version, piece_length=PIECE, private=True, **links)
+        assert all(
+            differs(made, source, version=v, piece_length=PIECE, **links) for v in VERSIONS if v != version
+        )
+        assert differs(b"other", source)
+    with (tmp_path / "single" / "file").open("ab") as file:
+        file.write(b"y")
+    assert differs(made, source, version=version, piece_length=PIECE, **links)
+
+
 def test_what_cannot_be_shared_is_refused(content: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no bytes"):
         (tmp_path / "nothing").mkdir()
         make_torrent(tmp_path / "nothing")
     with pytest.raises(RequestError, match="neither"):
         make_torrent(tmp_path / "absent")
-    with pytest.raises(RequestError, match="piece length 1000"):
+    with pytest.raises(RequestError, match="piece length 1000") as caught:
         make_torrent(content, piece_length=1000)
+    assert "1MiB" in caught.value.hint
+    with pytest.raises(RequestError, match="has no name of its own") as caught:
+        make_torrent(content / "ckpt-0" / "..")
+    assert caught.value.hint == f"give {content.resolve()}"
     (content / "link").symlink_to("config.json")
     with pytest.raises(UnsupportedError, match="symbolic link"):
         make_torrent(content)
@@ -631,6 +678,9 @@ def test_an_address_that_is_taken_is_told(content: Path) -> None:
         Seeder(torrent, content.parent, nowhere),
     ):
         pass
+    source = TorrentSource(torrent, nowhere)
+    with closing(source), pytest.raises(RequestError, match=r"cannot listen at 192\.0\.2\.1:7"):
+        source.open(content.parent)
 
 
 # --- the window -----------------------------------------------------------------------------------------

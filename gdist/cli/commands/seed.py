@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def seed(source: tuple[str, ...], output: Output, advertise: str | None, check: 
         if len(source) == 2 and not Path(source[0]).is_dir() and not _is_store(source[0]):
             server, content, what = _files(*source, options, check)
             with server:
-                _serve(server, content, what, output, advertise, stop)
+                _serve(server, content, options, what, output, advertise, stop)
             return
         if len(source) == 1 and Path(source[0]).is_file():
             raise RequestError(f"{source[0]!r} is a file", hint="give the directory of its files too")
@@ -62,7 +63,7 @@ def seed(source: tuple[str, ...], output: Output, advertise: str | None, check: 
                 how = (
                     f"{held.where}, from {held.base}" if held.base else f"{held.where}, rebuilt as asked for,"
                 )
-                _serve(served, held.torrent, how, output, advertise, stop)
+                _serve(served, held.torrent, options, how, output, advertise, stop)
 
 
 def _is_store(address: str) -> bool:
@@ -89,6 +90,7 @@ def _files(torrent: str, directory: str, options: TorrentOptions, check: bool) -
 def _serve(
     server: Seeder | PieceServer,
     content: bytes,
+    options: TorrentOptions,
     what: str,
     output: Output,
     advertise: str | None,
@@ -98,7 +100,10 @@ def _serve(
     from gdist.core.magnet import format_magnet
     from gdist.sources.torrent import magnet_of
 
-    magnet = format_magnet(magnet_of(content, [(advertise, server.port)] if advertise else []))
+    own = magnet_of(content, [(advertise, server.port)] if advertise else [])
+    trackers = dict.fromkeys((*own.trackers, *options.trackers))  # those given here are asked and told too
+    web_seeds = dict.fromkeys((*own.web_seeds, *options.web_seeds))
+    magnet = format_magnet(replace(own, trackers=tuple(trackers), web_seeds=tuple(web_seeds)))
     output.result(magnet, {"magnet": magnet, "port": server.port})
     output.say(f"serving {what} at port {server.port}; Ctrl-C ends it")
     shown = time.monotonic()

@@ -15,7 +15,7 @@
 Libtorrent has its own threads; what the caller's thread must do is said at `TorrentSource`.
 """
 
-from gdist.sources.torrent.create import Version, choose_piece_length, magnet_of, make_torrent
+from gdist.sources.torrent.create import Version, choose_piece_length, differs, magnet_of, make_torrent
 from gdist.sources.torrent.options import TorrentOptions, TransferStats
 from gdist.sources.torrent.seed import Seeder
 from gdist.sources.torrent.serve import PieceServer
@@ -29,6 +29,7 @@ __all__ = [
     "TransferStats",
     "Version",
     "choose_piece_length",
+    "differs",
     "magnet_of",
     "make_torrent",
 ]

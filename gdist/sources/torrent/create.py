@@ -10,7 +10,7 @@ from typing import Literal, NoReturn
 import libtorrent as lt
 
 from gdist.core.magnet import Magnet
-from gdist.errors import FilesystemError, RequestError, UnsupportedError
+from gdist.errors import CorruptError, FilesystemError, RequestError, UnsupportedError
 from gdist.sources.torrent.metadata import load_torrent, read_metadata
 
 Version = Literal["v1", "v2", "hybrid"]
@@ -57,12 +57,7 @@ def make_torrent(
         FilesystemError: a file cannot be read.
     """
     files = _list_files(source)
-    total = sum(size for _, size in files)
-    if not total:
-        raise RequestError(f"{source} has no bytes to share", hint="name a file or a directory with content")
-    length = piece_length or choose_piece_length(total)
-    if length < MIN_PIECE_BYTES or length & (length - 1):
-        raise RequestError(f"piece length {length} is not a power of two of at least {MIN_PIECE_BYTES}")
+    length = _piece_length_of(source, files, piece_length)
     entries = [lt.create_file_entry(name, size, 0, 0, "") for name, size in files]
     padded = aligned and version == "v1"  # the others are anyway
     creator = lt.create_torrent(entries, length, _FLAGS[version] | (_ALIGNED if padded else 0))
@@ -89,6 +84,43 @@ def make_torrent(
     return torrent
 
 
+def differs(
+    torrent: bytes,
+    source: Path,
+    *,
+    version: Version = "v1",
+    piece_length: int | None = None,
+    trackers: Sequence[str] = (),
+    web_seeds: Sequence[str] = (),
+    private: bool = False,
+) -> bool:
+    """True when `torrent` is surely not what `make_torrent` would give; what is hashed is not looked at.
+
+    Raises:
+        RequestError, UnsupportedError, FilesystemError: as `make_torrent` does.
+    """
+    files = _list_files(source)
+    length = _piece_length_of(source, files, piece_length)
+    try:
+        params = load_torrent(torrent)
+        found = read_metadata(params)
+    except (CorruptError, UnsupportedError):
+        return True
+    assert params.ti is not None, "a loaded torrent has its info"
+    hashes = (found.info_hash.v1 is not None, found.info_hash.v2 is not None)
+    if (hashes, found.payload.piece_length) != ((version != "v2", version != "v1"), length):
+        return True
+    mirrors, asked = ({url.rstrip("/") for url in urls} for urls in (params.url_seeds, web_seeds))
+    if (set(params.trackers), mirrors, params.ti.priv()) != (set(trackers), asked, private):
+        return True
+    # By the last part of a path: of a v2 torrent with one file the root has no name of its own.
+    has = [
+        (path.rpartition("/")[2], file.length)
+        for path, file in zip(found.paths, found.payload.files, strict=True)
+    ]
+    return sorted(has) != sorted((name.rpartition("/")[2], size) for name, size in files)
+
+
 def magnet_of(torrent: bytes, peers: Sequence[tuple[str, int]] = ()) -> Magnet:
     """The magnet of a .torrent file's content, with `peers` to ask first."""
     params = load_torrent(torrent)
@@ -105,13 +137,17 @@ def magnet_of(torrent: bytes, peers: Sequence[tuple[str, int]] = ()) -> Magnet:
 def _list_files(source: Path) -> list[tuple[str, int]]:
     """Files below `source` as `root/part/part` and bytes, sorted by name."""
     root = source.absolute()
+    if root.name in ("", ".."):
+        raise RequestError(
+            f"{source} has no name of its own, which the torrent would have", hint=f"give {root.resolve()}"
+        )
     if root.is_symlink():
         raise UnsupportedError(f"{source} is a symbolic link", hint="name what it points to")
     if root.is_file():
         _check_readable(root)
         return [(root.name, root.stat().st_size)]
     if not root.is_dir():
-        raise RequestError(f"{source} is neither a file nor a directory")
+        raise RequestError(f"{source} is neither a file nor a directory", hint="check the path")
     found: list[tuple[str, int]] = []
     for above, directories, names in os.walk(root, onerror=_unreadable):
         for name in (*directories, *names):
@@ -124,6 +160,19 @@ def _list_files(source: Path) -> list[tuple[str, int]]:
             _check_readable(path)
             found.append((path.relative_to(root.parent).as_posix(), path.stat().st_size))
     return sorted(found, key=lambda item: item[0].encode("utf-8", "surrogateescape").split(b"/"))
+
+
+def _piece_length_of(source: Path, files: Sequence[tuple[str, int]], asked: int | None) -> int:
+    total = sum(size for _, size in files)
+    if not total:
+        raise RequestError(f"{source} has no bytes to share", hint="name a file or a directory with content")
+    length = asked or choose_piece_length(total)
+    if length < MIN_PIECE_BYTES or length & (length - 1):
+        raise RequestError(
+            f"piece length {length} is not a power of two of at least {MIN_PIECE_BYTES}",
+            hint="for example 1MiB, or leave it out: it then goes by the size",
+        )
+    return length
 
 
 def _check_readable(path: Path) -> None:

@@ -8,16 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gdist.errors import CorruptError, RequestError
+from gdist.errors import CorruptError
 from gdist.sources.torrent.join import gather_links, start
 from gdist.sources.torrent.metadata import load_torrent, read_metadata, written_files
 from gdist.sources.torrent.options import TorrentOptions, TransferStats, session_settings
 from gdist.sources.torrent.session import Session, record_status
 
-_LISTEN_SECONDS = 10.0
 # A port that was named and is taken is an error; libtorrent would take the next one.
 _ONE_PORT: dict[str, object] = {"max_retry_port_bind": 0, "listen_system_port_fallback": False}
-_NEXT_ADDRESS_SECONDS = 0.5  # one address of several may fail, such as v6 where there is none
 
 
 class Seeder:
@@ -64,14 +62,7 @@ class Seeder:
                     f"{self._directory} are missing or differ from the torrent",
                     hint="fetch them again, or make a new torrent",
                 )
-            session.wait(lambda swarm: swarm.port or swarm.listen_error, _LISTEN_SECONDS)
-            if not session.wait(lambda swarm: swarm.port, _NEXT_ADDRESS_SECONDS):
-                with session.changed:
-                    reason = session.swarm.listen_error
-                raise RequestError(
-                    f"cannot listen at {self._options.listen}: {reason}",
-                    hint="choose another address or port",
-                )
+            session.check_listening(self._options.listen)
         except BaseException:
             session.close()
             raise

@@ -24,6 +24,7 @@ from gdist.errors import (
     CorruptError,
     FilesystemError,
     GdistError,
+    RequestError,
     SpaceError,
     StalledError,
     TransferError,
@@ -41,6 +42,8 @@ _MAX_ADDRESSES = 10_000  # of peers remembered as tried
 _SHOWN_FAULTS = 3  # of peers, in the message of an error
 _CLOSE_SECONDS = 5.0  # libtorrent says goodbye to trackers, for at most `stop_tracker_timeout`
 _EXIT_SECONDS = 15.0
+_LISTEN_SECONDS = 10.0
+_NEXT_ADDRESS_SECONDS = 0.5  # one address of several may fail, such as v6 where there is none
 _DHT_NODES = "dht.dht_nodes"
 _QUEUED_WRITES = "disk.queued_write_bytes"
 
@@ -56,6 +59,8 @@ class Swarm:
     events: deque[Event] = field(default_factory=deque)
     trackers: dict[str, TrackerAnswer] = field(default_factory=dict)
     tried: dict[str, str] = field(default_factory=dict)  # peer -> why it is not connected, or nothing
+    banned: set[str] = field(default_factory=set)
+    mirrors: dict[str, str] = field(default_factory=dict)  # web seed -> why it gives nothing
     met: bool = False  # somebody was there, however shortly
     listen_error: str = ""
     stats: TransferStats = field(default_factory=TransferStats)
@@ -76,6 +81,7 @@ class Swarm:
             f"tracker {url} " + (f"answered with {a.peers} peers" if a.ok else f"failed: {a.message}")
             for url, a in self.trackers.items()
         ] or ["no tracker answered"]
+        parts += [f"web seed {url} failed: {why}" for url, why in self.mirrors.items()]
         parts.append(f"{self.stats.dht_nodes} DHT nodes")
         faults = [f"{peer}: {why}" for peer, why in self.tried.items() if why]
         shown = f" ({', '.join(faults[-_SHOWN_FAULTS:])})" if faults else ""
@@ -127,6 +133,18 @@ class Session:
             if self.swarm.error:
                 raise self.swarm.error
             return bool(done(self.swarm))
+
+    def check_listening(self, where: str) -> None:
+        """Returns once it listens at one of the addresses of `where`, which it was made with.
+
+        Raises:
+            RequestError: at none of them.
+        """
+        self.wait(lambda swarm: swarm.port or swarm.listen_error, _LISTEN_SECONDS)
+        if not self.wait(lambda swarm: swarm.port, _NEXT_ADDRESS_SECONDS):
+            with self.changed:
+                reason = self.swarm.listen_error or "no answer from the system"
+            raise RequestError(f"cannot listen at {where}: {reason}", hint="choose another address or port")
 
     def close(self) -> None:
         """Ends the session and its thread; may be called again."""
@@ -223,7 +241,7 @@ def record(swarm: Swarm, alert: lt.alert) -> None:
             swarm.met = True
             swarm.events.append(HashFailed(int(alert.piece_index)))
         case lt.peer_ban_alert():
-            swarm.events.append(PeerBanned(_address(alert)))
+            _record_ban(swarm, _address(alert))
         case lt.metadata_received_alert():
             swarm.metadata = True
         case lt.metadata_failed_alert():
@@ -239,10 +257,12 @@ def record(swarm: Swarm, alert: lt.alert) -> None:
             swarm.listen_error = alert.error.message()
         case lt.tracker_reply_alert() | lt.tracker_error_alert():
             _record_tracker(swarm, alert)
-        case lt.peer_connect_alert() | lt.peer_disconnected_alert():
+        case lt.peer_connect_alert() | lt.peer_disconnected_alert() | lt.peer_error_alert():
             if len(swarm.tried) < _MAX_ADDRESSES:
-                lost = _text(alert.error.message) if isinstance(alert, lt.peer_disconnected_alert) else ""
+                lost = "" if isinstance(alert, lt.peer_connect_alert) else _text(alert.error.message)
                 swarm.tried[_address(alert)] = lost
+        case lt.url_seed_alert():
+            swarm.mirrors[_text(alert.server_url)] = _text(alert.error_message) or _text(alert.error.message)
         case lt.file_error_alert() | lt.torrent_error_alert():
             swarm.error = swarm.error or _error(alert)
         case lt.alerts_dropped_alert():
@@ -294,6 +314,13 @@ def _record_tracker(swarm: Swarm, alert: lt.tracker_reply_alert | lt.tracker_err
     swarm.trackers[answer.url] = answer
     if answer != before:
         swarm.events.append(answer)
+
+
+def _record_ban(swarm: Swarm, peer: str) -> None:
+    """Tells once of a peer: libtorrent does for each wrong block that it finds, in a hybrid or v2 torrent."""
+    if peer not in swarm.banned:
+        swarm.banned.add(peer)
+        swarm.events.append(PeerBanned(peer))
 
 
 def _text(get: Callable[[], str]) -> str:

@@ -91,6 +91,7 @@ class TorrentSource:
         pieces of `have` whose files are missing or shorter are fetched again.
 
         Raises:
+            RequestError: it cannot listen where it was told to.
             NoPeersError: no metadata in time; says what trackers and peers answered.
             UnsupportedError: unsafe file names, or metadata larger than gdist reads.
             CorruptError: not a torrent.
@@ -98,6 +99,8 @@ class TorrentSource:
         assert self._session is None, "a source is opened once"
         self._directory = directory
         self._session = session = Session(session_settings(self._options))
+        if self._options.outside and self._options.listen != TorrentOptions().listen:
+            session.check_listening(self._options.listen)  # a choice of somebody's, not the usual
         if isinstance(self._spec, Magnet):
             links = gather_links(self._spec, self._options)
             torrent, met = learn_metadata(session, self._spec, links, self._options, self._emit)
