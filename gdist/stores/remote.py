@@ -25,6 +25,8 @@ from gdist.stores.faults import ChunkFault, raise_faults
 from gdist.stores.manifests import Manifests
 
 WINDOW = 8  # chunks asked for at once: hides latency, holds at most 8 x 16 MiB
+NO_BUCKET = r"^NOT_FOUND: .*(NoSuchBucket|bucket does not exist)"  # words of S3, and of Google's storage
+ANNEX = r" \[(?:tensorstore_spec|http_response_body)="  # screens of what we gave it, and of the server's XML
 
 K = TypeVar("K")
 
@@ -49,8 +51,10 @@ def translate(error: Exception, doing: str) -> GdistError:
             f"{doing}: the server does not give parts of files (HTTP range requests): {error}",
             hint="serve the store with a server that does, or read a copy of it on disk",
         )
+    if re.search(NO_BUCKET, str(error)):
+        return RequestError(f"{doing}: the bucket does not exist", hint="create it, or check the address")
     status = re.match(r"[A-Z_]+", str(error))
-    error = type(error)(str(error).partition(" [tensorstore_spec=")[0])  # screens of what we gave it
+    error = type(error)(re.split(ANNEX, str(error))[0])
     match status[0] if status else "":
         case "NOT_FOUND":
             return CorruptError(f"{doing}: something is missing: {error}", hint="fetch again")

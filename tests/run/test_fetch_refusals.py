@@ -38,6 +38,7 @@ from gdist.formats import drive
 from gdist.run.fetch import fetch
 from gdist.run.headers import FileReport, identify
 from gdist.run.journal_file import JournalFile
+from gdist.testing.buckets import s3_bucket
 from gdist.testing.checkpoints import write_grok1, write_safetensors
 from gdist.testing.fetches import Array, Recorder, assert_holds, fetch_options, tree_of
 from gdist.testing.swarm import LOOPBACK, Seeded, Tracker, bad_seed, seed
@@ -87,6 +88,12 @@ def test_choices_there_are_not_are_refused(change: dict[str, Any], tmp_path: Pat
     with pytest.raises(RequestError, match="is none of"):
         fetch("ab" * 20, tmp_path / "s", fetch_options(**change))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_bucket_that_does_not_exist_is_refused_before_anything_is_asked_for(tmp_path: Path) -> None:
+    with s3_bucket(), pytest.raises(RequestError, match="the bucket does not exist") as caught:
+        fetch("ab" * 20, "s3://none/k", fetch_options(work=tmp_path))
+    assert "create it" in caught.value.hint and os.listdir(tmp_path) == []
 
 
 def test_a_hash_nobody_has_says_what_was_tried(tmp_path: Path) -> None:

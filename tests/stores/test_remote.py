@@ -18,7 +18,8 @@ from gdist.core.box import Box
 from gdist.core.mesh import HostGroup
 from gdist.errors import CorruptError, RequestError, TransferError
 from gdist.kvstore import kvstore_spec, shared_context
-from gdist.stores.remote import translate
+from gdist.stores.remote import RemoteFiles, translate
+from gdist.testing.buckets import s3_bucket
 from gdist.testing.stores import Array, write_store
 
 RULES = {"rules": [["w$", ["data", "model"]], [".*", []]]}
@@ -204,6 +205,8 @@ def test_a_server_that_refuses_is_not_asked_again(tmp_path: Path, server: str) -
     ("message", "family"),
     [
         ("NOT_FOUND: chunk {0} is missing", CorruptError),
+        ("NOT_FOUND: NoSuchBucket: The specified bucket does not exist [http_response_body='", RequestError),
+        ('NOT_FOUND: Error writing: {"message": "The specified bucket does not exist."}', RequestError),
         ("DATA_LOSS: Digest mismatch", CorruptError),
         ("FAILED_PRECONDITION: Expected dtype", CorruptError),
         ("UNAUTHENTICATED: no token", RequestError),
@@ -214,3 +217,8 @@ def test_a_server_that_refuses_is_not_asked_again(tmp_path: Path, server: str) -
 )
 def test_tensorstore_errors_are_ours_by_their_status(message: str, family: type[Exception]) -> None:
     assert type(translate(ValueError(message), "reading 'w'")) is family
+
+
+def test_a_bucket_that_does_not_exist_is_no_damage() -> None:
+    with s3_bucket(), pytest.raises(RequestError, match=r"^listing s3://none/k: the bucket does not exist$"):
+        RemoteFiles("s3://none/k").manifests()
