@@ -87,6 +87,16 @@ class RemoteFiles:
             raise translate(error, f"reading {self.where}/{key}") from error
         return bytes(result.value) if result.state == "value" else None
 
+    def has_more(self, key: str, nbytes: int) -> bool:
+        """True where more than `nbytes` bytes lie under a key: one of them is read."""
+        try:
+            result = self._kvstore.read(key, byte_range=slice(nbytes, nbytes + 1)).result()
+        except Exception as error:
+            if str(error).startswith("OUT_OF_RANGE"):
+                return False
+            raise translate(error, f"reading {self.where}/{key}") from error
+        return bool(result.state == "value")
+
     def manifests(self) -> Sequence[str]:
         """`gdist.json`, or the names of the hosts' parts of it; HTTP cannot list, so there only the first."""
         if self.read(MANIFEST_NAME) is not None:
