@@ -9,6 +9,11 @@ from gdist.core.box import Box
 from gdist.core.store_manifest import StoreTensor
 from gdist.errors import CorruptError, GdistError, RequestError
 
+# A fetch looks only for shards that are missing or cut short: of other damage it says that all is complete.
+MEND = (
+    "gdist verify --repair mends a store in a directory; delete one that lies elsewhere, and fetch it again"
+)
+MAKE_AGAIN = "it was converted, so no piece has it: gdist verify says what to delete and to run again"
 SHOWN = 8  # faults a message spells out; the rest are in its `faults`
 
 
@@ -43,7 +48,7 @@ class ChunkFault:
             what = f"chunk {self.shard} at byte {self.offset} of {self.path}"
         return CorruptError(
             f"{what} differs from its digest: {self.tensor.name!r}[{where}]",
-            hint="fetch again, or run gdist verify to see all that is damaged",
+            hint=MAKE_AGAIN if self.tensor.stored else MEND,
             tensor=self.tensor.name,
             shard=self.shard,
             chunk=self.chunk,

@@ -21,7 +21,7 @@ from gdist.core.store_manifest import MANIFEST_NAME, StoreTensor
 from gdist.errors import CorruptError, GdistError, RequestError, TransferError
 from gdist.kvstore import kvstore_spec, shared_context
 from gdist.stores.buffers import Array, aligned_empty, stored_order
-from gdist.stores.faults import ChunkFault, raise_faults
+from gdist.stores.faults import MEND, ChunkFault, raise_faults
 from gdist.stores.manifests import Manifests
 
 WINDOW = 8  # chunks asked for at once: hides latency, holds at most 8 x 16 MiB
@@ -57,11 +57,11 @@ def translate(error: Exception, doing: str) -> GdistError:
     error = type(error)(re.split(ANNEX, str(error))[0])
     match status[0] if status else "":
         case "NOT_FOUND":
-            return CorruptError(f"{doing}: something is missing: {error}", hint="fetch again")
+            return CorruptError(f"{doing}: something is missing: {error}", hint=MEND)
         case "DATA_LOSS" | "OUT_OF_RANGE":
-            return CorruptError(f"{doing}: bytes are damaged: {error}", hint="fetch again")
+            return CorruptError(f"{doing}: bytes are damaged: {error}", hint=MEND)
         case "FAILED_PRECONDITION" | "INVALID_ARGUMENT":
-            return CorruptError(f"{doing}: not what the manifest says: {error}", hint="fetch again")
+            return CorruptError(f"{doing}: not what the manifest says: {error}", hint=MEND)
         case "PERMISSION_DENIED" | "UNAUTHENTICATED":
             return RequestError(f"{doing}: access is refused: {error}", hint="check the credentials")
         case _:
@@ -146,7 +146,7 @@ def open_array(root: dict[str, object], tensor: StoreTensor) -> Any:
         raise CorruptError(
             f"{doing}: zarr.json says shape {found[0]} of {found[1]} in shards {found[2]} of chunks "
             f"{found[3]}, the manifest {grid.shape} of {tensor.dtype.name} in {grid.shard} of {grid.chunk}",
-            hint="fetch again",
+            hint=MEND,
             tensor=tensor.name,
         )
     return array

@@ -118,8 +118,9 @@ def test_bytes_that_differ_from_their_digest_are_refused(request: pytest.Fixture
         array = store["a.w"].tensorstore()
         array[17, 3] = int(array[17, 3].read().result()) ^ 1
         np.testing.assert_array_equal(store["a.w"][:17], sample()["a.w"][:17])
-        with pytest.raises(CorruptError, match=r"chunk \(17, 0\) of shard a.w/c/0/0"):
+        with pytest.raises(CorruptError, match=r"chunk \(17, 0\) of shard a.w/c/0/0") as caught:
             store["a.w"][10:20]
+    assert "delete one that lies elsewhere" in caught.value.hint, "a fetch would say that all is complete"
 
 
 def test_hosts_in_one_bucket_are_one_store(request: pytest.FixtureRequest) -> None:
