@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -623,6 +624,23 @@ def test_a_store_that_left_other_files_out_is_told(seeded: Seeded, tmp_path: Pat
     with pytest.raises(ResumeError, match="leave out"):
         fetch(magnet, dest, fetch_options())
     assert fetch(magnet, dest, fetch_options(ignore=("*config*",))).already
+
+
+def test_a_store_that_was_named_or_cut_otherwise_is_told(
+    content: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
+    fetch(magnet, dest, fetch_options())
+    with pytest.raises(ResumeError, match="named by no profile, not by profile 'grok-1'") as caught:
+        fetch(magnet, dest, fetch_options(profile="grok-1"))
+    assert "another destination" in caught.value.hint
+    with pytest.raises(RequestError, match="profile 'gork' is not known"):
+        fetch(magnet, dest, fetch_options(profile="gork"))
+    first, *_, last = sorted(content[1])
+    rules = parse_rules({"rules": [[f"^{re.escape(first)}$", []]]})
+    with pytest.raises(ResumeError, match=rf"none of the rules asked for matches .*{re.escape(last)}"):
+        fetch(magnet, dest, fetch_options(rules=rules))
+    assert fetch(magnet, dest, fetch_options()).already
 
 
 def test_a_changed_manifest_of_a_store_is_told(seeded: Seeded, tmp_path: Path) -> None:
