@@ -675,3 +675,26 @@ def test_a_bucket_that_fails_is_a_transfer_error(seeded: Seeded, tmp_path: Path)
     )
     assert done.returncode == 11 and "Traceback" not in done.stderr, done.stderr
     assert "http://127.0.0.1:1/none" in done.stderr and "hint:" in done.stderr
+
+
+def test_what_is_not_selected_may_have_any_name_and_type(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    names = ("payload", "c", "__x", ".x", "good")
+    rows: dict[str, dict[str, object]] = {
+        name: {"dtype": "F32", "shape": [2], "data_offsets": [8 * i, 8 * i + 8]}
+        for i, name in enumerate(names)
+    }
+    rows["four"] = {"dtype": "F4", "shape": [16], "data_offsets": [40, 48]}
+    header = json.dumps(rows).encode()
+    data = np.arange(10, dtype=np.float32).tobytes() + bytes(8)
+    (tmp_path / "m/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    with seed(tmp_path / "m", piece_length=PIECE) as seeded:
+        magnet = format_magnet(seeded.magnet)
+        with pytest.raises(UnsupportedError) as caught:
+            fetch(magnet, tmp_path / "all", fetch_options())
+        for name in names[:4]:
+            assert f"{name!r} collides with a name the store keeps for itself" in caught.value.message
+        assert "'four' has element type F4" in caught.value.message
+        assert "in 'model.safetensors'" in caught.value.message and "--select" in caught.value.hint
+        fetch(magnet, tmp_path / "s", fetch_options(select=("^good$",)))
+    assert_holds(tmp_path / "s", {"good": np.array([8, 9], np.float32)})
