@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gdist.core.box import Box
 from gdist.core.store_manifest import StoreTensor
-from gdist.errors import CorruptError, GdistError, RequestError
+from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError
 
 # A fetch looks only for shards that are missing or cut short: of other damage it says that all is complete.
 MEND = (
@@ -63,6 +63,7 @@ def raise_faults(faults: Sequence[GdistError]) -> None:
 
     Raises:
         CorruptError: when any of them is one.
+        FilesystemError: else, where the first is one.
         RequestError: else.
     """
     if not faults:
@@ -74,6 +75,7 @@ def raise_faults(faults: Sequence[GdistError]) -> None:
     text = "; ".join(messages[:SHOWN])
     if len(messages) > SHOWN:
         text += f"; and {len(messages) - SHOWN} more"
-    family = CorruptError if isinstance(ordered[0], CorruptError) else RequestError
+    kinds = (CorruptError, FilesystemError, RequestError)
+    family = next((kind for kind in kinds if isinstance(ordered[0], kind)), RequestError)
     facts = {**ordered[0].facts, "faults": tuple(messages)}
     raise family(text, hint=ordered[0].hint, **facts)
