@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from gdist.core.magnet import parse_peer
 from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.taking import AT_ONCE
-from gdist.core.units import parse_bytes, parse_rate, parse_seconds
+from gdist.core.units import parse_bytes, parse_memory, parse_rate, parse_seconds
 from gdist.core.view import VIEW
 from gdist.errors import GdistError, RequestError, TransferError
 from gdist.events import Note, Observer
@@ -206,7 +206,7 @@ def _fetch_options(
         rules=table,
         host=group,
         payload=payload,
-        memory=parse_bytes(memory, "memory"),
+        memory=parse_memory(memory),
         codec=codec,
         dtype=dtype,
         select=_texts(select),
@@ -592,7 +592,7 @@ def plan(
         rules=table,
         hosts=(one,) if one else tuple(HostGroup(index, hosts) for index in range(hosts)),
         payload=payload,
-        memory=parse_bytes(memory, "memory"),
+        memory=parse_memory(memory),
         piece_length=_piece_length(piece_length),
         wan=_positive_rate(wan, "wan"),
         lan=_positive_rate(lan, "lan"),
@@ -732,7 +732,7 @@ def reshard(
         mesh=cut,
         rules=table,
         host=group,
-        memory=parse_bytes(memory, "memory"),
+        memory=parse_memory(memory),
         codec=codec,
         profile=profile,
         ignore=_texts(ignore),

@@ -212,6 +212,14 @@ class Float8E5M2FNUZ(_Float):
     dtype_cls = type(_native)
 
 
+class Float8E8M0FNU(_Float):
+    """float8_e8m0fnu: powers of two alone, with no sign, no zero and no infinity."""
+
+    _zarr_v3_name = "float8_e8m0fnu"
+    _native = np.dtype(ml_dtypes.float8_e8m0fnu)
+    dtype_cls = type(_native)
+
+
 class Int4(_Element):
     """int4, one byte an element."""
 
@@ -234,6 +242,15 @@ class Int4(_Element):
         return int(self.cast_scalar(data))
 
 
-_ALL = (BFloat16, Float8E4M3FN, Float8E4M3FNUZ, Float8E4M3B11FNUZ, Float8E5M2, Float8E5M2FNUZ, Int4)
+_ALL = (
+    BFloat16,
+    Float8E4M3FN,
+    Float8E4M3FNUZ,
+    Float8E4M3B11FNUZ,
+    Float8E5M2,
+    Float8E5M2FNUZ,
+    Float8E8M0FNU,
+    Int4,
+)
 for _element in _ALL:
     data_type_registry.register(_element._zarr_v3_name, _element)

@@ -46,6 +46,7 @@ _ROWS = (
     DType("float8_e4m3b11fnuz", 1, None, "NaN"),
     DType("float8_e5m2", 1, "F8_E5M2", "NaN"),
     DType("float8_e5m2fnuz", 1, "F8_E5M2FNUZ", "NaN"),
+    DType("float8_e8m0fnu", 1, "F8_E8M0", "NaN"),
     DType("int4", 1, None, -8),
 )
 BY_NAME = {row.name: row for row in _ROWS}

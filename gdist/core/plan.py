@@ -19,6 +19,7 @@ from gdist.core.grid import GridMaker, ShardGrid, shards_of
 from gdist.core.layout import ShardLayout
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.payload import Payload
+from gdist.core.profile import check_storable
 from gdist.core.rules import Rules, check_used, complete_mesh, resolve_specs
 from gdist.core.tensor import Order, StoredTensor
 from gdist.core.view import chunk_indexes, not_viewed, view_grid, views_of
@@ -192,6 +193,7 @@ def plan_host(
     Raises:
         RequestError: for every tensor without a rule or that the mesh does not divide, for rules of another
             model, and when the hosts do not divide the mesh.
+        UnsupportedError, CorruptError: as `check_storable`.
     """
     hosts = (host or HostGroup(),)
     return plan_hosts(
@@ -214,7 +216,9 @@ def plan_hosts(
 
     Raises:
         RequestError: as `plan_host`.
+        UnsupportedError, CorruptError: as `check_storable`.
     """
+    check_storable(tensors, payload)
     mesh = complete_mesh(mesh, rules)
     places = [host.devices(mesh) for host in hosts]
     specs = resolve_specs(mesh, rules, tensors)
@@ -244,8 +248,10 @@ def plan_view(payload: Payload, tensors: Sequence[StoredTensor], *, identity: st
     """The plan of a view: every chunk of every tensor, as it lies in the payload's files.
 
     Raises:
-        UnsupportedError: for all tensors that do not lie there as they are, at once.
+        UnsupportedError: for all tensors that do not lie there as they are, at once; and as `check_storable`.
+        CorruptError: as `check_storable`.
     """
+    check_storable(tensors, payload)
     plans, whole = [], PartitionSpec(())
     views, faults = views_of(tensors, payload)
     if faults:

@@ -14,15 +14,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gdist.core.order import loading_order
+from gdist.core.payload import Payload
 from gdist.core.profiles import PROFILES, Profile, Role
 from gdist.core.rules import Rules
 from gdist.core.tensor import (
+    UNREAD,
     FoundArray,
     Part,
     Quantisation,
     StoredTensor,
     TensorSpec,
     check_name,
+    check_readable,
 )
 from gdist.errors import CorruptError, RequestError, UnsupportedError
 
@@ -205,16 +208,23 @@ def in_order(found: Iterable[tuple[StoredTensor, str]]) -> tuple[StoredTensor, .
     """Tensors in loading order; the texts say where each was found.
 
     Raises:
-        UnsupportedError, CorruptError: as `check_names`, and for a name given twice.
+        UnsupportedError: for names that cannot be shown; what can be stored, `check_storable` says.
+        CorruptError: for a name given twice.
     """
     tensors: dict[str, StoredTensor] = {}
     places: dict[str, str] = {}
-    twice, other = [], ""
+    twice, strange, other = [], [], ""
     for tensor, where in found:
+        try:
+            check_readable(tensor.spec.name)
+        except UnsupportedError as error:
+            strange.append(f"{error.message}, in {where!r}")
         if tensor.spec.name in tensors:
             twice.append(f"{tensor.spec.name!r} (again in {where!r})")
             other = other or _apart(where, places[tensor.spec.name])
         tensors[tensor.spec.name], places[tensor.spec.name] = tensor, where
+    if strange:
+        raise UnsupportedError(listed(strange))
     if twice:
         raise CorruptError(
             f"tensors are there more than once: {listed(twice)}",
@@ -222,7 +232,6 @@ def in_order(found: Iterable[tuple[StoredTensor, str]]) -> tuple[StoredTensor, .
             "profile: --profile NAME",
             tensors=tuple(twice),
         )
-    check_names(tensors)
     return tuple(tensors[name] for name in loading_order(tensors))
 
 
@@ -230,6 +239,39 @@ def _apart(second: str, first: str) -> str:
     """The pattern of the second of two files that hold the same: its directory, where that is another."""
     above, beside = (path.rpartition("/")[0] for path in (second, first))
     return second if above == beside else f"{above or beside}/*"
+
+
+def check_storable(tensors: Iterable[StoredTensor], payload: Payload) -> None:
+    """That the store can keep these tensors: under their names, in their types.
+
+    Raises:
+        UnsupportedError: naming up to `LISTED` of those that it cannot, each with its file in the payload.
+        CorruptError: as `check_names`.
+    """
+    by_name = {tensor.spec.name: tensor for tensor in tensors}
+    refused = []
+    for name, tensor in sorted(by_name.items()):
+        try:
+            check_name(name)
+        except UnsupportedError as error:
+            refused.append(error.message + _place(tensor, payload))
+        for factor in tensor.sources:
+            kind = factor.tensor.spec.encoding
+            if kind.startswith(UNREAD):
+                kind = kind.removeprefix(UNREAD)
+                what = f"tensor {name!r} has element type {kind}, which gdist does not store"
+                refused.append(what + _place(tensor, payload))
+    if refused:
+        raise UnsupportedError(
+            listed(refused), hint="--select takes tensors with other names, and leaves these out"
+        )
+    check_names(by_name)
+
+
+def _place(tensor: StoredTensor, payload: Payload) -> str:
+    parts = (part for factor in tensor.sources for part in factor.tensor.parts)
+    numbers = [segment.file for part in parts for segment in payload.segments(part.extent)]
+    return f", in {payload.files[numbers[0]].path!r}" if numbers else ""
 
 
 def check_names(names: Iterable[str]) -> None:

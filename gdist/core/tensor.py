@@ -44,6 +44,7 @@ class FoundArray:
     An array that is not one run of its elements has `runs` that tile it, their extents from the start of the
     file too; `extent` is then from the first of their bytes to the last. Several arrays may share bytes.
     `encoding` says what the elements stand for where that is not their type ("gguf.q4_0": blocks of bytes).
+    With `UNREAD` before its name it is a type that gdist does not store: the elements are all bytes of it.
     """
 
     key: str
@@ -177,7 +178,18 @@ def dtype_named(name: str) -> DType:
         raise UnsupportedError(f"element type {name!r} is not one gdist stores", dtype=name) from None
 
 
+UNREAD = "unread."  # before the name of an element type, in an encoding
 MAX_NAME_BYTES = 240  # a directory entry holds 255; what we add to a name must fit too
+
+
+def check_readable(name: str) -> None:
+    """That a tensor's name can be shown, wherever it may lie.
+
+    Raises:
+        UnsupportedError: for control characters and surrogates.
+    """
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+        raise _refused(name, "holds a control character or a surrogate")
 
 
 def check_name(name: str) -> None:
@@ -187,21 +199,22 @@ def check_name(name: str) -> None:
         UnsupportedError: for names that climb, are absolute, empty, too long, hold control characters,
             or collide with the store's own documents.
     """
-
-    def refuse(why: str) -> None:
-        raise UnsupportedError(f"tensor name {name[:200]!r} {why}", name=name)
-
+    check_readable(name)
     if not name:
-        refuse("is empty")
-    if any(unicodedata.category(c) in ("Cc", "Cs") for c in name) or "\\" in name:
-        refuse("holds a control character, a surrogate or a backslash")
+        raise _refused(name, "is empty")
+    if "\\" in name:
+        raise _refused(name, "holds a backslash")
     for part in name.split("/"):
         if part in ("", ".", "..") or set(part) == {"."}:
-            refuse("is not a plain relative path")
+            raise _refused(name, "is not a plain relative path")
         if part.startswith(("__", ".", "gdist.host-")) or part in RESERVED_NAMES:
-            refuse("collides with a name the store keeps for itself")
+            raise _refused(name, "collides with a name the store keeps for itself")
         if len(part.encode()) > MAX_NAME_BYTES:
-            refuse(f"has a part longer than {MAX_NAME_BYTES} bytes")
+            raise _refused(name, f"has a part longer than {MAX_NAME_BYTES} bytes")
+
+
+def _refused(name: str, why: str) -> UnsupportedError:
+    return UnsupportedError(f"tensor name {name[:200]!r} {why}", name=name)
 
 
 RESERVED_NAMES = frozenset(

@@ -14,6 +14,7 @@ _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _SIZE = re.compile(_NUMBER + r"\s*(?:([kmgtp])(i?)(b?)|(b?))", re.IGNORECASE)
 _RATE = re.compile(_NUMBER + r"\s*([kmgtp]?)(i?)(b|B|bit|byte)?(?:/s|ps)?", re.IGNORECASE)
 _DURATION = re.compile(rf"(?:{_NUMBER}\s*(ms|s|m|h|d)\s*)+", re.IGNORECASE)
+LEAST_MEMORY = 2 * 2**14  # bytes: two of the smallest pieces
 _DURATION_PART = re.compile(rf"{_NUMBER}\s*(ms|s|m|h|d)", re.IGNORECASE)
 
 
@@ -32,6 +33,18 @@ def parse_bytes(value: str | int, what: str = "size") -> int:
     prefix = (prefix or "").lower()
     factor = _BINARY[prefix] if prefix and (binary or not byte) else _DECIMAL[prefix]
     return int(float(number) * factor)
+
+
+def parse_memory(value: str | int) -> int:
+    """Bytes that may be held at a time.
+
+    Raises:
+        RequestError: as `parse_bytes`, and for less than any payload can be converted in.
+    """
+    nbytes = parse_bytes(value, "memory")
+    if nbytes < LEAST_MEMORY:
+        raise RequestError(f"memory {value!r} is too little for any payload", hint="give 64MiB or more")
+    return nbytes
 
 
 def parse_rate(value: str | float, what: str = "rate") -> int:

@@ -8,14 +8,15 @@ anything before the opening brace.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from math import prod
 from typing import NoReturn
 
-from gdist.core.dtypes import BY_SAFETENSORS
+from gdist.core.dtypes import BY_NAME, BY_SAFETENSORS
 from gdist.core.extent import Extent
-from gdist.core.tensor import FoundArray
+from gdist.core.tensor import UNREAD, FoundArray
 from gdist.errors import CorruptError, UnsupportedError
 from gdist.formats import Scan
 
@@ -39,10 +40,11 @@ def sniff(head: bytes, size: int) -> bool:
 def scan(size: int) -> Scan:
     """Finds the tensors of a file of `size` bytes, in the order of their payloads; keys are their names.
 
-    Asks for 8 bytes, then for the header, whole.
+    Asks for 8 bytes, then for the header, whole. Of a tensor whose element type gdist does not store the
+    bytes are found, with `UNREAD` in its encoding.
 
     Raises:
-        UnsupportedError: for element types gdist does not store (names all of them), or an unknown field.
+        UnsupportedError: for an unknown field.
         CorruptError: for anything the format's description forbids.
     """
     if size < 8:
@@ -54,7 +56,7 @@ def scan(size: int) -> Scan:
         _corrupt(f"the header has {length} bytes, {size - 8} follow its length")
     header, encodings = _parse((yield Extent(8, length)))
     found = _arrays(header, 8 + length, size - 8 - length)
-    return tuple(replace(array, encoding=encodings.get(array.key, "")) for array in found)
+    return tuple(replace(array, encoding=array.encoding or encodings.get(array.key, "")) for array in found)
 
 
 def _parse(data: bytes) -> tuple[dict[str, object], dict[str, str]]:
@@ -106,15 +108,13 @@ def _arrays(header: dict[str, object], start: int, available: int) -> tuple[Foun
         position = end
     if position != available:
         _corrupt(f"the tensors end at {position}, the file has {available} bytes for them")
-    unknown = [f"{name} ({dtype})" for name, _, _, dtype, _ in entries if dtype not in BY_SAFETENSORS]
-    if unknown:
-        listed = ", ".join(unknown[:20]) + (f" and {len(unknown) - 20} more" if len(unknown) > 20 else "")
-        raise UnsupportedError(
-            f"{len(unknown)} tensors have element types gdist does not store: {listed}",
-            tensors=tuple(unknown),
-        )
     found = []
     for name, begin, end, code, shape in entries:
+        if code not in BY_SAFETENSORS:  # only who wants it has to know the type
+            extent = Extent(start + begin, end - begin)
+            kind = UNREAD + code
+            found.append(FoundArray(name, extent, (extent.length,), BY_NAME["uint8"], encoding=kind))
+            continue
         dtype = BY_SAFETENSORS[code]
         expected = prod(shape) * dtype.itemsize
         if expected != end - begin:
@@ -133,8 +133,8 @@ def _entry(name: str, value: object) -> tuple[str, int, int, str, tuple[int, ...
         extra = ", ".join(map(repr, sorted(value.keys() - _FIELDS)))
         raise UnsupportedError(f"tensor {name!r} has fields gdist does not know: {extra}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str):
-        _corrupt(f"tensor {name!r} has an element type that is no text")
+    if not isinstance(dtype, str) or not re.fullmatch(r"[A-Z0-9_]{1,40}", dtype):
+        _corrupt(f"tensor {name!r} has an element type that is no name of one")
     if not _lengths(shape):
         _corrupt(f"tensor {name!r} has a shape that is no list of lengths")
     if len(shape) > MAX_DIMENSIONS:

@@ -66,10 +66,10 @@ _QUANTISED_STORAGES = (
 _DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
-    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
 )
 _UNREAD_DTYPES = (
-    *("complex32", "float8_e8m0fnu", "float4_e2m1fn_x2", "quint8", "qint8", "qint32", "quint4x2", "quint2x4"),
+    *("complex32", "float4_e2m1fn_x2", "quint8", "qint8", "qint32", "quint4x2", "quint2x4"),
     *("bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"),
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)),
 )

@@ -29,14 +29,16 @@ class Leaf:
     sharding: jax.sharding.Sharding | None
 
 
-def nested(tensors: Iterable[StoreTensor], arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
+def nested(tensors: Iterable[StoreTensor], arrays: Mapping[str, jax.Array | None]) -> dict[str, Any]:
     """Dicts nested by the names' parts between dots; a quantised pair is one `QuantizedWeight8bit`.
+
+    `arrays` may stand empty, by name, to see whether the names make a tree.
 
     Raises:
         RequestError: naming the tensors whose names are also the beginnings of others'.
     """
     leaves: dict[str, Any] = {}
-    halves: dict[str, dict[str, jax.Array]] = {}
+    halves: dict[str, dict[str, jax.Array | None]] = {}
     for tensor in tensors:
         if tensor.quantisation:
             halves.setdefault(tensor.quantisation.pair, {})[tensor.quantisation.role] = arrays[tensor.name]

@@ -60,6 +60,7 @@ def wanted_of(
     by_name = {tensor.tensor.name: tensor for tensor in tensors}
     seen = [tensor.tensor for tensor in tensors]
     if target is None:
+        nested(seen, dict.fromkeys(by_name))  # names that make no tree are refused before anything is read
         leaves: list[tuple[Given, Sharding | None]] = [(tensor, None) for tensor in tensors]
 
         def build(arrays: list[jax.Array]) -> Any:

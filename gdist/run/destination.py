@@ -11,16 +11,21 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from gdist.core.convert import converted, parse_dtype
 from gdist.core.journal import ShardRecord, asset_line, header_line, rest_line, shard_line
 from gdist.core.layout import ShardLayout, shard_key
 from gdist.core.magnet import InfoHash
 from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.plan import HostPlan
+from gdist.core.profile import listed
 from gdist.core.rules import Rules
+from gdist.core.select import chosen_names
+from gdist.core.source_manifest import SourceManifest
 from gdist.core.store_manifest import MANIFEST_NAME, StoreManifest, manifest_name, parse_store_manifest
 from gdist.durable import size_of
 from gdist.errors import CorruptError, RequestError, ResumeError, translate
 from gdist.kvstore import local_path
+from gdist.profile_files import check_profile, profile_named
 from gdist.run.keeping import kept_rest
 from gdist.run.options import FetchOptions, default_work
 from gdist.run.resolve import Resolved
@@ -77,7 +82,7 @@ def finished(dest: Destination, resolved: Resolved, options: FetchOptions) -> St
     """The manifest of the store that is complete there, or None.
 
     Raises:
-        ResumeError: when it is complete, but of another source, mesh, host or codec.
+        ResumeError: when it is complete, but of another source, mesh, host or codec, or named otherwise.
         CorruptError: when its manifest is damaged.
     """
     data = read_manifest(dest)
@@ -96,7 +101,13 @@ def finished(dest: Destination, resolved: Resolved, options: FetchOptions) -> St
             f"not on {options.mesh} with {options.codec}",
             hint="choose another destination for another mesh or codec",
         )
-    _check_rules(dest, manifest, options.rules)
+    known = resolved.manifest if resolved.told else None
+    if known and known.whole:  # it says itself how tensors are named
+        _check_tensors(dest, manifest, known, options)
+    else:
+        _check_profile(dest, manifest, options.profile or (known.profile if known else None))
+    own = known.rules if known and options.manifest else None  # a release's are but a default
+    _check_rules(dest, manifest, options.rules or own)
     if sorted(options.ignore) != sorted(manifest.ignored):
         raise ResumeError(
             f"{dest.text} holds a store without the files {', '.join(manifest.ignored) or '(none)'}, "
@@ -116,8 +127,51 @@ def finished(dest: Destination, resolved: Resolved, options: FetchOptions) -> St
     return manifest
 
 
+def _check_profile(dest: Destination, manifest: StoreManifest, asked: str | None) -> None:
+    """That the profile asked for named the store; without one, whatever did is right."""
+    if asked is None:
+        return
+    check_profile(asked)
+    join = profile_named(asked)
+    name, found = join.name if join else asked, manifest.source.profile
+    if name != found:
+        raise ResumeError(
+            f"{dest.text} holds a store named by {f'profile {found!r}' if found else 'no profile'}, "
+            f"not by profile {name!r}",
+            hint="choose another destination for another profile",
+        )
+
+
+def _check_tensors(
+    dest: Destination, manifest: StoreManifest, known: SourceManifest, options: FetchOptions
+) -> None:
+    """That the store has the tensors which a manifest that says all of them would give."""
+    tensors = known.to_tensors(known.payload()).tensors
+    names = chosen_names((tensor.rule_name for tensor in tensors), options.select)
+    chosen = [tensor for tensor in tensors if tensor.rule_name in names]
+    if options.dtype is not None:
+        chosen = list(converted(chosen, parse_dtype(options.dtype)))
+    asked = {tensor.spec.name: (tensor.spec.shape, tensor.spec.dtype) for tensor in chosen}
+    found = {tensor.name: (tensor.shape, tensor.dtype) for tensor in manifest.tensors}
+    other = sorted(name for name in asked.keys() | found.keys() if asked.get(name) != found.get(name))
+    if other:
+        raise ResumeError(
+            f"{dest.text} holds a store with other tensors than the manifest of {known.name!r} says: "
+            f"{listed(map(repr, other))}",
+            hint="choose another destination for another manifest",
+        )
+
+
 def _check_rules(dest: Destination, manifest: StoreManifest, rules: Rules | None) -> None:
     """That the store was cut by the rules asked for; those for scales follow from their weight's."""
+    rule_names = [t.quantisation.pair if t.quantisation else t.name for t in manifest.tensors]
+    unmatched = [repr(name) for name in dict.fromkeys(rule_names) if rules and rules.spec_for(name) is None]
+    if unmatched:
+        raise ResumeError(
+            f"{dest.text} holds a store of {len(manifest.tensors)} tensors, and none of the rules asked for "
+            f"matches {listed(unmatched)}",
+            hint="choose another destination, with rules for all tensors",
+        )
     for tensor in manifest.tensors if rules else ():
         pair = tensor.quantisation
         asked = rules.spec_for(pair.pair if pair else tensor.name) if rules else None

@@ -20,6 +20,7 @@ from gdist.stores import files_of
 
 MAX_TORRENT_BYTES = 256 * 2**20  # a 4 TB torrent at 1 MiB pieces needs 80 MB of hashes; more is not a torrent
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_BUCKETS = ("s3://", "gs://", "memory://")
 _SUFFIX = re.compile(r"\.[A-Za-z]\w*$")  # of a file's name; a release's may end with a number
 
 
@@ -167,11 +168,7 @@ def _resolve(text: str) -> Resolved:
         _check_scheme(text)
         return _from_bytes(_read(text), text)
     if os.path.isdir(text):
-        if files_of(text).manifests():
-            raise RequestError(
-                f"{text!r} is a store already, and no torrent",
-                hint="read it with gdist.open, look into it with gdist inspect, check it with gdist verify",
-            )
+        _refuse_store(text)
         raise RequestError(
             f"{text!r} is a directory, not a torrent",
             hint="make a torrent of it first: gdist make-torrent DIR",
@@ -188,6 +185,14 @@ def _resolve(text: str) -> Resolved:
         )
     magnet, notes = parse_magnet(text)
     return _with_manifest(magnet, magnet.info_hash, tuple(notes))
+
+
+def _refuse_store(where: str) -> None:
+    if files_of(where).manifests():
+        raise RequestError(
+            f"{where!r} is a store already, and no torrent",
+            hint="read it with gdist.open, look into it with gdist inspect, check it with gdist verify",
+        )
 
 
 def _check_scheme(url: str) -> None:
@@ -243,12 +248,43 @@ def _may_pass(cause: BaseException | None) -> bool:
 
 
 def _read(where: str) -> bytes:
+    data = _read_key(where) if where.lower().startswith(_BUCKETS) else _read_file(where)
+    if len(data) > MAX_TORRENT_BYTES:
+        raise _too_large(where)
+    return data
+
+
+def _too_large(where: str) -> RequestError:
+    return RequestError(f"{where!r} is larger than {MAX_TORRENT_BYTES} bytes, too large for a .torrent file")
+
+
+def _read_key(where: str) -> bytes:
+    """What lies in a bucket: read as stores are, so that no other package is needed."""
+    from gdist.stores.remote import RemoteFiles  # TensorStore comes with it
+
+    folder, _, key = where.rstrip("/").rpartition("/")
+    if not folder.endswith("/"):
+        files = RemoteFiles(folder)
+        if files.has_more(key, MAX_TORRENT_BYTES):
+            raise _too_large(where)
+        data = files.read(key)
+        if data is not None:
+            return data
+    _refuse_store(where)
+    raise RequestError(
+        f"{where!r} is not a store, and no .torrent file or manifest: nothing lies there",
+        hint="check the address",
+    )
+
+
+def _read_file(where: str) -> bytes:
     import fsspec  # loaded where a file or URL is asked for
 
     try:
         # fsspec takes what follows file:// as it is; local_path decodes it
         with fsspec.open(os.fspath(local_path(where) or where), "rb") as file:
             data: bytes = file.read(MAX_TORRENT_BYTES + 1)
+            return data
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         if _may_pass(error.__cause__):
             raise TransferError(
@@ -264,8 +300,3 @@ def _read(where: str) -> bytes:
         raise TransferError(
             f"cannot read {where!r}: {error}", hint="check the address and try again"
         ) from error
-    if len(data) > MAX_TORRENT_BYTES:
-        raise RequestError(
-            f"{where!r} is larger than {MAX_TORRENT_BYTES} bytes, too large for a .torrent file"
-        )
-    return data

@@ -35,6 +35,7 @@ from gdist.run.view_index import document_faults, small_documents
 from gdist.run.view_pieces import ViewTorrent
 from gdist.run.view_rest import Rest, in_words, wrong_pieces
 from gdist.stores import files_of, reader_of
+from gdist.stores.local import unreadable
 from gdist.stores.manifests import Files, Manifests, read_manifests
 from gdist.stores.views import ViewReader
 from gdist.views.check import index_faults
@@ -272,6 +273,8 @@ def _check_local(root: Path, worker: threading.local, task: _Task) -> tuple[int,
         descriptor = os.open(root / task.path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return 0, [task.fault("is missing")]
+    except PermissionError as error:  # nothing is known to be damaged, and nothing to be mended
+        raise unreadable(root / task.path, error) from error
     except OSError as error:
         return 0, [task.fault(f"cannot be read: {error.strerror}")]
     try:

@@ -22,6 +22,7 @@ from blake3 import blake3
 from gdist import __version__
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.orbax import COMMIT_MARKER, METADATA
+from gdist.core.profile import check_storable
 from gdist.core.select import check_patterns
 from gdist.core.source_map import DIRECTORY, MAP_NAME, REST_NAME, TORRENT_NAME
 from gdist.core.store_manifest import (
@@ -279,6 +280,7 @@ def _manifest(
     Raises:
         UnsupportedError: naming those that cannot be viewed, unless that was asked for.
     """
+    check_storable(found.tensors, found.payload)
     views, left_out = views_of(found.tensors, found.payload)
     if left_out and (not asked.partial or not views):
         raise not_viewed(left_out, "--partial views the others; gdist reshard makes a store of all")

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 from gdist.core.box import Box
 from gdist.core.store_manifest import StoreTensor
-from gdist.errors import CorruptError, GdistError, RequestError
+from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError
 
+# A fetch looks only for shards that are missing or cut short: of other damage it says that all is complete.
+MEND = (
+    "gdist verify --repair mends a store in a directory; delete one that lies elsewhere, and fetch it again"
+)
+MAKE_AGAIN = "it was converted, so no piece has it: gdist verify says what to delete and to run again"
 SHOWN = 8  # faults a message spells out; the rest are in its `faults`
 
 
@@ -43,7 +48,7 @@ class ChunkFault:
             what = f"chunk {self.shard} at byte {self.offset} of {self.path}"
         return CorruptError(
             f"{what} differs from its digest: {self.tensor.name!r}[{where}]",
-            hint="fetch again, or run gdist verify to see all that is damaged",
+            hint=MAKE_AGAIN if self.tensor.stored else MEND,
             tensor=self.tensor.name,
             shard=self.shard,
             chunk=self.chunk,
@@ -58,6 +63,7 @@ def raise_faults(faults: Sequence[GdistError]) -> None:
 
     Raises:
         CorruptError: when any of them is one.
+        FilesystemError: else, where the first is one.
         RequestError: else.
     """
     if not faults:
@@ -69,6 +75,7 @@ def raise_faults(faults: Sequence[GdistError]) -> None:
     text = "; ".join(messages[:SHOWN])
     if len(messages) > SHOWN:
         text += f"; and {len(messages) - SHOWN} more"
-    family = CorruptError if isinstance(ordered[0], CorruptError) else RequestError
+    kinds = (CorruptError, FilesystemError, RequestError)
+    family = next((kind for kind in kinds if isinstance(ordered[0], kind)), RequestError)
     facts = {**ordered[0].facts, "faults": tuple(messages)}
     raise family(text, hint=ordered[0].hint, **facts)

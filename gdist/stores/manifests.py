@@ -85,7 +85,7 @@ class Manifests:
         if set(writers) & set(self.present):
             return CorruptError(
                 f"shard {index} of {tensor.name!r} is in no manifest, host {writers[0]} should have it",
-                hint="fetch again",
+                hint="delete this store, and fetch it again",
                 tensor=tensor.name,
                 shard=index,
             )

@@ -21,10 +21,12 @@ from gdist.core.store_manifest import MANIFEST_NAME, StoreTensor
 from gdist.errors import CorruptError, GdistError, RequestError, TransferError
 from gdist.kvstore import kvstore_spec, shared_context
 from gdist.stores.buffers import Array, aligned_empty, stored_order
-from gdist.stores.faults import ChunkFault, raise_faults
+from gdist.stores.faults import MEND, ChunkFault, raise_faults
 from gdist.stores.manifests import Manifests
 
 WINDOW = 8  # chunks asked for at once: hides latency, holds at most 8 x 16 MiB
+NO_BUCKET = r"^NOT_FOUND: .*(NoSuchBucket|bucket does not exist)"  # words of S3, and of Google's storage
+ANNEX = r" \[(?:tensorstore_spec|http_response_body)="  # screens of what we gave it, and of the server's XML
 
 K = TypeVar("K")
 
@@ -49,15 +51,17 @@ def translate(error: Exception, doing: str) -> GdistError:
             f"{doing}: the server does not give parts of files (HTTP range requests): {error}",
             hint="serve the store with a server that does, or read a copy of it on disk",
         )
+    if re.search(NO_BUCKET, str(error)):
+        return RequestError(f"{doing}: the bucket does not exist", hint="create it, or check the address")
     status = re.match(r"[A-Z_]+", str(error))
-    error = type(error)(str(error).partition(" [tensorstore_spec=")[0])  # screens of what we gave it
+    error = type(error)(re.split(ANNEX, str(error))[0])
     match status[0] if status else "":
         case "NOT_FOUND":
-            return CorruptError(f"{doing}: something is missing: {error}", hint="fetch again")
+            return CorruptError(f"{doing}: something is missing: {error}", hint=MEND)
         case "DATA_LOSS" | "OUT_OF_RANGE":
-            return CorruptError(f"{doing}: bytes are damaged: {error}", hint="fetch again")
+            return CorruptError(f"{doing}: bytes are damaged: {error}", hint=MEND)
         case "FAILED_PRECONDITION" | "INVALID_ARGUMENT":
-            return CorruptError(f"{doing}: not what the manifest says: {error}", hint="fetch again")
+            return CorruptError(f"{doing}: not what the manifest says: {error}", hint=MEND)
         case "PERMISSION_DENIED" | "UNAUTHENTICATED":
             return RequestError(f"{doing}: access is refused: {error}", hint="check the credentials")
         case _:
@@ -82,6 +86,16 @@ class RemoteFiles:
         except Exception as error:
             raise translate(error, f"reading {self.where}/{key}") from error
         return bytes(result.value) if result.state == "value" else None
+
+    def has_more(self, key: str, nbytes: int) -> bool:
+        """True where more than `nbytes` bytes lie under a key: one of them is read."""
+        try:
+            result = self._kvstore.read(key, byte_range=slice(nbytes, nbytes + 1)).result()
+        except Exception as error:
+            if str(error).startswith("OUT_OF_RANGE"):
+                return False
+            raise translate(error, f"reading {self.where}/{key}") from error
+        return bool(result.state == "value")
 
     def manifests(self) -> Sequence[str]:
         """`gdist.json`, or the names of the hosts' parts of it; HTTP cannot list, so there only the first."""
@@ -132,7 +146,7 @@ def open_array(root: dict[str, object], tensor: StoreTensor) -> Any:
         raise CorruptError(
             f"{doing}: zarr.json says shape {found[0]} of {found[1]} in shards {found[2]} of chunks "
             f"{found[3]}, the manifest {grid.shape} of {tensor.dtype.name} in {grid.shard} of {grid.chunk}",
-            hint="fetch again",
+            hint=MEND,
             tensor=tensor.name,
         )
     return array

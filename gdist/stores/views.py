@@ -26,7 +26,7 @@ from gdist.stores.faults import ChunkFault, raise_faults
 from gdist.stores.local import Index, first_hole, unreadable, with_hole
 from gdist.stores.manifests import Manifests
 
-_HINT = "put the payload's own file back, or fetch again; gdist verify shows all that is damaged"
+_HINT = "put the payload's own file back, or let gdist verify --repair fetch what is damaged"
 
 
 @dataclass(frozen=True, slots=True)

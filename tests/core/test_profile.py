@@ -12,8 +12,9 @@ import pytest
 
 from gdist.core.dtypes import BY_NAME
 from gdist.core.extent import Extent
-from gdist.core.profile import FileArrays, Naming, check_index, check_names, name_tensors
-from gdist.core.tensor import FoundArray, Order
+from gdist.core.payload import Payload, PayloadFile
+from gdist.core.profile import FileArrays, Naming, check_index, check_names, check_storable, name_tensors
+from gdist.core.tensor import UNREAD, FoundArray, Order
 from gdist.errors import CorruptError, RequestError, UnsupportedError
 from gdist.formats import SNIFF_BYTES, drive
 from gdist.formats.detect import detect
@@ -241,6 +242,19 @@ def test_names_that_are_not_allowed_are_all_listed() -> None:
         check_names(["ok", "../up", "/abs", "a\nb", "zarr.json"])
     for word in ("'../up'", "'/abs'", "'zarr.json'"):
         assert word in caught.value.message
+
+
+def test_what_cannot_be_kept_is_named_with_its_file_where_it_is_chosen() -> None:
+    payload = Payload((PayloadFile("f", 0, 4), PayloadFile("g", 4, 4)), 1 << 14, 8)
+    arrays = (array(4, key="../up", start=0), array(4, key="a", start=4))
+    up, a = sorted(name_tensors([FileArrays("f", 0, arrays, True)]).tensors, key=lambda t: t.spec.name)
+    check_storable([a], payload)
+    with pytest.raises(UnsupportedError, match=r"'\.\./up' is not a plain relative path, in 'f'$") as caught:
+        check_storable([up, a], payload)
+    assert "--select" in caught.value.hint
+    four = dataclasses.replace(a, spec=dataclasses.replace(a.spec, encoding=f"{UNREAD}F4"))
+    with pytest.raises(UnsupportedError, match=r"'a' has element type F4, .*, in 'g'$"):
+        check_storable([four], payload)
 
 
 def test_a_name_that_is_also_a_group_is_refused() -> None:

@@ -9,6 +9,7 @@ from gdist.core.units import (
     format_rate,
     format_seconds,
     parse_bytes,
+    parse_memory,
     parse_rate,
     parse_seconds,
 )
@@ -30,6 +31,13 @@ from gdist.errors import RequestError
 )
 def test_sizes(text: str | int, nbytes: int) -> None:
     assert parse_bytes(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["0", 0, "0GiB", "7", "32767"])
+def test_memory_in_which_nothing_can_be_done_is_refused(text: str | int) -> None:
+    with pytest.raises(RequestError, match="too little for any payload"):
+        parse_memory(text)
+    assert parse_memory("32KiB") == 2**15
 
 
 @pytest.mark.parametrize(

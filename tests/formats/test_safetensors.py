@@ -179,15 +179,22 @@ def test_the_package_refuses_what_we_refuse_but_for_what_its_text_forbids() -> N
                 safetensors.deserialize(data)
 
 
-def test_element_types_without_a_place_are_all_named() -> None:
+def test_tensors_of_element_types_without_a_place_are_found_as_bytes() -> None:
     header = {
         "a": entry("F4", (8,), (0, 4)),
         "b": entry("F32", (1,), (4, 8)),
-        "c": entry("F8_E8M0", (4,), (8, 12)),
+        "c": entry("F6_E2M3", (4,), (8, 12)),
     }
-    with pytest.raises(UnsupportedError) as caught:
-        scan(made(header, bytes(12)))
-    assert "a (F4), c (F8_E8M0)" in caught.value.message and "b" not in caught.value.message.split(": ")[1]
+    start = len(made(header, b""))
+    data = made(header, bytes(12))
+    found = drive(reader.scan(len(data)), lambda e: data[e.start : e.stop])
+    assert {array.key: (array.encoding, array.shape, array.extent) for array in found} == {
+        "a": ("unread.F4", (4,), Extent(start, 4)),
+        "b": ("", (1,), Extent(start + 4, 4)),
+        "c": ("unread.F6_E2M3", (4,), Extent(start + 8, 4)),
+    }
+    with pytest.raises(CorruptError, match="no name of one"):
+        scan(made({"a": entry("F\x1b", (8,), (0, 4))}, FOUR))
 
 
 def test_unknown_fields_and_too_many_dimensions_are_refused() -> None:

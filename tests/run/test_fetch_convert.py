@@ -18,8 +18,9 @@ import pytest
 import tensorstore as ts
 import zarr
 
+import gdist
 from gdist.core.magnet import format_magnet
-from gdist.errors import RequestError, ResumeError
+from gdist.errors import CorruptError, RequestError, ResumeError
 from gdist.events import Planned, ShardCommitted
 from gdist.run.fetch import fetch
 from gdist.run.plan import PlanOptions, plan
@@ -168,6 +169,11 @@ def test_the_manifest_says_what_was_converted(seeded: Seeded, tmp_path: Path) ->
     assert stored["params.transformer.decoder_layer_0.moe.linear_1.w"] == ["int8", "bfloat16"]
     assert stored["params.language_model.rms_norm.scale"] == ["float32"]
     assert not any("quantisation" in row for row in manifest["tensors"])
+    shard = next((tmp_path / "s" / manifest["tensors"][0]["name"]).glob("c/*/*"))
+    shard.write_bytes(bytes(64) + shard.read_bytes()[64:])
+    with gdist.open(tmp_path / "s") as store, pytest.raises(CorruptError, match="differs") as caught:
+        store[manifest["tensors"][0]["name"]].read()
+    assert "was converted" in caught.value.hint and "--repair" not in caught.value.hint
 
 
 def test_a_store_of_another_type_is_another_job(seeded: Seeded, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from gdist.core.magnet import Magnet, format_magnet
+from gdist.core.rules import parse_rules
 from gdist.core.source_files import SourceFile
 from gdist.core.source_manifest import SourceManifest
-from gdist.errors import CorruptError, RequestError
+from gdist.errors import CorruptError, RequestError, ResumeError
 from gdist.events import Stage, StageStarted
 from gdist.run.fetch import fetch
 from gdist.run.inspect import InspectOptions, inspect
@@ -73,6 +74,28 @@ def _described(seeded: Seeded, root: Path) -> tuple[SourceFile, ...]:
     from gdist.run.publish import describe_files  # the same that publishing writes
 
     return describe_files(root, seeded.torrent).files
+
+
+def test_a_complete_store_is_not_that_of_another_manifest(
+    grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    magnet, files = format_magnet(seeded.magnet), _described(seeded, grok[0])
+    whole = written(tmp_path / "m.json", None, profile="grok-1", files=files)
+    options = fetch_options("2", manifest=whole)
+    fetch(magnet, tmp_path / "s", options)
+    for same in (options, fetch_options("2"), fetch_options("2", profile="grok-1")):
+        assert fetch(magnet, tmp_path / "s", same).already
+    (item, *_) = files[0].arrays
+    renamed = (replace(files[0], arrays=(replace(item, name="other"),)), *files[1:])
+    rules = parse_rules({"rules": [["w$", ["data"]], [".*", []]]})
+    for fields, word in (
+        ({"files": renamed}, f"other tensors than the manifest of 'tiny' says: 'other', {item.name!r}"),
+        ({"files": files, "rules": rules}, "split by"),
+        ({"profile": "llama-2"}, "named by profile 'grok-1', not by profile 'llama-2'"),
+    ):
+        where = written(tmp_path / "other.json", None, **fields)
+        with pytest.raises(ResumeError, match=word):
+            fetch(magnet, tmp_path / "s", fetch_options("2", manifest=where))
 
 
 def test_files_that_are_listed_are_checked(

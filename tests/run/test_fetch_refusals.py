@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ from gdist.formats import drive
 from gdist.run.fetch import fetch
 from gdist.run.headers import FileReport, identify
 from gdist.run.journal_file import JournalFile
+from gdist.testing.buckets import s3_bucket
 from gdist.testing.checkpoints import write_grok1, write_safetensors
 from gdist.testing.fetches import Array, Recorder, assert_holds, fetch_options, tree_of
 from gdist.testing.swarm import LOOPBACK, Seeded, Tracker, bad_seed, seed
@@ -87,6 +89,12 @@ def test_choices_there_are_not_are_refused(change: dict[str, Any], tmp_path: Pat
     with pytest.raises(RequestError, match="is none of"):
         fetch("ab" * 20, tmp_path / "s", fetch_options(**change))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_bucket_that_does_not_exist_is_refused_before_anything_is_asked_for(tmp_path: Path) -> None:
+    with s3_bucket(), pytest.raises(RequestError, match="the bucket does not exist") as caught:
+        fetch("ab" * 20, "s3://none/k", fetch_options(work=tmp_path))
+    assert "create it" in caught.value.hint and os.listdir(tmp_path) == []
 
 
 def test_a_hash_nobody_has_says_what_was_tried(tmp_path: Path) -> None:
@@ -618,6 +626,23 @@ def test_a_store_that_left_other_files_out_is_told(seeded: Seeded, tmp_path: Pat
     assert fetch(magnet, dest, fetch_options(ignore=("*config*",))).already
 
 
+def test_a_store_that_was_named_or_cut_otherwise_is_told(
+    content: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
+) -> None:
+    magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
+    fetch(magnet, dest, fetch_options())
+    with pytest.raises(ResumeError, match="named by no profile, not by profile 'grok-1'") as caught:
+        fetch(magnet, dest, fetch_options(profile="grok-1"))
+    assert "another destination" in caught.value.hint
+    with pytest.raises(RequestError, match="profile 'gork' is not known"):
+        fetch(magnet, dest, fetch_options(profile="gork"))
+    first, *_, last = sorted(content[1])
+    rules = parse_rules({"rules": [[f"^{re.escape(first)}$", []]]})
+    with pytest.raises(ResumeError, match=rf"none of the rules asked for matches .*{re.escape(last)}"):
+        fetch(magnet, dest, fetch_options(rules=rules))
+    assert fetch(magnet, dest, fetch_options()).already
+
+
 def test_a_changed_manifest_of_a_store_is_told(seeded: Seeded, tmp_path: Path) -> None:
     magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
     fetch(magnet, dest, fetch_options())
@@ -650,3 +675,26 @@ def test_a_bucket_that_fails_is_a_transfer_error(seeded: Seeded, tmp_path: Path)
     )
     assert done.returncode == 11 and "Traceback" not in done.stderr, done.stderr
     assert "http://127.0.0.1:1/none" in done.stderr and "hint:" in done.stderr
+
+
+def test_what_is_not_selected_may_have_any_name_and_type(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    names = ("payload", "c", "__x", ".x", "good")
+    rows: dict[str, dict[str, object]] = {
+        name: {"dtype": "F32", "shape": [2], "data_offsets": [8 * i, 8 * i + 8]}
+        for i, name in enumerate(names)
+    }
+    rows["four"] = {"dtype": "F4", "shape": [16], "data_offsets": [40, 48]}
+    header = json.dumps(rows).encode()
+    data = np.arange(10, dtype=np.float32).tobytes() + bytes(8)
+    (tmp_path / "m/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    with seed(tmp_path / "m", piece_length=PIECE) as seeded:
+        magnet = format_magnet(seeded.magnet)
+        with pytest.raises(UnsupportedError) as caught:
+            fetch(magnet, tmp_path / "all", fetch_options())
+        for name in names[:4]:
+            assert f"{name!r} collides with a name the store keeps for itself" in caught.value.message
+        assert "'four' has element type F4" in caught.value.message
+        assert "in 'model.safetensors'" in caught.value.message and "--select" in caught.value.hint
+        fetch(magnet, tmp_path / "s", fetch_options(select=("^good$",)))
+    assert_holds(tmp_path / "s", {"good": np.array([8, 9], np.float32)})

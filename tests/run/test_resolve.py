@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorstore as ts
 
 from gdist import releases
 from gdist.core.magnet import format_magnet, parse_magnet
 from gdist.errors import CorruptError, RequestError, TransferError
+from gdist.kvstore import kvstore_spec, shared_context
 from gdist.run import resolve as module
 from gdist.run.destination import default_dest
 from gdist.run.resolve import resolve
 from gdist.sources.torrent import magnet_of, make_torrent
+from gdist.testing.buckets import s3_bucket
+from gdist.testing.stores import write_store
 from gdist.testing.swarm import LOCALHOST, WebSeed
 
 HASH = "ab" * 20
@@ -124,6 +129,31 @@ def test_urls_that_cannot_be_read_are_told(tmp_path: Path) -> None:
         resolve(f"http://{LOCALHOST}:1/x.torrent")
     with pytest.raises((RequestError, TransferError), match="cannot read"):
         resolve("gopher://x/y.torrent")
+
+
+def test_a_torrent_in_a_bucket_is_read_as_stores_are(torrent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = torrent.read_bytes()
+    with s3_bucket() as bucket:
+        files = ts.KvStore.open(kvstore_spec(bucket), context=shared_context()).result()
+        files.write("below/t.torrent", content).result()
+        files.write("empty", b"").result()
+        write_store(f"{bucket}/store", {"a": np.zeros(4)})
+        assert resolve(f"{bucket}/below/t.torrent").spec == content
+        for text, what in {
+            f"{bucket}/empty": "is no .torrent file",
+            f"{bucket}/none": "is not a store",
+            bucket: "is not a store",
+            f"{bucket}/store/": "is a store already",
+            "s3://none/t.torrent": "bucket does not exist",
+        }.items():
+            with pytest.raises(RequestError, match=what) as caught:
+                resolve(text)
+            assert caught.value.hint
+        monkeypatch.setattr(module, "MAX_TORRENT_BYTES", len(content))
+        assert resolve(f"{bucket}/below/t.torrent").spec == content
+        monkeypatch.setattr(module, "MAX_TORRENT_BYTES", len(content) - 1)
+        with pytest.raises(RequestError, match="too large"):
+            resolve(f"{bucket}/below/t.torrent")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,8 +14,9 @@ import pytest
 from blake3 import blake3
 
 import gdist
+from gdist.core.box import Box
 from gdist.core.mesh import HostGroup
-from gdist.errors import CorruptError, RequestError
+from gdist.errors import CorruptError, FilesystemError, RequestError
 from gdist.events import Event
 from gdist.run.verify import ShardVerified, verify
 from gdist.testing.stores import Array, write_store
@@ -53,6 +55,27 @@ def test_a_sound_store_has_no_fault(root: Path) -> None:
     assert [event.tensor for event in shards] == ["a.w", "b", "scalar"]
     assert sum(event.nbytes for event in shards) == report.nbytes >= sum(a.nbytes for a in sample().values())
     assert gdist.verify is verify
+
+
+def test_a_shard_that_may_not_be_read_is_not_called_damaged(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def locked(path: Path, flags: int) -> int:  # root may read everything, so the system is made to refuse
+        if str(path).endswith("/c/0/0"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags)
+
+    monkeypatch.setattr(os, "open", locked)
+    with pytest.raises(FilesystemError, match=r"s/(a\.w|b)/c/0/0 cannot be read: Permission denied"):
+        verify(root)
+    with gdist.open(root) as store:
+        for name in ("a.w", "b"):
+            with pytest.raises(FilesystemError, match="cannot be read"):
+                store[name].read()
+        with pytest.raises(FilesystemError, match=r"a.w.*cannot be read.*; .*b/.*cannot be read"):
+            store.check({name: [Box.whole(sample()[name].shape)] for name in ("a.w", "b")})
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str, str]] = {

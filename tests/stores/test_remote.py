@@ -18,7 +18,8 @@ from gdist.core.box import Box
 from gdist.core.mesh import HostGroup
 from gdist.errors import CorruptError, RequestError, TransferError
 from gdist.kvstore import kvstore_spec, shared_context
-from gdist.stores.remote import translate
+from gdist.stores.remote import RemoteFiles, translate
+from gdist.testing.buckets import s3_bucket
 from gdist.testing.stores import Array, write_store
 
 RULES = {"rules": [["w$", ["data", "model"]], [".*", []]]}
@@ -117,8 +118,9 @@ def test_bytes_that_differ_from_their_digest_are_refused(request: pytest.Fixture
         array = store["a.w"].tensorstore()
         array[17, 3] = int(array[17, 3].read().result()) ^ 1
         np.testing.assert_array_equal(store["a.w"][:17], sample()["a.w"][:17])
-        with pytest.raises(CorruptError, match=r"chunk \(17, 0\) of shard a.w/c/0/0"):
+        with pytest.raises(CorruptError, match=r"chunk \(17, 0\) of shard a.w/c/0/0") as caught:
             store["a.w"][10:20]
+    assert "delete one that lies elsewhere" in caught.value.hint, "a fetch would say that all is complete"
 
 
 def test_hosts_in_one_bucket_are_one_store(request: pytest.FixtureRequest) -> None:
@@ -204,6 +206,8 @@ def test_a_server_that_refuses_is_not_asked_again(tmp_path: Path, server: str) -
     ("message", "family"),
     [
         ("NOT_FOUND: chunk {0} is missing", CorruptError),
+        ("NOT_FOUND: NoSuchBucket: The specified bucket does not exist [http_response_body='", RequestError),
+        ('NOT_FOUND: Error writing: {"message": "The specified bucket does not exist."}', RequestError),
         ("DATA_LOSS: Digest mismatch", CorruptError),
         ("FAILED_PRECONDITION: Expected dtype", CorruptError),
         ("UNAUTHENTICATED: no token", RequestError),
@@ -214,3 +218,8 @@ def test_a_server_that_refuses_is_not_asked_again(tmp_path: Path, server: str) -
 )
 def test_tensorstore_errors_are_ours_by_their_status(message: str, family: type[Exception]) -> None:
     assert type(translate(ValueError(message), "reading 'w'")) is family
+
+
+def test_a_bucket_that_does_not_exist_is_no_damage() -> None:
+    with s3_bucket(), pytest.raises(RequestError, match=r"^listing s3://none/k: the bucket does not exist$"):
+        RemoteFiles("s3://none/k").manifests()

@@ -15,7 +15,7 @@ from gdist.cli.options import option, output_options
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.streams import put
-from gdist.core.units import parse_bytes, parse_seconds
+from gdist.core.units import parse_bytes, parse_memory, parse_seconds
 from gdist.errors import GdistError, InterruptedRun
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def check(dest: str | None, output: Output, **values: Any) -> None:  # Any: opti
             member,
             dest,
             port=values["port"],
-            memory=parse_bytes(values["memory"], "memory"),
+            memory=parse_memory(values["memory"]),
             needed=parse_bytes(need, "need") if need else None,
             secret=api.read_secret(values["secret"]),
             encrypt=values["encrypt"],

@@ -7,7 +7,7 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from gdist.core.units import parse_bytes
+from gdist.core.units import parse_bytes, parse_memory
 from gdist.errors import RequestError
 from gdist.run.bootstrap.job import RESTARTS, BootstrapJob, check_absolute, check_counted, pairs
 from gdist.run.bootstrap.rendering import render
@@ -108,4 +108,4 @@ def _volume(kind: str, dest: str) -> tuple[str, str]:
 
 def _memory(asked: str) -> int:
     """Mebibytes that a fetch needs."""
-    return ((parse_bytes(asked, "memory") if asked else DEFAULT_MEMORY) + BESIDE_BYTES) >> 20
+    return ((parse_memory(asked) if asked else DEFAULT_MEMORY) + BESIDE_BYTES) >> 20

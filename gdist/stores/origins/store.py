@@ -145,7 +145,7 @@ class StoreOrigin:
                 return data
         raise CorruptError(
             f"{key} of {self.where} is missing or differs from its digest",
-            hint="fetch again, or run gdist verify to see all that is damaged",
+            hint="gdist verify --repair fetches what is damaged",
             path=path,
         )
 
