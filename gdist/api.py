@@ -733,7 +733,7 @@ def view(
     *,
     profile: str | None = None,
     ignore: Iterable[str] = (),
-    select: Iterable[str] = (),
+    select: str | Iterable[str] = (),
     partial: bool = False,
     trust: bool = False,
     torrent: str | os.PathLike[str] | None = None,
@@ -757,7 +757,7 @@ def view(
     options = ViewOptions(
         profile=profile,
         ignore=tuple(ignore),
-        select=tuple(select),
+        select=_patterns(select),
         partial=partial,
         trust=trust,
         torrent=None if torrent is None else Path(torrent),
