@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from gdist import __version__
+from gdist.core.select import check_patterns
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.units import parse_bytes
 from gdist.errors import RequestError
@@ -176,7 +177,9 @@ def _selected(tensors: Iterable[StoreTensor], select: Select | None) -> tuple[St
     if callable(select):
         keep = select
     else:
-        patterns = [re.compile(p) for p in ([select] if isinstance(select, str) else select)]
+        texts = [select] if isinstance(select, str) else list(select)
+        check_patterns(texts)
+        patterns = [re.compile(text) for text in texts]
 
         def keep(name: str) -> bool:
             return any(pattern.search(name) for pattern in patterns)

@@ -19,7 +19,7 @@ from gdist.core.tensor import Part, StoredTensor, TensorSpec
 from gdist.errors import RequestError
 from gdist.loader.devices import laid_out
 from gdist.reading import RulesLike as RulesLike
-from gdist.reading import read_rules
+from gdist.reading import no_mesh, read_rules
 
 MeshLike = jax.sharding.Mesh | Mesh | str | None
 
@@ -31,10 +31,12 @@ def device_mesh(mesh: MeshLike, manifest: StoreManifest) -> jax.sharding.Mesh:
     order included, where there are as many devices, else, where there is only this process, one device.
 
     Raises:
-        RequestError: when there are fewer devices than the mesh asked for.
+        RequestError: when there are fewer devices than the mesh asked for, or it is no mesh.
     """
     if isinstance(mesh, jax.sharding.Mesh):
         return mesh
+    if mesh is not None and not isinstance(mesh, Mesh | str):  # an abstract one, too, has no devices
+        raise no_mesh(mesh)
     devices = jax.devices()
     if mesh is None:
         wanted = manifest.mesh

@@ -84,6 +84,18 @@ def test_select_takes_both_halves_of_a_pair(root: Path) -> None:
         gdist.load(root, select="absent")
 
 
+@pytest.mark.parametrize("load", [gdist.load, lambda *args, **options: list(gdist.stream(*args, **options))])
+def test_what_is_no_pattern_or_mesh_is_refused(root: Path, load: Any) -> None:
+    with pytest.raises(RequestError, match=r"select is no regular expression: 'z\('"):
+        load(root, select=["embed", "z("])
+    for mesh in (8, (1, 8), jax.sharding.AbstractMesh((8,), ("model",))):
+        with pytest.raises(RequestError, match="is of type") as caught:
+            load(root, mesh=mesh)
+        assert "'8x8'" in caught.value.hint
+        with pytest.raises(RequestError, match="is of type"):
+            gdist.device_order(mesh)
+
+
 def target(**changes: Any) -> dict[str, Any]:
     struct = jax.ShapeDtypeStruct
     return {
