@@ -65,7 +65,8 @@ def wanted_of(
         def build(arrays: list[jax.Array]) -> Any:
             return nested(seen, dict(zip(by_name, arrays, strict=True)))
     else:
-        matched, treedef = match_target(target, seen, rename)
+        changed = {tensor.tensor.name for tensor in tensors if tensor.is_changed}
+        matched, treedef = match_target(target, seen, rename, changed)
         leaves = [(by_name[leaf.tensor.name], leaf.sharding) for leaf in lay_on(mesh, matched)]
 
         def build(arrays: list[jax.Array]) -> Any:

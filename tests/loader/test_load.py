@@ -222,10 +222,13 @@ def test_a_target_has_the_types_that_are_given_out(root: Path) -> None:
         root, target={"moe": {"linear": struct((2, 8, 64), np.float32)}}, select="moe", dtype="float32"
     )
     assert filled["moe"]["linear"].dtype == np.float32
-    with pytest.raises(RequestError, match=r"moe.linear is bfloat16.*, stored is float32"):
+    with pytest.raises(RequestError, match=r"moe.linear is bfloat16.*, dtype= makes it float32"):
         gdist.load(
             root, target={"moe": {"linear": struct((2, 8, 64), "bfloat16")}}, select="moe", dtype="float32"
         )
+    for dtype, said in (("bfloat16", "dtype= makes it bfloat16"), ("float32", "stored is float32")):
+        with pytest.raises(RequestError, match=rf"embed is float16\[16, 32\], {said}"):
+            gdist.load(root, target={"embed": struct((16, 32), "float16")}, select="embed", dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float33", "float128", "bool", object()])
