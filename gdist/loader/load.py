@@ -19,7 +19,7 @@ import jax
 
 from gdist import __version__
 from gdist.core.select import check_patterns
-from gdist.core.store_manifest import StoreTensor
+from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.core.units import parse_bytes
 from gdist.errors import RequestError
 from gdist.loader.arrays import Mapped
@@ -124,7 +124,9 @@ def load(
             def on_mesh() -> jax.sharding.Mesh:
                 return device_mesh(mesh, manifest)
 
-            wanted, build = wanted_of(given(tensors, as_type), on_mesh, rules, target, names)
+            given_out = given(tensors, as_type)
+            some = is_choice(manifest, select)
+            wanted, build = wanted_of(given_out, on_mesh, rules, target, names, some=some)
             shares = shares_of(wanted) if broadcast else {}
             boxes = needed(wanted, shares)
             exchanging = exchange and team.meets
@@ -188,6 +190,11 @@ def _selected(tensors: Iterable[StoreTensor], select: Select | None) -> tuple[St
     if not chosen:
         raise RequestError(f"select {select!r} chooses no tensor", hint="gdist inspect lists the names")
     return chosen
+
+
+def is_choice(manifest: StoreManifest, select: Select | None) -> bool:
+    """True when what is selected may be less than a model: rules for other tensors are no mistake then."""
+    return select is not None or bool(manifest.select)
 
 
 def _refuse_wide(tensors: Iterable[StoreTensor]) -> None:

@@ -30,7 +30,7 @@ from gdist.core.units import parse_seconds
 from gdist.errors import RequestError
 from gdist.kvstore import local_path
 from gdist.loader.arrays import array_of
-from gdist.loader.load import Select, _refuse_wide, _selected
+from gdist.loader.load import Select, _refuse_wide, _selected, is_choice
 from gdist.loader.names import Rename, RenameLike, table_or_names
 from gdist.loader.quantized import QuantizedWeight8bit
 from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, local_boxes, shardings_on
@@ -199,10 +199,11 @@ def _steps(
     """
     tensors = _selected(manifest.tensors, select)
     _refuse_wide(tensors)
+    some = is_choice(manifest, select)
     shardings: Mapping[str, jax.sharding.Sharding]
     steps: list[tuple[str, dict[str, tuple[StoreTensor, jax.sharding.Sharding]]]] = []
     if target is None:
-        shardings = shardings_on(device_mesh(mesh, manifest), tensors, rules)
+        shardings = shardings_on(device_mesh(mesh, manifest), tensors, rules, some=some)
         halves = Counter(t.quantisation.pair for t in tensors if t.quantisation)
         pairs: dict[str, dict[str, tuple[StoreTensor, jax.sharding.Sharding]]] = {}
         for tensor in tensors:
@@ -221,7 +222,8 @@ def _steps(
         places = {tensor.name: place for place, tensor in enumerate(tensors)}
         leaves.sort(key=lambda leaf: places[leaf.tensor.name])
         rest = {leaf.tensor.name: leaf.tensor for leaf in leaves if leaf.sharding is None}
-        shardings = shardings_on(device_mesh(mesh, manifest), rest.values(), rules) if rest else {}
+        some = some or len(rest) < len(places)
+        shardings = shardings_on(device_mesh(mesh, manifest), rest.values(), rules, some=some) if rest else {}
         for leaf in leaves:
             steps.append((leaf.path, {"": (leaf.tensor, leaf.sharding or shardings[leaf.tensor.name])}))
     return _with_boxes(steps)

@@ -49,10 +49,13 @@ def wanted_of(
     rules: RulesLike,
     target: Any,
     rename: Rename | None,
+    *,
+    some: bool,
 ) -> tuple[list[Wanted], Callable[[list[jax.Array]], Any]]:
     """What is to be loaded, leaf by leaf, and what makes the result of their arrays.
 
-    `mesh` and `rules` are for the tensors of which the target does not say where they go.
+    `mesh` and `rules` are for the tensors of which the target does not say where they go; `some` as in
+    `shardings_on`.
 
     Raises:
         RequestError: for a target that disagrees with the tensors, and shardings that do not fit them.
@@ -73,7 +76,8 @@ def wanted_of(
             return jax.tree_util.tree_unflatten(treedef, arrays)
 
     unplaced = {part.name: part for tensor, sharding in leaves if sharding is None for part in tensor.stored}
-    found = shardings_on(mesh(), unplaced.values(), rules) if unplaced else {}
+    some = some or any(sharding for _, sharding in leaves)
+    found = shardings_on(mesh(), unplaced.values(), rules, some=some) if unplaced else {}
     wanted = []
     for tensor, sharding in leaves:
         if sharding is None:

@@ -186,6 +186,21 @@ def test_rules_that_do_not_fit_name_every_tensor(root: Path) -> None:
         gdist.load(root, rules={"rules": [["moe|layer|nothing|fp8|int4", []]]})
 
 
+@pytest.mark.parametrize("load", [gdist.load, lambda *args, **options: dict(gdist.stream(*args, **options))])
+def test_rules_of_another_model_are_refused(root: Path, load: Any) -> None:
+    other = {"rules": [["zzz", ["model"]], [".*", []]]}
+    with pytest.raises(RequestError, match="the rules match none of the 7 names"):
+        load(root, rules=other)
+    assert load(root, rules=other, select="^embed$").keys() == {"embed"}  # a choice may be of what they leave
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    struct = jax.ShapeDtypeStruct
+    tree = {name: struct(array.shape, array.dtype, sharding=device) for name, array in sample().items()}
+    with pytest.raises(RequestError, match="the rules match none of the 7 names"):
+        load(root, rules=other, target={n: struct(a.shape, a.dtype) for n, a in sample().items()})
+    tree["embed"] = struct((16, 32), np.float32)  # the only one that goes by the rules
+    assert load(root, rules=other, target=tree).keys() == sample().keys()
+
+
 def test_names_that_are_beginnings_of_others_need_a_target(tmp_path: Path) -> None:
     write_store(tmp_path / "s", {"a": np.ones(3, np.float32), "a.b": np.ones(3, np.float32)})
     with pytest.raises(RequestError, match="beginnings of other names"):
