@@ -22,6 +22,7 @@ from gdist.core.select import check_patterns
 from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.core.units import parse_bytes
 from gdist.errors import RequestError
+from gdist.loader.alike import check_replicas, release_of
 from gdist.loader.arrays import Mapped
 from gdist.loader.broadcast import Shared
 from gdist.loader.cast import finisher, given, parse_dtype
@@ -109,13 +110,14 @@ def load(
             "exchange goes by the shards as they are stored, a renaming table makes others",
             hint="load from a store that every process can read, with broadcast=True if that is slow",
         )
-    devices = _devices(mesh, target)
+    devices = concerned(mesh, target)
     team = Team(devices)
     told = {"another release": "", "other tensors, shardings or options": ""}
     with ExitStack() as stack:
         with team.together(told):
             opened = nullcontext(store) if isinstance(store, Store) else open_store(store, verify=verify)
             source = stack.enter_context(opened)
+            stored = source.manifest
             source = renamed_store(source, table) if table else source
             manifest = meant(source) if exchange else source.manifest
             tensors = _selected(manifest.tensors, select)
@@ -133,9 +135,11 @@ def load(
             if not exchanging:
                 source.check(boxes)
             if team.meets:
-                told["another release"] = repr(source.manifest.source)
+                told["another release"] = release_of(stored)
+                whole = described((leaf.given.tensor, leaf.sharding) for leaf in wanted)
                 asked = f"{broadcast} {exchange and (__version__, grids_of(source))}"
-                told["other tensors, shardings or options"] = f"{described(wanted)}\n{asked}"
+                told["other tensors, shardings or options"] = f"{whole}\n{asked}"
+        check_replicas(team, stored)
         others = None
         if exchanging:
             others = stack.enter_context(closing(Others(source, devices, team, limit, wanted)))
@@ -163,7 +167,7 @@ def _job(store: Store, leaf: Wanted, shares: Shares, staging: Staging, others: O
     return Job(tuple(sources), finisher(leaf.given, leaf.sharding))
 
 
-def _devices(mesh: MeshLike, target: Any) -> list[jax.Device]:
+def concerned(mesh: MeshLike, target: Any) -> list[jax.Device]:
     """The devices that a load is about, as far as its arguments say; they are the same on every process."""
     shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(target)]
     placed = [sharding for sharding in shardings if sharding is not None and not is_abstract(sharding)]

@@ -131,16 +131,16 @@ def shares_of(wanted: Iterable[Wanted]) -> Shares:
     return shares
 
 
-def described(wanted: Iterable[Wanted]) -> str:
-    """All of it, in words that are the same on every process that wants the same.
+def described(leaves: Iterable[tuple[StoreTensor, Sharding]]) -> str:
+    """All of it, in words that are the same on every process that wants the same in the same order.
 
     What lies on the devices of one process is that process's own affair.
     """
     said = []
-    for leaf in wanted:
-        sharding = _described(leaf.sharding)
-        if sharding:
-            said.append(f"{leaf.given.tensor.name} {leaf.given.tensor.dtype.name} {sharding}")
+    for tensor, sharding in leaves:
+        where = _described(sharding)
+        if where:
+            said.append(f"{tensor.name} {tensor.dtype.name}{list(tensor.shape)} {where}")
     return "\n".join(said)
 
 

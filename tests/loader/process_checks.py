@@ -34,6 +34,7 @@ from gdist.exchange.ports import free_port
 from gdist.loader.carrier import XlaCarrier
 from gdist.stores.rounds import Rounds
 from gdist.stores.store import Reader
+from gdist.testing.checkpoints import write_safetensors
 from gdist.testing.stores import Array, write_store
 
 RULES = {
@@ -89,6 +90,9 @@ def prepare(root: Path, count: int) -> None:
     zipped |= {f"norm{number}": sample()["norm"] for number in range(2 * count)}
     write_store(root / "zstd", zipped, mesh="8x8", rules=RULES, codec="zstd")
     write_store(root / "other", {"both": sample()["both"][:8]}, mesh="8x8", rules=RULES)
+    for seed in range(2):  # two checkpoints of one name and the same shapes, that no torrent tells apart
+        write_safetensors(root / f"{seed}/model", emb=64, layers=1, seed=seed)
+        gdist.view(root / f"{seed}/model", root / f"view{seed}")
 
 
 def leaves(tree: Any) -> dict[str, jax.Array]:
@@ -170,6 +174,15 @@ def processes_that_disagree_are_told(root: Path, index: int, count: int) -> None
     assert_all_raise(RequestError, texts, lambda: gdist.load(where, select="^both$"))
     mixed = ["would load other tensors, shardings or options than process 0"]
     assert_all_raise(RequestError, mixed, lambda: gdist.load(root / "all", broadcast=index == 0))
+
+
+@check
+def checkpoints_of_one_name_are_not_mixed(root: Path, index: int, count: int) -> None:
+    where = root / f"view{int(index == 1)}"
+    for start in (gdist.load,):
+        texts = ["process 1 would ", "other values than those before"]
+        assert_all_raise(RequestError, texts, lambda start=start: start(where))
+    assert gdist.load(root / "view0")  # the same everywhere: all is well
 
 
 class Counting:
