@@ -747,7 +747,7 @@ def view(
     *,
     profile: str | None = None,
     ignore: Iterable[str] = (),
-    select: Iterable[str] = (),
+    select: str | Iterable[str] = (),
     partial: bool = False,
     trust: bool = False,
     torrent: str | os.PathLike[str] | None = None,

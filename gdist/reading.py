@@ -38,6 +38,8 @@ def read_mesh(
     Raises:
         RequestError: when it is no mesh, of another number of devices, or its axes or order do not fit.
     """
+    if value is not None and not isinstance(value, Mesh | str):
+        raise no_mesh(value)
     mesh = value
     names = tuple(axes.replace(",", " ").split()) if isinstance(axes, str) else tuple(axes or ())
     if isinstance(mesh, str):
@@ -59,6 +61,14 @@ def read_mesh(
     if mesh is None:
         raise RequestError("a device order is given without a mesh", hint="for example --mesh 8x8")
     return Mesh(mesh.axes, _read_order(device_order, mesh))
+
+
+def no_mesh(value: object) -> RequestError:
+    """That a value is none of the ways to give a mesh; types are checked by few."""
+    return RequestError(
+        f"mesh {value!r} is of type {type(value).__name__}",
+        hint="give its sizes as a text, like '8', '8x8' or 'data=8,model=8'",
+    )
 
 
 def _read_order(value: Iterable[int] | str | os.PathLike[str], mesh: Mesh) -> tuple[int, ...]:
@@ -97,8 +107,19 @@ def all_devices(devices: int | None, each: int | None, hosts: int) -> int | None
 
 
 def read_host(value: HostLike) -> HostGroup | None:
-    """A host among all, from its text too."""
-    return parse_host(value) if isinstance(value, str) else value
+    """A host among all, from its text too.
+
+    Raises:
+        RequestError: when it is none.
+    """
+    if value is None or isinstance(value, HostGroup):
+        return value
+    if isinstance(value, str):
+        return parse_host(value)
+    raise RequestError(
+        f"host {value!r} is of type {type(value).__name__}",
+        hint="give a text, like '3/8': host 3, counted from 0, of 8",
+    )
 
 
 def read_rules(value: RulesLike) -> Rules | None:
@@ -109,6 +130,6 @@ def read_rules(value: RulesLike) -> Rules | None:
     """
     if value is None or isinstance(value, Rules):
         return value
-    if isinstance(value, Mapping):
-        return parse_rules(dict(value))
-    return (named_rules(value) if isinstance(value, str) else None) or read_rules_file(value)
+    if isinstance(value, str | os.PathLike):
+        return (named_rules(value) if isinstance(value, str) else None) or read_rules_file(value)
+    return parse_rules(value)

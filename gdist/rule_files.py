@@ -108,9 +108,10 @@ def _yaml(text: str) -> object:
 
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:  # Any: as PyYAML has it
-            if self.check_event(yaml.events.AliasEvent):
-                mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # as in PyYAML
-                raise RequestError(f"line {mark.line + 1} refers to an anchor (*)", hint=QUOTES)
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # as in PyYAML
+            if getattr(event, "anchor", None):  # an alias has the name of its own
+                line = event.start_mark.line + 1
+                raise RequestError(f"line {line} has an anchor (&) or refers to one (*)", hint=QUOTES)
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from gdist.core.mesh import Mesh
 from gdist.core.rules import parse_rules
 from gdist.errors import FilesystemError, RequestError
-from gdist.reading import all_devices, read_mesh
+from gdist.reading import all_devices, read_host, read_mesh, read_rules
 
 TP = parse_rules({"axes": ["dp", "tp"], "rules": [["w", ["tp"]]]})
 MESH = Mesh((("data", 2), ("model", 4)))
@@ -87,3 +87,16 @@ def test_an_order_that_cannot_be_is_refused(tmp_path: Path) -> None:
         read_mesh("2x4", device_order=tmp_path)
     with pytest.raises(RequestError, match="without a mesh"):
         read_mesh(None, device_order="1,0")
+
+
+@pytest.mark.parametrize("value", [8, (1, 8), [8]])
+def test_values_of_other_types_are_refused_with_what_to_write(value: Any) -> None:
+    with pytest.raises(RequestError, match=f"is of type {type(value).__name__}") as caught:
+        read_mesh(value)
+    assert "'8x8'" in caught.value.hint
+    with pytest.raises(RequestError, match=f"is of type {type(value).__name__}") as caught:
+        read_host(value)
+    assert "'3/8'" in caught.value.hint
+    with pytest.raises(RequestError, match="not an object with a list named 'rules'"):
+        read_rules(value)
+    assert read_mesh(None) is read_host(None) is read_rules(None) is None

@@ -52,8 +52,10 @@ def test_a_file_of_rules_is_read(tmp_path: Path, text: str) -> None:
         ('{"rules": [], "rules": []}', "have the key 'rules' twice"),
         ('{"rules": [["w", []]]', "are not JSON: Expecting"),
         ("rules: [[*, []]]", "no YAML: line 1: expected alphabetic or numeric character"),
-        ("a: &a [x, x]\nb: &b [*a, *a]\nrules: [*b, *b]", "line 2 refers to an anchor"),
-        ("a: &a {x: *a}", "line 1 refers to an anchor"),
+        ("a:\n- &a [x, x]\n- &b [*a, *a]\n- [*b, *b]", "line 2 has an anchor"),
+        ("rules:\n- *a", r"line 2 .* refers to one \(\*\)"),
+        ("rules: &a [['.*', []]]", "line 1 has an anchor"),  # to which nothing refers
+        ("? &a rules\n: []", "line 1 has an anchor"),
         ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("rules: !!binary x", "no YAML"),
         ("rules: [[w, [2001-99-99]]]", "month must be in 1..12"),

@@ -245,8 +245,8 @@ def check_storable(tensors: Iterable[StoredTensor], payload: Payload) -> None:
     """That the store can keep these tensors: under their names, in their types.
 
     Raises:
-        UnsupportedError: naming up to `LISTED` of those that it cannot, each with its file in the payload.
-        CorruptError: as `check_names`.
+        UnsupportedError: naming up to `LISTED` of those that it cannot, each with its file in the payload;
+            and as `check_names`.
     """
     by_name = {tensor.spec.name: tensor for tensor in tensors}
     refused = []

@@ -9,7 +9,7 @@ name; what the spec means for the scales is worked out in `spec_for_tensor`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -100,7 +100,7 @@ def parse_rules(value: object) -> Rules:
         RequestError: naming every rule that is not one.
     """
     hint = 'rules look like {"axes": ["data", "model"], "rules": [["wq$", [null, "model"]], [".*", []]]}'
-    if not isinstance(value, dict) or not isinstance(value.get("rules"), list):
+    if not isinstance(value, Mapping) or not isinstance(value.get("rules"), list):
         raise RequestError("rules are not an object with a list named 'rules'", hint=hint)
     axes = value.get("axes", [])
     if not isinstance(axes, list) or not all(isinstance(axis, str) for axis in axes):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gdist.core.parcels import Kind, Pair, Round
-from gdist.errors import Unreachable
-from gdist.loader.team import Team
+from gdist.loader.team import Team, reached
 from gdist.stores.agreement import Words
 from gdist.stores.buffers import Array, Bytes
 
@@ -34,8 +33,6 @@ WORD = np.dtype(np.uint32)
 PROCESS, RAIL = "process", "rail"
 all_to_all: Callable[..., jax.Array] = lax.all_to_all  # untyped, too
 permute: Callable[..., jax.Array] = lax.ppermute
-
-_Result = TypeVar("_Result")
 
 
 class XlaCarrier:
@@ -63,12 +60,12 @@ class XlaCarrier:
 
     def gathered(self, row: bytes, length: int = 0) -> list[bytes]:
         """Everybody's bytes, padded to a length that is the same for all."""
-        return _told(lambda: self._thread.submit(self._team.gathered, row, length).result())
+        return reached(lambda: self._thread.submit(self._team.gathered, row, length).result())
 
     def start(self, one: Round, rows: Bytes) -> Callable[[], Bytes]:
         """Begins a round; what is called to get the rows received."""
         begun = self._thread.submit(self._moved, one, rows)
-        return lambda: _told(begun.result)
+        return lambda: reached(begun.result)
 
     def close(self) -> None:
         """Ends the thread, when what it is at has ended."""
@@ -114,18 +111,3 @@ def _program(mesh: Mesh, kind: Kind, hops: tuple[tuple[Pair, ...], ...]) -> Any:
 
     laid = SPEC(PROCESS, RAIL)
     return jax.jit(jax.shard_map(moved, mesh=mesh, in_specs=laid, out_specs=laid))
-
-
-def _told(call: Callable[[], _Result]) -> _Result:
-    """What a call into XLA gives.
-
-    Raises:
-        Unreachable: when it fails: what fails in a collective is the way to another process.
-    """
-    try:
-        return call()
-    except (ValueError, RuntimeError) as error:  # jaxlib (0.10) says ValueError where a connection ends
-        raise Unreachable(
-            f"the collective of all processes failed: {error}",
-            hint="see what the others say; the same command goes on where it stopped",
-        ) from error

@@ -27,7 +27,12 @@ def device_order(mesh: jax.sharding.Mesh) -> str:
 
     Raises:
         RequestError: when the mesh has more devices of one process than of another: no store is so cut.
+            When it is no mesh, or has no devices.
     """
+    if not isinstance(mesh, jax.sharding.Mesh):
+        raise RequestError(
+            f"mesh {mesh!r} is of type {type(mesh).__name__}", hint="give a jax.sharding.Mesh of devices"
+        )
     there = set(mesh.devices.flat)
     counts = Counter(device.process_index for device in there)
     if len(set(counts.values())) > 1:

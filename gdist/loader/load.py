@@ -18,9 +18,11 @@ from typing import Any
 import jax
 
 from gdist import __version__
-from gdist.core.store_manifest import StoreTensor
+from gdist.core.select import check_patterns
+from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.core.units import parse_bytes
 from gdist.errors import RequestError
+from gdist.loader.alike import check_replicas, release_of
 from gdist.loader.arrays import Mapped
 from gdist.loader.broadcast import Shared
 from gdist.loader.cast import finisher, given, parse_dtype
@@ -108,13 +110,14 @@ def load(
             "exchange goes by the shards as they are stored, a renaming table makes others",
             hint="load from a store that every process can read, with broadcast=True if that is slow",
         )
-    devices = _devices(mesh, target)
+    devices = concerned(mesh, target)
     team = Team(devices)
     told = {"another release": "", "other tensors, shardings or options": ""}
     with ExitStack() as stack:
         with team.together(told):
             opened = nullcontext(store) if isinstance(store, Store) else open_store(store, verify=verify)
             source = stack.enter_context(opened)
+            stored = source.manifest
             source = renamed_store(source, table) if table else source
             manifest = meant(source) if exchange else source.manifest
             tensors = _selected(manifest.tensors, select)
@@ -123,16 +126,20 @@ def load(
             def on_mesh() -> jax.sharding.Mesh:
                 return device_mesh(mesh, manifest)
 
-            wanted, build = wanted_of(given(tensors, as_type), on_mesh, rules, target, names)
+            given_out = given(tensors, as_type)
+            some = is_choice(manifest, select)
+            wanted, build = wanted_of(given_out, on_mesh, rules, target, names, some=some)
             shares = shares_of(wanted) if broadcast else {}
             boxes = needed(wanted, shares)
             exchanging = exchange and team.meets
             if not exchanging:
                 source.check(boxes)
             if team.meets:
-                told["another release"] = repr(source.manifest.source)
+                told["another release"] = release_of(stored)
+                whole = described((leaf.given.tensor, leaf.sharding) for leaf in wanted)
                 asked = f"{broadcast} {exchange and (__version__, grids_of(source))}"
-                told["other tensors, shardings or options"] = f"{described(wanted)}\n{asked}"
+                told["other tensors, shardings or options"] = f"{whole}\n{asked}"
+        check_replicas(team, stored)
         others = None
         if exchanging:
             others = stack.enter_context(closing(Others(source, devices, team, limit, wanted)))
@@ -160,7 +167,7 @@ def _job(store: Store, leaf: Wanted, shares: Shares, staging: Staging, others: O
     return Job(tuple(sources), finisher(leaf.given, leaf.sharding))
 
 
-def _devices(mesh: MeshLike, target: Any) -> list[jax.Device]:
+def concerned(mesh: MeshLike, target: Any) -> list[jax.Device]:
     """The devices that a load is about, as far as its arguments say; they are the same on every process."""
     shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(target)]
     placed = [sharding for sharding in shardings if sharding is not None and not is_abstract(sharding)]
@@ -176,7 +183,9 @@ def _selected(tensors: Iterable[StoreTensor], select: Select | None) -> tuple[St
     if callable(select):
         keep = select
     else:
-        patterns = [re.compile(p) for p in ([select] if isinstance(select, str) else select)]
+        texts = [select] if isinstance(select, str) else list(select)
+        check_patterns(texts)
+        patterns = [re.compile(text) for text in texts]
 
         def keep(name: str) -> bool:
             return any(pattern.search(name) for pattern in patterns)
@@ -185,6 +194,11 @@ def _selected(tensors: Iterable[StoreTensor], select: Select | None) -> tuple[St
     if not chosen:
         raise RequestError(f"select {select!r} chooses no tensor", hint="gdist inspect lists the names")
     return chosen
+
+
+def is_choice(manifest: StoreManifest, select: Select | None) -> bool:
+    """True when what is selected may be less than a model: rules for other tensors are no mistake then."""
+    return select is not None or bool(manifest.select)
 
 
 def _refuse_wide(tensors: Iterable[StoreTensor]) -> None:

@@ -13,13 +13,13 @@ from gdist.core.box import Box
 from gdist.core.extent import Extent
 from gdist.core.fits import fit
 from gdist.core.mesh import Mesh, PartitionSpec, parse_mesh
-from gdist.core.rules import kept_specs, resolve_specs
+from gdist.core.rules import check_used, kept_specs, resolve_specs
 from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.core.tensor import Part, StoredTensor, TensorSpec
 from gdist.errors import RequestError
 from gdist.loader.devices import laid_out
 from gdist.reading import RulesLike as RulesLike
-from gdist.reading import read_rules
+from gdist.reading import no_mesh, read_rules
 
 MeshLike = jax.sharding.Mesh | Mesh | str | None
 
@@ -31,10 +31,12 @@ def device_mesh(mesh: MeshLike, manifest: StoreManifest) -> jax.sharding.Mesh:
     order included, where there are as many devices, else, where there is only this process, one device.
 
     Raises:
-        RequestError: when there are fewer devices than the mesh asked for.
+        RequestError: when there are fewer devices than the mesh asked for, or it is no mesh.
     """
     if isinstance(mesh, jax.sharding.Mesh):
         return mesh
+    if mesh is not None and not isinstance(mesh, Mesh | str):  # an abstract one, too, has no devices
+        raise no_mesh(mesh)
     devices = jax.devices()
     if mesh is None:
         wanted = manifest.mesh
@@ -54,17 +56,22 @@ def device_mesh(mesh: MeshLike, manifest: StoreManifest) -> jax.sharding.Mesh:
 
 
 def shardings_on(
-    mesh: jax.sharding.Mesh, tensors: Iterable[StoreTensor], rules: RulesLike
+    mesh: jax.sharding.Mesh, tensors: Iterable[StoreTensor], rules: RulesLike, *, some: bool
 ) -> dict[str, NamedSharding]:
     """The sharding of each tensor: by rules, or, without any, as the store was cut, on this mesh.
 
+    `some` says that these are a choice of a model's tensors, so that rules for others are no mistake.
+
     Raises:
-        RequestError: naming every tensor without a rule, and every one that the mesh does not divide.
+        RequestError: naming every tensor without a rule, and every one that the mesh does not divide, or for
+            rules of another model.
     """
     named = _named(mesh)
     tensors = tuple(tensors)
     table = read_rules(rules)
     specs = resolve_specs(named, table, map(_stored, tensors)) if table else _specs_of_store(named, tensors)
+    if not some:
+        check_used(table, map(_stored, tensors))
     return {
         tensor.name: NamedSharding(mesh, _jax_spec(spec)) for tensor, spec in zip(tensors, specs, strict=True)
     }

@@ -15,8 +15,8 @@ import atexit
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from queue import SimpleQueue
@@ -29,18 +29,27 @@ from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.core.units import parse_seconds
 from gdist.errors import RequestError
 from gdist.kvstore import local_path
+from gdist.loader.alike import check_replicas, release_of
 from gdist.loader.arrays import array_of
-from gdist.loader.load import Select, _refuse_wide, _selected
+from gdist.loader.load import Select, _refuse_wide, _selected, concerned, is_choice
 from gdist.loader.names import Rename, RenameLike, table_or_names
+from gdist.loader.notices import Notices
 from gdist.loader.quantized import QuantizedWeight8bit
 from gdist.loader.shardings import MeshLike, RulesLike, device_mesh, local_boxes, shardings_on
+from gdist.loader.team import Team
 from gdist.loader.trees import lay_on, match_target
+from gdist.loader.wanted import described
 from gdist.stores import LazyArray, Store
 from gdist.stores import open as open_store
+from gdist.stores.agreement import Words
 from gdist.stores.buffers import Array
 from gdist.stores.growing import Growing
 
 AHEAD = 2  # tensors that are read before the caller asks for them; what waits is in host memory
+STREAMING = Words(
+    doing="stream",
+    hint="call gdist.stream with the same arguments, and parts of one store, on every process",
+)
 
 _T = TypeVar("_T")
 
@@ -104,6 +113,10 @@ def stream(
     may run and commit nothing, `start_timeout` how long none may run, before the first or after one was
     killed.
 
+    Where the devices belong to several processes, all of them have to call: they agree before the first array
+    on the release, the tensors and their order, and how they are cut. One that fails later is heard of by
+    those that wait for a tensor then.
+
     Raises:
         RequestError, CorruptError: as `load`, of a damaged tensor when it is its turn.
         TransferError: no fetch runs that could bring what is missing.
@@ -118,6 +131,7 @@ def stream(
             raise _Left
         if job:
             job.check()
+        notices.check()
 
     table, names = table_or_names(rename)
     if table:
@@ -126,62 +140,103 @@ def stream(
             hint="gdist.load takes one",
         )
     limits = parse_seconds(timeout, "timeout"), parse_seconds(start_timeout, "start_timeout")
-    with _opened(store, verify, limits, tick) as (source, growing):
-        steps = _steps(source.manifest, mesh, rules, target, select, names)
-        if growing is None or growing.complete:  # else nobody knows yet what will be there
-            for step in steps:
-                source.check_listed(step.boxes)
-
-        def read(step: _Step) -> dict[str, _Held]:
-            tick()
-            if growing:
-                growing.wait(step.boxes)
-            source.check(step.boxes)
-            held = {name: _Held(source[name], boxes) for name, boxes in step.boxes.items()}
-            if source is not store:
-                source.close()  # what is held keeps its maps; the others are not needed again
-            return held
-
-        moving: list[jax.Array] = []
-        with closing(_read_ahead(read, steps, stop)) as ahead:
-            for step in steps:
-                value, arrays = _built(step, next(ahead))
-                for array in moving:
-                    array.block_until_ready()  # its host memory is free now
-                moving = [array for array in arrays if not _on_cpu(array)]
-                del arrays
-                yield step.path, value
-                del value  # the caller may have let go of it
-    if job and select is None:
-        job.result()
+    team = Team(concerned(mesh, target), STREAMING)
+    notices = Notices(team)
+    told = {"another release": "", "other tensors or shardings": ""}
+    opened: _Opened | None = None
+    try:
+        with team.together(told):
+            opened = _open(store, verify, limits, tick)
+            source = opened.store
+            steps = _steps(source.manifest, mesh, rules, target, select, names)
+            if opened.all_known:
+                for step in steps:
+                    source.check_listed(step.boxes)
+            if team.meets:
+                fields = (field for step in steps for field in step.fields.values())
+                told["another release"] = release_of(source.manifest)
+                told["other tensors or shardings"] = described(fields)
+        check_replicas(team, source.manifest)
+        with notices.telling():
+            yield from _streamed(opened, steps, tick, stop)
+            if job and select is None:
+                job.result()
+    finally:
+        if opened is not None:
+            opened.close()
 
 
-@contextmanager
-def _opened(
+@dataclass(frozen=True)
+class _Opened:
+    """A store, and the means to wait for it where it lies in a directory; or one that the caller opened."""
+
+    store: Store
+    growing: Growing | None = None
+    callers: bool = False
+
+    @property
+    def all_known(self) -> bool:
+        """False while nobody knows yet what will be there."""
+        return self.growing is None or self.growing.complete
+
+    def forget(self) -> None:
+        """Closes its maps: what was read keeps its own."""
+        if not self.callers:
+            self.store.close()
+
+    def close(self) -> None:
+        """Gives back what is held."""
+        if self.growing:
+            self.growing.close()
+        self.forget()
+
+
+def _streamed(
+    opened: _Opened, steps: Sequence[_Step], tick: Callable[[], None], stop: threading.Event
+) -> Generator[tuple[str, Any], None, None]:
+    source = opened.store
+
+    def read(step: _Step) -> dict[str, _Held]:
+        tick()
+        if opened.growing:
+            opened.growing.wait(step.boxes)
+        source.check(step.boxes)
+        held = {name: _Held(source[name], boxes) for name, boxes in step.boxes.items()}
+        opened.forget()  # what is held keeps its maps; the others are not needed again
+        return held
+
+    moving: list[jax.Array] = []
+    with closing(_read_ahead(read, steps, stop)) as ahead:
+        for step in steps:
+            value, arrays = _built(step, next(ahead))
+            for array in moving:
+                array.block_until_ready()  # its host memory is free now
+            moving = [array for array in arrays if not _on_cpu(array)]
+            del arrays
+            yield step.path, value
+            del value  # the caller may have let go of it
+
+
+def _open(
     store: str | os.PathLike[str] | Store | Job,
     verify: bool,
     limits: tuple[float, float],
     tick: Callable[[], None],
-) -> Iterator[tuple[Store, Growing | None]]:
-    """The store, and the means to wait for it where it lies in a directory."""
+) -> _Opened:
     if isinstance(store, Store):
-        yield store, None
-        return
+        return _Opened(store, callers=True)
     where = os.fspath(store)
     root = local_path(where)
     if root is not None:
         stall, start = limits
         growing = Growing(root, verify=verify, stall_seconds=stall, start_seconds=start, tick=tick)
-        with closing(growing):
-            yield growing.store, growing
-        return
+        return _Opened(growing.store, growing)
     if isinstance(store, Job):
         raise RequestError(
             f"a fetch into {where} cannot be streamed while it runs",
             hint="fetch into a local directory, or stream the store when it is complete",
         )
-    with open_store(where, verify=verify) as source:
-        yield source, None
+    return _Opened(open_store(where, verify=verify))
 
 
 def _steps(
@@ -199,10 +254,11 @@ def _steps(
     """
     tensors = _selected(manifest.tensors, select)
     _refuse_wide(tensors)
+    some = is_choice(manifest, select)
     shardings: Mapping[str, jax.sharding.Sharding]
     steps: list[tuple[str, dict[str, tuple[StoreTensor, jax.sharding.Sharding]]]] = []
     if target is None:
-        shardings = shardings_on(device_mesh(mesh, manifest), tensors, rules)
+        shardings = shardings_on(device_mesh(mesh, manifest), tensors, rules, some=some)
         halves = Counter(t.quantisation.pair for t in tensors if t.quantisation)
         pairs: dict[str, dict[str, tuple[StoreTensor, jax.sharding.Sharding]]] = {}
         for tensor in tensors:
@@ -221,7 +277,8 @@ def _steps(
         places = {tensor.name: place for place, tensor in enumerate(tensors)}
         leaves.sort(key=lambda leaf: places[leaf.tensor.name])
         rest = {leaf.tensor.name: leaf.tensor for leaf in leaves if leaf.sharding is None}
-        shardings = shardings_on(device_mesh(mesh, manifest), rest.values(), rules) if rest else {}
+        some = some or len(rest) < len(places)
+        shardings = shardings_on(device_mesh(mesh, manifest), rest.values(), rules, some=some) if rest else {}
         for leaf in leaves:
             steps.append((leaf.path, {"": (leaf.tensor, leaf.sharding or shardings[leaf.tensor.name])}))
     return _with_boxes(steps)

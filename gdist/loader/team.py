@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +22,8 @@ from gdist.stores.buffers import Bytes
 SPEC: Callable[..., PartitionSpec] = PartitionSpec  # JAX leaves it untyped
 LEAST_ROW = 64  # bytes: rows of other lengths are other programs
 
+_Result = TypeVar("_Result")
+
 
 class Team:
     """The processes that own some devices; alone, or without devices among them, one has nobody to tell."""
@@ -31,7 +34,7 @@ class Team:
             first.setdefault(device.process_index, device)
         self.processes = tuple(sorted(first))
         self._devices = [first[process] for process in self.processes]
-        self._words = words or Words()
+        self.words = words or Words()
 
     @property
     def meets(self) -> bool:
@@ -57,10 +60,17 @@ class Team:
             if is_agreed(error):
                 raise
             fault = error
-        agree(self.gathered, self.processes, fault, told, self._words)
+        agree(self.gathered, self.processes, fault, told, self.words)
 
     def gathered(self, row: bytes, length: int = 0) -> list[bytes]:
-        """Everybody's bytes, padded to `length` and perhaps beyond, in order of processes."""
+        """Everybody's bytes, padded to `length` and perhaps beyond, in order of processes.
+
+        Raises:
+            Unreachable: when not all processes come to this.
+        """
+        return reached(lambda: self._gathered(row, length))
+
+    def _gathered(self, row: bytes, length: int) -> list[bytes]:
         room = LEAST_ROW
         while room < max(len(row), length):
             room *= 2
@@ -75,3 +85,18 @@ class Team:
 
 def _same(x: jax.Array) -> jax.Array:
     return x
+
+
+def reached(call: Callable[[], _Result]) -> _Result:
+    """What a call into XLA gives.
+
+    Raises:
+        Unreachable: when it fails: what fails in a collective is the way to another process.
+    """
+    try:
+        return call()
+    except (ValueError, RuntimeError) as error:  # jaxlib (0.10) says ValueError where a connection ends
+        raise Unreachable(
+            f"the collective of all processes failed: {error}",
+            hint="see what the others say; the same command goes on where it stopped",
+        ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -71,12 +71,16 @@ def nested(tensors: Iterable[StoreTensor], arrays: Mapping[str, jax.Array | None
 
 
 def match_target(
-    target: Any, tensors: Iterable[StoreTensor], rename: Rename | None
+    target: Any,
+    tensors: Iterable[StoreTensor],
+    rename: Rename | None,
+    changed: Collection[str] = (),
 ) -> tuple[list[Leaf], jax.tree_util.PyTreeDef]:
     """The tensor for every leaf of a target tree of `jax.ShapeDtypeStruct`, arrays, or the like.
 
     A leaf's name is its path joined by `.`; `rename` turns it into the tensor's. Every tensor must be asked
-    for (`select` narrows them first), and shapes and element types must agree.
+    for (`select` narrows them first), and shapes and element types must agree. `changed` are the names of
+    tensors that are as `dtype=` makes them, not as they are stored.
 
     Raises:
         RequestError: listing leaves without a tensor, leaves that are no arrays, tensors without a leaf, and
@@ -97,7 +101,7 @@ def match_target(
             missing[where] = where if name == where else f"{where} (as {name})"
         else:
             leaves.append(Leaf(where, known[name], getattr(leaf, "sharding", None)))
-            different += _difference(where, leaf, known[name])
+            different += _difference(where, leaf, known[name], changed=name in changed)
     used = {leaf.tensor.name for leaf in leaves}
     unexpected = [name for name in known if name not in used]
     faults = [
@@ -122,12 +126,12 @@ def match_target(
     return leaves, treedef
 
 
-def _difference(where: str, leaf: Any, tensor: StoreTensor) -> list[str]:
+def _difference(where: str, leaf: Any, tensor: StoreTensor, *, changed: bool) -> list[str]:
     shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
     if (shape, dtype) == (tensor.shape, numpy_dtype(tensor.dtype)):
         return []
-    stored = f"{tensor.dtype.name}{list(tensor.shape)}"
-    return [f"{where} is {dtype.name}{list(shape)}, stored is {stored}"]
+    source = "dtype= makes it" if changed else "stored is"
+    return [f"{where} is {dtype.name}{list(shape)}, {source} {tensor.dtype.name}{list(tensor.shape)}"]
 
 
 def lay_on(mesh: Callable[[], jax.sharding.Mesh], leaves: Iterable[Leaf]) -> list[Leaf]:

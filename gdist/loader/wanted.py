@@ -49,10 +49,13 @@ def wanted_of(
     rules: RulesLike,
     target: Any,
     rename: Rename | None,
+    *,
+    some: bool,
 ) -> tuple[list[Wanted], Callable[[list[jax.Array]], Any]]:
     """What is to be loaded, leaf by leaf, and what makes the result of their arrays.
 
-    `mesh` and `rules` are for the tensors of which the target does not say where they go.
+    `mesh` and `rules` are for the tensors of which the target does not say where they go; `some` as in
+    `shardings_on`.
 
     Raises:
         RequestError: for a target that disagrees with the tensors, and shardings that do not fit them.
@@ -66,14 +69,16 @@ def wanted_of(
         def build(arrays: list[jax.Array]) -> Any:
             return nested(seen, dict(zip(by_name, arrays, strict=True)))
     else:
-        matched, treedef = match_target(target, seen, rename)
+        changed = {tensor.tensor.name for tensor in tensors if tensor.is_changed}
+        matched, treedef = match_target(target, seen, rename, changed)
         leaves = [(by_name[leaf.tensor.name], leaf.sharding) for leaf in lay_on(mesh, matched)]
 
         def build(arrays: list[jax.Array]) -> Any:
             return jax.tree_util.tree_unflatten(treedef, arrays)
 
     unplaced = {part.name: part for tensor, sharding in leaves if sharding is None for part in tensor.stored}
-    found = shardings_on(mesh(), unplaced.values(), rules) if unplaced else {}
+    some = some or any(sharding for _, sharding in leaves)
+    found = shardings_on(mesh(), unplaced.values(), rules, some=some) if unplaced else {}
     wanted = []
     for tensor, sharding in leaves:
         if sharding is None:
@@ -127,16 +132,16 @@ def shares_of(wanted: Iterable[Wanted]) -> Shares:
     return shares
 
 
-def described(wanted: Iterable[Wanted]) -> str:
-    """All of it, in words that are the same on every process that wants the same.
+def described(leaves: Iterable[tuple[StoreTensor, Sharding]]) -> str:
+    """All of it, in words that are the same on every process that wants the same in the same order.
 
     What lies on the devices of one process is that process's own affair.
     """
     said = []
-    for leaf in wanted:
-        sharding = _described(leaf.sharding)
-        if sharding:
-            said.append(f"{leaf.given.tensor.name} {leaf.given.tensor.dtype.name} {sharding}")
+    for tensor, sharding in leaves:
+        where = _described(sharding)
+        if where:
+            said.append(f"{tensor.name} {tensor.dtype.name}{list(tensor.shape)} {where}")
     return "\n".join(said)
 
 

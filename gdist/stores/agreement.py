@@ -54,13 +54,13 @@ def agree(
         GdistError: of the kind of the first failure, with the messages of all, on every member; `is_agreed`.
         RequestError: naming those that would do something else than the first.
     """
-    text = _text(fault)
+    text = text_of(fault)
     digests = [_digest(value) for value in told.values()]
     rows = gather(len(text).to_bytes(LENGTH_BYTES, "little") + b"".join(digests) + note, 0)
     lengths = [int.from_bytes(row[:LENGTH_BYTES], "little") for row in rows]
     if any(lengths):
         texts = [row[:n] for row, n in zip(gather(text, max(lengths)), lengths, strict=True)]
-        raise _error(members, texts, words) from fault
+        raise error_of(members, texts, words) from fault
     for number, what in enumerate(told):
         start = LENGTH_BYTES + number * DIGEST_BYTES
         other = [row[start : start + DIGEST_BYTES] for row in rows]
@@ -91,7 +91,8 @@ def _digest(value: str) -> bytes:
     return hashlib.blake2b(value.encode(), digest_size=DIGEST_BYTES).digest()
 
 
-def _error(members: Sequence[int], texts: Sequence[bytes], words: Words) -> GdistError:
+def error_of(members: Sequence[int], texts: Sequence[bytes], words: Words) -> GdistError:
+    """The failures that members told, as one error; a text is empty where there was none."""
     found = {member: json.loads(text) for member, text in zip(members, texts, strict=True) if text}
     first: dict[str, Any] = next(iter(found.values()))
     by_message: dict[str, list[int]] = {}
@@ -103,7 +104,7 @@ def _error(members: Sequence[int], texts: Sequence[bytes], words: Words) -> Gdis
     return error
 
 
-def _text(fault: Exception | None) -> bytes:
+def text_of(fault: Exception | None) -> bytes:
     """A failure as it is told to others; nothing where there is none."""
     if fault is None:
         return b""

@@ -14,7 +14,7 @@ MEND = (
     "gdist verify --repair mends a store in a directory; delete one that lies elsewhere, and fetch it again"
 )
 MAKE_AGAIN = "it was converted, so no piece has it: gdist verify says what to delete and to run again"
-SHOWN = 8  # faults a message spells out; the rest are in its `faults`
+SHOWN = 8  # faults a message spells out, and hosts a hint names; the rest are in its `faults`
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,14 @@ class ChunkFault:
         )
 
 
+def copy_hint(manifests: Sequence[str]) -> str:
+    """What to do where shards are other hosts', whose manifests have these names."""
+    if len(manifests) == 1:
+        return f"copy that host's directory, with {manifests[0]}, into this one, or load on that host"
+    more = f" and {len(manifests) - SHOWN} more" if len(manifests) > SHOWN else ""
+    return f"copy those hosts' directories, with {', '.join(manifests[:SHOWN])}{more}, into this one"
+
+
 def raise_faults(faults: Sequence[GdistError]) -> None:
     """Raises one error for all faults, of the kind of the first; damage comes before absence.
 
@@ -78,4 +86,6 @@ def raise_faults(faults: Sequence[GdistError]) -> None:
     kinds = (CorruptError, FilesystemError, RequestError)
     family = next((kind for kind in kinds if isinstance(ordered[0], kind)), RequestError)
     facts = {**ordered[0].facts, "faults": tuple(messages)}
-    raise family(text, hint=ordered[0].hint, **facts)
+    absent = dict.fromkeys(str(fault.manifests) for fault in ordered if "manifests" in fault.facts)
+    hint = copy_hint([*absent]) if "manifests" in facts else ordered[0].hint
+    raise family(text, hint=hint, **facts)

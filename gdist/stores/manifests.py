@@ -26,7 +26,7 @@ from gdist.core.store_manifest import (
 from gdist.core.tensor import check_name
 from gdist.core.view import VIEW, is_block
 from gdist.errors import CorruptError, GdistError, RequestError
-from gdist.stores.faults import raise_faults
+from gdist.stores.faults import copy_hint, raise_faults
 
 MOST_CHUNKS = 2**32  # a shard with more inner chunks than this is no shard of ours
 
@@ -93,10 +93,11 @@ class Manifests:
         return RequestError(
             f"shard {index} of {tensor.name!r} was written by host {' or '.join(map(str, writers))} of "
             f"{self.count}, whose part of the store is not here",
-            hint=f"copy that host's directory, with {names}, into this one, or load on that host",
+            hint=copy_hint([names]),
             tensor=tensor.name,
             shard=index,
             hosts=writers,
+            manifests=names,
         )
 
     def check_listed(self, requests: Iterable[tuple[StoreTensor, Box]]) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -29,11 +30,13 @@ from gdist.core.parcels import Item, Kind, deal, rounds_of
 from gdist.core.rename import parse_table
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.tensor import Quantisation
-from gdist.errors import CorruptError, GdistError, RequestError
+from gdist.errors import CorruptError, GdistError, RequestError, TransferError
 from gdist.exchange.ports import free_port
 from gdist.loader.carrier import XlaCarrier
+from gdist.loader.notices import LOOK_SECONDS
 from gdist.stores.rounds import Rounds
 from gdist.stores.store import Reader
+from gdist.testing.checkpoints import write_safetensors
 from gdist.testing.stores import Array, write_store
 
 RULES = {
@@ -89,6 +92,9 @@ def prepare(root: Path, count: int) -> None:
     zipped |= {f"norm{number}": sample()["norm"] for number in range(2 * count)}
     write_store(root / "zstd", zipped, mesh="8x8", rules=RULES, codec="zstd")
     write_store(root / "other", {"both": sample()["both"][:8]}, mesh="8x8", rules=RULES)
+    for seed in range(2):  # two checkpoints of one name and the same shapes, that no torrent tells apart
+        write_safetensors(root / f"{seed}/model", emb=64, layers=1, seed=seed)
+        gdist.view(root / f"{seed}/model", root / f"view{seed}")
 
 
 def leaves(tree: Any) -> dict[str, jax.Array]:
@@ -170,6 +176,66 @@ def processes_that_disagree_are_told(root: Path, index: int, count: int) -> None
     assert_all_raise(RequestError, texts, lambda: gdist.load(where, select="^both$"))
     mixed = ["would load other tensors, shardings or options than process 0"]
     assert_all_raise(RequestError, mixed, lambda: gdist.load(root / "all", broadcast=index == 0))
+
+
+@check
+def checkpoints_of_one_name_are_not_mixed(root: Path, index: int, count: int) -> None:
+    where = root / f"view{int(index == 1)}"
+    for start in (gdist.load, first_of_stream):
+        texts = ["process 1 would ", "other values than those before"]
+        assert_all_raise(RequestError, texts, lambda start=start: start(where))
+    assert gdist.load(root / "view0")  # the same everywhere: all is well
+
+
+def first_of_stream(where: Path, **options: Any) -> Any:
+    return next(gdist.stream(where, **options))
+
+
+@check
+def streams_agree_before_their_first_array(root: Path, index: int, count: int) -> None:
+    own, short = root / f"own{index}", {"start_timeout": 0.5}
+    found = dict(gdist.stream(own, select="both|norm|rows"))
+    assert_bits(found, {name: sample()[name] for name in ("both", "rows", "norm")})
+    where = root / ("other" if index == 1 else "all")
+    texts = ["process 1 would stream another release than process 0"]
+    assert_all_raise(RequestError, texts, lambda: first_of_stream(where, select="^both$"))
+    cases: list[dict[str, Any]] = [
+        {"select": "rows" if index == 1 else "columns"},
+        {"mesh": "4x16" if index == 1 else "8x8"},
+        {"rules": {"rules": [["both", ["data"] if index == 1 else []], [".*", []]]}},
+    ]
+    texts = ["process 1 would stream other tensors or shardings than process 0"]
+    for options in cases:
+        assert_all_raise(
+            RequestError, texts, lambda options=options: first_of_stream(root / "all", **options)
+        )
+    nowhere = root / "nowhere" if index == 1 else own
+    texts = ["process 1 cannot stream", "no store is there"]
+    assert_all_raise(TransferError, texts, lambda: first_of_stream(nowhere, **short))
+
+
+@check
+def a_stream_that_fails_is_heard_of_by_the_others(root: Path, index: int, count: int) -> None:
+    broken = root / f"cut{index}"
+    shutil.copytree(root / f"own{index}", broken)
+    if index == 1:
+        for path in [p for p in (broken / "rows/c").rglob("*") if p.is_file()][:1]:
+            data = bytearray(path.read_bytes())
+            data[3] ^= 1
+            path.write_bytes(data)
+    seen = []
+    try:
+        for path, _ in gdist.stream(broken):
+            seen.append(path)
+            time.sleep(LOOK_SECONDS)
+    except CorruptError as error:
+        told = "" if index == 1 else "process 1 cannot stream: "
+        assert error.message.startswith(told) and "'rows'" in error.message, error
+        assert ("processes" in error.facts) == (index != 1)
+    else:
+        raise AssertionError("nothing was raised")
+    assert len(seen) < len(sample()) - 1, seen
+    multihost_utils.sync_global_devices("all have heard")
 
 
 class Counting:

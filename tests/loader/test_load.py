@@ -84,6 +84,18 @@ def test_select_takes_both_halves_of_a_pair(root: Path) -> None:
         gdist.load(root, select="absent")
 
 
+@pytest.mark.parametrize("load", [gdist.load, lambda *args, **options: list(gdist.stream(*args, **options))])
+def test_what_is_no_pattern_or_mesh_is_refused(root: Path, load: Any) -> None:
+    with pytest.raises(RequestError, match=r"select is no regular expression: 'z\('"):
+        load(root, select=["embed", "z("])
+    for mesh in (8, (1, 8), jax.sharding.AbstractMesh((8,), ("model",))):
+        with pytest.raises(RequestError, match="is of type") as caught:
+            load(root, mesh=mesh)
+        assert "'8x8'" in caught.value.hint
+        with pytest.raises(RequestError, match="is of type"):
+            gdist.device_order(mesh)
+
+
 def target(**changes: Any) -> dict[str, Any]:
     struct = jax.ShapeDtypeStruct
     return {
@@ -174,6 +186,21 @@ def test_rules_that_do_not_fit_name_every_tensor(root: Path) -> None:
         gdist.load(root, rules={"rules": [["moe|layer|nothing|fp8|int4", []]]})
 
 
+@pytest.mark.parametrize("load", [gdist.load, lambda *args, **options: dict(gdist.stream(*args, **options))])
+def test_rules_of_another_model_are_refused(root: Path, load: Any) -> None:
+    other = {"rules": [["zzz", ["model"]], [".*", []]]}
+    with pytest.raises(RequestError, match="the rules match none of the 7 names"):
+        load(root, rules=other)
+    assert load(root, rules=other, select="^embed$").keys() == {"embed"}  # a choice may be of what they leave
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    struct = jax.ShapeDtypeStruct
+    tree = {name: struct(array.shape, array.dtype, sharding=device) for name, array in sample().items()}
+    with pytest.raises(RequestError, match="the rules match none of the 7 names"):
+        load(root, rules=other, target={n: struct(a.shape, a.dtype) for n, a in sample().items()})
+    tree["embed"] = struct((16, 32), np.float32)  # the only one that goes by the rules
+    assert load(root, rules=other, target=tree).keys() == sample().keys()
+
+
 def test_names_that_are_beginnings_of_others_need_a_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,10 +245,13 @@ def test_a_target_has_the_types_that_are_given_out(root: Path) -> None:
         root, target={"moe": {"linear": struct((2, 8, 64), np.float32)}}, select="moe", dtype="float32"
     )
     assert filled["moe"]["linear"].dtype == np.float32
-    with pytest.raises(RequestError, match=r"moe.linear is bfloat16.*, stored is float32"):
+    with pytest.raises(RequestError, match=r"moe.linear is bfloat16.*, dtype= makes it float32"):
         gdist.load(
             root, target={"moe": {"linear": struct((2, 8, 64), "bfloat16")}}, select="moe", dtype="float32"
         )
+    for dtype, said in (("bfloat16", "dtype= makes it bfloat16"), ("float32", "stored is float32")):
+        with pytest.raises(RequestError, match=rf"embed is float16\[16, 32\], {said}"):
+            gdist.load(root, target={"embed": struct((16, 32), "float16")}, select="embed", dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float33", "float128", "bool", object()])

@@ -21,6 +21,7 @@ import tensorstore as ts
 import gdist
 from gdist.core.dtypes import BY_SAFETENSORS
 from gdist.core.magnet import format_magnet
+from gdist.core.order import loading_order
 from gdist.errors import CorruptError, InterruptedRun, RequestError, ResumeError, UnsupportedError
 from gdist.events import Event, ShardCommitted, TensorReady
 from gdist.run import view_sink
@@ -349,6 +350,12 @@ def test_what_does_not_lie_there_as_it_is_is_named_and_the_rest_served_on_reques
     assert len(made.left_out) == 1
     for root in (made.path, tmp_path / "v", tmp_path / "b" / "view"):
         assert_holds(root, {"whole": arrays["whole"]})
+
+
+def test_one_pattern_is_one_pattern(llama: tuple[Path, dict[str, Array]], tmp_path: Path) -> None:
+    made = gdist.view(llama[0], tmp_path / "v", select="layers.1")
+    names = [tensor.name for tensor in made.manifest.tensors]
+    assert names == [name for name in loading_order(llama[1]) if "layers.1" in name]
 
 
 def test_where_a_view_cannot_go(llama: tuple[Path, dict[str, Array]], tmp_path: Path) -> None:

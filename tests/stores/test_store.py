@@ -269,6 +269,18 @@ def test_a_host_says_which_host_has_the_rest(tmp_path: Path) -> None:
         assert caught.value.hosts == (2,)
 
 
+def test_a_host_names_all_that_have_the_rest(tmp_path: Path) -> None:
+    rows = {"rules": [["0.w$", ["data"]], [".*", []]]}
+    write_store(tmp_path / "s", sample(), mesh="16x1", rules=rows, host=HostGroup(1, 16))
+    with gdist.open(tmp_path / "s") as store:
+        whole = {"layer.0.w": [Box.whole(store["layer.0.w"].shape)]}
+        for check in (store.check, store.check_listed):
+            with pytest.raises(RequestError) as caught:
+                check(whole)
+            names = [f"gdist.host-{host:05}-of-00016.json" for host in (0, *range(2, 9))]
+            assert f"directories, with {', '.join(names)} and 7 more, into" in caught.value.hint
+
+
 def test_hosts_parts_in_one_directory_are_one_store(tmp_path: Path) -> None:
     for root in hosts_apart(tmp_path, 4):
         shutil.copytree(root, tmp_path / "all", dirs_exist_ok=True)
