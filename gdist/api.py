@@ -484,6 +484,8 @@ def inspect(
     mesh: MeshLike = None,
     axes: Axes = None,
     devices: int | None = None,
+    devices_per_host: int | None = None,
+    device_order: OrderLike = None,
     rules: RulesLike = None,
     hosts: int = 1,
     tensor: str | None = None,
@@ -518,7 +520,8 @@ def inspect(
     from gdist.run.inspect import inspect as run
 
     table = read_rules(rules)
-    cut = read_mesh(mesh, axes=axes, devices=devices, rules=table)
+    devices = all_devices(devices, devices_per_host, hosts)
+    cut = read_mesh(mesh, axes=axes, devices=devices, device_order=device_order, rules=table)
     names = None if rename is None else read_rename(rename)
     described = _survey(profile, ignore, select, manifest, verify_key, swarm)
     options = InspectOptions(cut, table, hosts, tensor, names, described)
