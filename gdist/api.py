@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from gdist.sources.torrent import TorrentOptions, Version
 
 Axes = Iterable[str] | str | None
+JOB = "job"  # for a host: the one that the scheduler says
 LAYOUTS = ("zarr", "view", "both")
 MOST_PORT = 65535
 
@@ -361,14 +362,46 @@ def find_host(
 
     said = dict(os.environ)
     group = read_host(host)
-    if group is not None:
+    if group is not None or said.get("GDIST_HOST") == JOB:
         said.pop("GDIST_HOST", None)
+    if group is not None:
         said |= {"GDIST_RANK": str(group.index), "GDIST_WORLD": str(group.count)}
     if coordinator:
         said["GDIST_COORDINATOR"] = coordinator
     if hosts:
         said["GDIST_HOSTS"] = _read_list(hosts)
     return detect(said, cluster, hostname=host_name(), addresses=own_addresses())
+
+
+def sharing_host(host: HostLike = None, observe: Observer | None = None) -> HostGroup:
+    """The host of a reshard: the one given, of "job" the one that the scheduler says, else a lone one.
+
+    `observe` is told who said it, and where a lone one is among several that a scheduler started.
+
+    Raises:
+        RequestError: "job" is said nowhere completely, or this is not the first process of its host.
+    """
+    tell = observe or (lambda event: None)
+    if host is not None and host != JOB:
+        return read_host(host) or HostGroup()
+    try:
+        where = find_host()
+    except RequestError:
+        if host == JOB:
+            raise
+        return HostGroup()
+    if host is None:
+        if where.host.count > 1:
+            alone = "all of the store is written by this process: --host job has each host write its part"
+            tell(Note(f"{alone}; this is {where}"))
+        return HostGroup()
+    if where.attaches:
+        raise RequestError(
+            f"one process a host writes its part, and this is {where}",
+            hint="start one process a host, or say --host INDEX/COUNT",
+        )
+    tell(Note(str(where)))
+    return where.host
 
 
 def _read_list(value: str | Iterable[str]) -> str:
@@ -457,6 +490,8 @@ def inspect(
     mesh: MeshLike = None,
     axes: Axes = None,
     devices: int | None = None,
+    devices_per_host: int | None = None,
+    device_order: OrderLike = None,
     rules: RulesLike = None,
     hosts: int = 1,
     tensor: str | None = None,
@@ -493,7 +528,8 @@ def inspect(
     from gdist.run.inspect import inspect as run
 
     table = read_rules(rules)
-    cut = read_mesh(mesh, axes=axes, devices=devices, rules=table)
+    devices = all_devices(devices, devices_per_host, hosts)
+    cut = read_mesh(mesh, axes=axes, devices=devices, device_order=device_order, rules=table)
     names = None if rename is None else read_rename(rename)
     described = _survey(profile, ignore, select, manifest, verify_key, swarm)
     options = InspectOptions(cut, table, hosts, tensor, names, described)
@@ -712,8 +748,8 @@ def reshard(
 
     `source` is a store (a directory or URL, or those of several hosts), a directory of files that
     gdist reads, or an Orbax or Zarr directory; `dest` a directory or a URL. Without `rules` tensors are split
-    as the source was. `memory` bounds what is held while converting. `profile` and `ignore` are for
-    checkpoints.
+    as the source was. `host` is `3/8`, or `job` for what the scheduler says. `memory` bounds what is held
+    while converting. `profile` and `ignore` are for checkpoints.
 
     Raises:
         GdistError: of the family that says whose fault it is; what is done is kept for the next call.
@@ -721,7 +757,7 @@ def reshard(
     check_profile(profile)
     if not os.fspath(dest):
         raise RequestError("the destination is empty", hint="give a directory or a URL")
-    group, table = read_host(host) or HostGroup(), read_rules(rules)
+    group, table = sharing_host(host, observe), read_rules(rules)
     devices = all_devices(devices, devices_per_host, group.count)
     cut = _cut(mesh, axes, devices, device_order, table)
     group.devices(cut)

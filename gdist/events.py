@@ -103,7 +103,11 @@ class Note(Event):
 
 @dataclass(frozen=True, slots=True)
 class Planned(Event):
-    """What this host will do: tensors, shards and pieces, bytes kept, fetched, and already there."""
+    """What this host will do: tensors, shards and pieces, bytes kept, fetched, and already there.
+
+    `bytes_wanted` and what follows are of the payload; of the tensors as they are kept, converted or not, are
+    `bytes_kept` (0: as many as are wanted), and `store_nbytes` with their files' indexes and padding.
+    """
 
     tensors: int
     shards: int
@@ -115,6 +119,7 @@ class Planned(Event):
     mesh: str
     host_index: int
     host_count: int
+    bytes_kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)

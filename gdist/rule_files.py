@@ -55,6 +55,8 @@ def read_rules_file(path: str | os.PathLike[str]) -> Rules:
     try:
         with open(path, "rb") as file:
             data = file.read(MOST_BYTES + 1)
+    except IsADirectoryError as error:
+        raise RequestError(f"rules {where!r} are a directory", hint="give a file in it") from error
     except FileNotFoundError as error:
         raise RequestError(
             f"rules {where!r} are neither a file nor a name that gdist knows",
@@ -86,9 +88,11 @@ def _parse(data: bytes) -> object:
         fault = error
     try:
         return _yaml(text)
-    except RequestError as error:
+    except RequestError:
         if text.lstrip().startswith("{") and '"rules"' in text:  # meant as JSON
-            raise RequestError(f"they are not JSON: {fault}", hint=error.hint) from fault
+            raise RequestError(
+                f"they are not JSON: {fault}", hint="mend them, or write them as YAML"
+            ) from fault
         raise
 
 

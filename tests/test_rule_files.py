@@ -81,10 +81,18 @@ def test_what_cannot_be_read_says_so(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="neither a file nor a name") as caught:
         read_rules("gork-1")
     assert "grok-1, llama" in caught.value.hint
-    with pytest.raises(FilesystemError, match="reading the rules"):
+    with pytest.raises(RequestError, match="are a directory"):
         read_rules(tmp_path)
+    with pytest.raises(FilesystemError, match="reading the rules"):
+        read_rules(tmp_path / ("long" * 99))
     with pytest.raises(RequestError, match="no path"):
         read_rules("a\0b")
+
+
+def test_rules_meant_as_json_get_no_hint_for_yaml(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="are not JSON") as caught:
+        read_rules(written(tmp_path / "rules.json", '{"rules": [["w", []]]'))
+    assert caught.value.hint == "mend them, or write them as YAML"
 
 
 def test_names_are_known_without_anything_heavy() -> None:

@@ -124,8 +124,11 @@ def hint_at_quotes(source: str, values: Mapping[str, object]) -> Iterator[None]:
         raise
 
 
-def mesh_options(*, host: bool = True, hosts: bool = False) -> Callable[[F], F]:
-    """How the store is cut; with `host`, also who holds what of it; `hosts` is for all hosts at once."""
+def mesh_options(*, host: bool = True, hosts: bool = False, job: bool = False) -> Callable[[F], F]:
+    """How the store is cut; with `host`, also who holds what of it; `hosts` is for all hosts at once.
+
+    With `job` a host may be the one that the scheduler says.
+    """
     from click.shell_completion import CompletionItem
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -147,8 +150,9 @@ def mesh_options(*, host: bool = True, hosts: bool = False) -> Callable[[F], F]:
     order = option("--device-order", metavar="ORDER", help=text)
     text = "Partition rules: a name, or a YAML or JSON file.  [default: the release's, else automatic]"
     rules = option("--rules", metavar="NAME|FILE", help=text, shell_complete=complete)
-    text = "This host, counted from 0, of all: 3/8.  [default: 0/1]"
-    this = option("--host", metavar="I/N", help=text)
+    said = ", or as the scheduler says: job" if job else ""
+    text = f"This host, counted from 0, of all: 3/8{said}.  [default: 0/1]"
+    this = option("--host", metavar="I/N|job" if job else "I/N", help=text)
     several = (mesh, axes, devices, each, order, rules)
     chosen = (*several, this) if host else several if hosts else (mesh, axes, devices, rules)
 

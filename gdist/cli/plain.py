@@ -131,7 +131,8 @@ class PlainLines:
     def _tick(self, over: threading.Event, doing: str, start: float) -> None:
         while not over.wait(self._every):
             waited = format_seconds(time.monotonic() - start)
-            peers = "" if doing == _WAITING[Stage.JOIN] else f"{words.count(self._peers, 'peer')}, "
+            looking = doing == _WAITING[Stage.METADATA] or self._peers  # a reshard asks no swarm
+            peers = f"{words.count(self._peers, 'peer')}, " if looking else ""
             say(f"still {doing}: {peers}{waited}\n")
 
     def close(self) -> None:

@@ -62,8 +62,13 @@ def planned(event: Plan) -> str:
         brought = f"fetches {format_bytes(event.bytes_touched)} in {count(event.pieces, 'piece')}"
     return (
         f"{count(event.tensors, 'tensor')} on mesh {event.mesh}{host}: "
-        f"keeps {format_bytes(event.bytes_wanted)}, {brought}{resumed}"
+        f"keeps {format_bytes(_kept(event))}, {brought}{resumed}"
     )
+
+
+def _kept(event: Plan) -> int:
+    """Bytes of tensors that the host keeps, which a fetch may have converted on the way."""
+    return (event.bytes_kept if isinstance(event, Planned) else 0) or event.bytes_wanted
 
 
 def rates(event: Progress | ReshardProgress | MoveProgress, cluster: ClusterProgress | None = None) -> str:
@@ -137,8 +142,8 @@ def finished(event: Finished, plan: Plan | None = None) -> str:
     """The end in one line: what this host keeps, and the rate of what this run fetched of it."""
     if event.already:
         return f"{event.path} is complete already: {format_bytes(event.nbytes)}"
-    kept = plan.bytes_wanted if plan else event.nbytes
-    new = kept - plan.bytes_resumed if plan else kept
+    kept = _kept(plan) if plan else event.nbytes
+    new = kept * (1 - plan.bytes_resumed / plan.bytes_wanted) if plan and plan.bytes_wanted else kept
     rate = format_rate(new / event.seconds) if event.seconds else "--"
     part = ""
     if plan and plan.host_count > 1:

@@ -18,6 +18,7 @@ ALIKE = 4  # so many names that differ in a number only are told as one
 CAUSES = 12  # causes in the error's own sentence
 NEAREST = 3  # meshes suggested
 TRIED = 4096  # meshes looked at for them
+NUMBER = re.compile(r"\d+")
 
 Cut = tuple[int, tuple[str, ...]]
 """The size of a dimension, and the mesh axes that split it."""
@@ -193,13 +194,21 @@ def _listed(names: Iterable[str]) -> str:
     """Names for a message; many that differ in a number only are one, `'layer.*.w' (64)`."""
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+        alike.setdefault(NUMBER.sub("*", name), []).append(name)
     shown: list[tuple[str, int]] = []
-    for form, group in alike.items():
+    for group in alike.values():
         many = len(group) >= ALIKE
-        shown += [(f"{form!r} ({len(group)})", len(group))] if many else [(f"{n!r}", 1) for n in group]
+        text = f"{_form(group)!r} ({len(group)})"
+        shown += [(text, len(group))] if many else [(f"{n!r}", 1) for n in group]
     left = sum(count for _, count in shown[NAMED:])
     return ", ".join(text for text, _ in shown[:NAMED]) + (f" and {left} more" if left else "")
+
+
+def _form(names: Sequence[str]) -> str:
+    """Names that differ in numbers only as one: a `*` for each number that differs."""
+    columns = zip(*map(NUMBER.findall, names), strict=True)
+    shown = iter([column[0] if len(set(column)) == 1 else "*" for column in columns])
+    return NUMBER.sub(lambda match: next(shown), names[0])
 
 
 def _tensors(names: Iterable[str]) -> str:

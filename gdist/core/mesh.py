@@ -154,11 +154,13 @@ class HostGroup:
     count: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
+        hint = "give INDEX/COUNT with INDEX counted from 0, for example 3/8"
+        if self.count < 1:
             raise RequestError(
-                f"host index {self.index} is not in 0 to {self.count - 1}",
-                hint="give INDEX/COUNT with INDEX counted from 0, for example 3/8",
+                f"host {self.index} is of {self.count} hosts, and there is one at least", hint=hint
             )
+        if not 0 <= self.index < self.count:
+            raise RequestError(f"host index {self.index} is not in 0 to {self.count - 1}", hint=hint)
 
     def devices(self, mesh: Mesh) -> Sequence[int]:
         """The places in the mesh of this host's devices, ascending.

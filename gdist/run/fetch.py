@@ -457,6 +457,7 @@ class _Fetch:
                 mesh=str(plan.mesh),
                 host_index=plan.host.index,
                 host_count=plan.host.count,
+                bytes_kept=sum(tensor.nbytes for tensor in plan.tensors),
             )
         )
         self._observe(TensorsPlanned(tuple(tensor.tensor.spec.name for tensor in plan.tensors)))

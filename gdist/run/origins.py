@@ -17,7 +17,8 @@ from gdist.core.source_manifest import ASSUMED_PIECE_LENGTH
 from gdist.errors import RequestError
 from gdist.kvstore import local_path
 from gdist.run.survey import Survey, SurveyOptions, check_beside, is_checkpoint, survey_files
-from gdist.stores import Address, files_of
+from gdist.stores import Address, files_of, files_of_all
+from gdist.stores.manifests import hint_of_hosts
 from gdist.stores.origins import Origin
 from gdist.stores.origins.store import StoreOrigin
 
@@ -59,7 +60,7 @@ def open_origin(
         GdistError: when it cannot be read, or contradicts itself.
     """
     places = [place for source in sources for place in _hosts_below(source)]
-    files = [files_of(place) for place in places]
+    files = files_of_all(places)
     others = [file.where for file in files if not file.manifests()]
     if not others:
         if profile or ignore:
@@ -78,7 +79,7 @@ def open_origin(
     if len(places) > 1:
         raise RequestError(
             f"{' and '.join(others)} is no store of gdist: only parts of one store are joined",
-            hint="give the directories that the hosts of one fetch wrote",
+            hint=hint_of_hosts(others[0], "give the directories that the hosts of one fetch wrote"),
         )
     return _checkpoint(places[0], profile, ignore)
 
@@ -119,7 +120,9 @@ def _checkpoint(source: Address, profile: str | None, ignore: Sequence[str]) -> 
     if root is None or not root.exists() or not is_checkpoint(root):
         raise RequestError(
             f"{os.fspath(source)} is no store, no Orbax or Zarr directory and no checkpoint on this disk",
-            hint="check the address; a torrent is fetched with gdist fetch --mesh",
+            hint=hint_of_hosts(
+                os.fspath(source), "check the address; a torrent is fetched with gdist fetch --mesh"
+            ),
         )
     return _files(root, profile, ignore)
 

@@ -27,7 +27,7 @@ from gdist.errors import CorruptError, GdistError, RequestError
 from gdist.run.keeping import read_kept
 from gdist.sources.torrent.hashing import PieceHashes
 from gdist.sources.torrent.metadata import Metadata, load_torrent, piece_layers, read_metadata
-from gdist.stores import Address, files_of, open_as
+from gdist.stores import Address, files_of_all, open_as
 from gdist.stores.buffers import numpy_dtype
 from gdist.stores.manifests import read_manifests
 
@@ -71,7 +71,7 @@ class Rebuilder:
     def __init__(self, places: Address | Sequence[Address], known: Mapping[str, bytes] | None = None):
         self._known = known or {}
         self.places = (places,) if isinstance(places, str | os.PathLike) else tuple(places)
-        self._files = [files_of(place) for place in self.places]
+        self._files = files_of_all(self.places)
         self.manifests = read_manifests(*self._files)
         self.manifest = manifest = self.manifests.joined
         self.where = " and ".join(files.where for files in self._files)

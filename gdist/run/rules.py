@@ -12,6 +12,7 @@ from gdist.core.box import Box
 from gdist.core.extent import Extent
 from gdist.core.fits import Fit, fit
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, slab_indices, split_counts
+from gdist.core.reshard import rules_of
 from gdist.core.rules import Rules, check_used, complete_mesh, kept_specs, specs_of
 from gdist.core.select import chosen_names
 from gdist.core.store_manifest import StoreManifest
@@ -115,9 +116,13 @@ def check(
         name, tensors, mesh = manifest.source.name, _tensors_of(manifest), asked.mesh or manifest.mesh
     mesh = complete_mesh(mesh, rules)
     places = asked.host.devices(mesh)
-    if rules is None and not isinstance(found, Survey):
+    # On another mesh a store that no axis cut says nothing of how to split it, here as in a reshard.
+    kept = not isinstance(found, Survey) and (asked.mesh is None or rules_of(found.joined) is not None)
+    if rules is None and kept:
         stored = zip(tensors, manifest.tensors, strict=True)
-        specs: Sequence[PartitionSpec | None] = kept_specs(mesh, [(own, kept.spec) for own, kept in stored])
+        specs: Sequence[PartitionSpec | None] = kept_specs(
+            mesh, [(own, tensor.spec) for own, tensor in stored]
+        )
         notes.append("no rules: split as the store is")
     else:
         specs = specs_of(mesh, rules, tensors)

@@ -23,6 +23,7 @@ from gdist import __version__
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.orbax import COMMIT_MARKER, METADATA
 from gdist.core.profile import check_storable
+from gdist.core.rules import complete_mesh, resolve_specs
 from gdist.core.select import check_patterns
 from gdist.core.source_map import DIRECTORY, MAP_NAME, REST_NAME, TORRENT_NAME
 from gdist.core.store_manifest import (
@@ -284,14 +285,17 @@ def _manifest(
     views, left_out = views_of(found.tensors, found.payload)
     if left_out and (not asked.partial or not views):
         raise not_viewed(left_out, "--partial views the others; gdist reshard makes a store of all")
-    tensors = (_store_tensor(found.tensors[number], view) for number, view in views.items())
+    mesh = complete_mesh(Mesh((("model", 1),)), found.rules)
+    viewed = [found.tensors[number] for number in views]
+    specs = resolve_specs(mesh, found.rules, viewed)  # they cut nothing here, but say how others may
+    tensors = map(_store_tensor, viewed, views.values(), specs)
     files, profile = found.payload.files, found.profile or ""
     nbytes = sum(file.length for file in files)
     source = StoreSource("", "", found.name, 0, nbytes, profile=profile)
     manifest = StoreManifest(
         source=torrent.source(profile) if torrent else source,
         plan="",
-        mesh=Mesh((("model", 1),)),
+        mesh=mesh,
         host=HostGroup(),
         tensors=tuple(tensors),
         assets=tuple(StoreAsset(files[n].path, files[n].length, "") for n in found.assets),
@@ -304,7 +308,7 @@ def _manifest(
     return manifest, left_out
 
 
-def _store_tensor(tensor: StoredTensor, view: View) -> StoreTensor:
+def _store_tensor(tensor: StoredTensor, view: View, cut: PartitionSpec) -> StoreTensor:
     spec = tensor.spec
     grid = view_grid(spec.shape, view, spec.dtype.itemsize)
     shards = dict.fromkeys(chunk_indexes(grid), ("",))
@@ -312,7 +316,7 @@ def _store_tensor(tensor: StoredTensor, view: View) -> StoreTensor:
         spec.name,
         spec.dtype,
         grid,
-        PartitionSpec(()),
+        cut,
         tensor.quantisation,
         shards,
         view=view,

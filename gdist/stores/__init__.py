@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from gdist.core.mesh import HostGroup
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.view import VIEW
 from gdist.errors import RequestError
@@ -47,7 +48,7 @@ def open(store: Address | Sequence[Address], *, verify: bool = True) -> Store:
     places: Sequence[Address] = (store,) if isinstance(store, str | os.PathLike) else tuple(store)
     if not places:
         raise RequestError("no store was given", hint="give a directory or a URL, or several")
-    return open_as(places, read_manifests(*map(files_of, places)), verify=verify)
+    return open_as(places, read_manifests(*files_of_all(places)), verify=verify)
 
 
 def open_as(places: Sequence[Address], manifests: Manifests, *, verify: bool) -> Store:
@@ -81,14 +82,19 @@ def _specs(places: Sequence[Address], manifests: Manifests) -> list[dict[str, ob
     return specs
 
 
-def files_of(store: Address) -> Files:
-    """The small files of the store at an address."""
+def files_of(store: Address, host: HostGroup | None = None) -> Files:
+    """The small files of the store at an address, which may be that of one of so many hosts."""
     root = local_path(store)
     if root is not None:
         return LocalFiles(root)
     from gdist.stores.remote import RemoteFiles  # as above
 
-    return RemoteFiles(os.fspath(store))
+    return RemoteFiles(os.fspath(store), host)
+
+
+def files_of_all(places: Sequence[Address]) -> list[Files]:
+    """The small files of a store whose parts lie in these places, where several those of as many hosts."""
+    return [files_of(place, HostGroup(index, len(places))) for index, place in enumerate(places)]
 
 
 def _tensorstore(specs: Sequence[dict[str, object]], tensor: StoreTensor) -> Any:

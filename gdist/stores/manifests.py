@@ -187,10 +187,17 @@ def _no_store(files: Files) -> RequestError:
     if files.unfinished():
         hint = "the fetch did not finish; run the same fetch again"
     else:
-        hint = "give the directory that gdist fetch wrote to"
+        hint = hint_of_hosts(files.where, "give the directory that gdist fetch wrote to")
     return RequestError(
         f"{files.where} is not a store: it has no {MANIFEST_NAME}", hint=hint, where=files.where
     )
+
+
+def hint_of_hosts(where: str, hint: str) -> str:
+    """A hint where there is no store; over HTTP, where nothing is listed, also that all hosts' are needed."""
+    if not where.startswith(("http://", "https://")):
+        return hint
+    return f"{hint}; over HTTP, which lists nothing, those of all hosts that wrote a store together"
 
 
 def check_manifest(manifest: StoreManifest, where: str) -> None:

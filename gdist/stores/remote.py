@@ -17,7 +17,8 @@ from blake3 import blake3
 
 from gdist.core.box import Box, tiles_of
 from gdist.core.layout import shard_key
-from gdist.core.store_manifest import MANIFEST_NAME, StoreTensor
+from gdist.core.mesh import HostGroup
+from gdist.core.store_manifest import MANIFEST_NAME, StoreTensor, manifest_name
 from gdist.errors import CorruptError, GdistError, RequestError, TransferError
 from gdist.kvstore import kvstore_spec, shared_context
 from gdist.stores.buffers import Array, aligned_empty, stored_order
@@ -69,10 +70,11 @@ def translate(error: Exception, doing: str) -> GdistError:
 
 
 class RemoteFiles:
-    """The small files of a store at a URL."""
+    """The small files of a store at a URL, which may be that of one of so many hosts."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, host: HostGroup | None = None):
         self.where = url.rstrip("/")
+        self._host = host or HostGroup()
         self._spec = kvstore_spec(url)
         try:
             self._kvstore: Any = ts.KvStore.open(self._spec, context=shared_context()).result()
@@ -98,11 +100,18 @@ class RemoteFiles:
         return bool(result.state == "value")
 
     def manifests(self) -> Sequence[str]:
-        """`gdist.json`, or the names of the hosts' parts of it; HTTP cannot list, so there only the first."""
+        """`gdist.json`, or the names of the hosts' parts of it.
+
+        HTTP cannot list: there it is one host's of as many as there are places, its own by their order first.
+        """
         if self.read(MANIFEST_NAME) is not None:
             return [MANIFEST_NAME]
         if self._spec["driver"] == "http":
-            return []
+            count = self._host.count if self._host.count > 1 else 0
+            order = sorted(range(count), key=lambda index: index != self._host.index)
+            tried = (manifest_name(HostGroup(index, count)) for index in order)
+            first = next((name for name in tried if self.read(name) is not None), None)
+            return [first] if first else []
         # From "gdist.host-" to just after the last name that starts so: "." follows "-" in ASCII.
         names = ts.KvStore.KeyRange("gdist.host-", "gdist.host.")
         try:

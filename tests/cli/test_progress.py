@@ -182,10 +182,25 @@ def test_a_log_says_that_it_still_waits(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err == ""  # planning and fetching speak for themselves
 
 
+def test_a_log_of_what_asks_no_swarm_counts_no_peers(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainLines(every=0.05)
+    view(StageStarted(Stage.HEADERS))
+    time.sleep(0.3)
+    view.close()
+    assert re.fullmatch(r"still reading headers: \d.*s", capsys.readouterr().err.splitlines()[1])
+
+
 def test_the_end_tells_what_this_host_keeps_and_fetched() -> None:
     plan = Planned(10, 10, 9, 4 * GB, 5 * GB, 3 * GB, 8 * GB, "model=2", 0, 2)
     told = words.finished(Finished("/data/model", 8 * GB, 2, False, ()), plan)
     assert told == "complete: 4.00 GB of 8.00 GB on host 0 of 2 in 2.0 s, 500 MB/s"
+
+
+def test_what_is_converted_is_told_as_it_is_kept() -> None:
+    plan = Planned(10, 10, 9, 4 * GB, 5 * GB, 2 * GB, 9 * GB, "model=2", 0, 2, bytes_kept=8 * GB)
+    assert "keeps 8.00 GB, fetches 5.00 GB" in words.planned(plan)
+    told = words.finished(Finished("/data/model", 16 * GB, 2, False, ()), plan)
+    assert told == "complete: 8.00 GB of 16.00 GB on host 0 of 2 in 2.0 s, 2.0 GB/s"
 
 
 # --- clusters ---------------------------------------------------------------------------------------------

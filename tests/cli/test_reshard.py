@@ -124,3 +124,50 @@ def test_a_log_gets_lines(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert "resharding" in said and "50.0%  1.00 GB of 2.00 GB   tensors 1/3   read 1.50 GB" in said
     assert "complete: 2.00 GB of 8.00 GB on host 1 of 4" in said
+
+
+SLURM = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_STEP_NODELIST": "n[0-1]",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_a_scheduler_says_which_host_this_is(
+    way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_store(tmp_path / "a", sample(), rules=RULES, mesh="1x2")
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    given = ["--host", "job"]
+    if way == "variable":
+        monkeypatch.setenv("GDIST_HOST", "job")
+        given = []
+    assert main(["reshard", f"{tmp_path}/a", f"{tmp_path}/b", "--mesh", "2x2", *given]) == 0
+    err = capsys.readouterr().err
+    assert "host 1 of 2, by slurm (SLURM_JOB_ID=17, SLURM_STEP_NODELIST=n[0-1], SLURM_NODEID=1" in err
+    assert [path.name for path in (tmp_path / "b").glob("gdist*.json")] == ["gdist.host-00001-of-00002.json"]
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2(x2)")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    assert main(["reshard", f"{tmp_path}/a", f"{tmp_path}/b", "--mesh", "2x2", *given]) == 2
+    assert "hint: start one process a host, or say --host INDEX/COUNT" in capsys.readouterr().err
+
+
+def test_a_lone_host_among_several_hears_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_store(tmp_path / "a", sample(), rules=RULES, mesh="1x2")
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    assert main(["reshard", f"{tmp_path}/a", f"{tmp_path}/b", "--mesh", "2x2"]) == 0
+    note = "all of the store is written by this process: --host job has each host write its part"
+    assert f"note: {note}; this is host 1 of 2, by slurm" in capsys.readouterr().err
+    assert main(["reshard", f"{tmp_path}/a", f"{tmp_path}/c", "--mesh", "2x2", "--host", "0/1"]) == 0
+    assert note not in capsys.readouterr().err
+    monkeypatch.delenv("SLURM_NODEID")  # half set: nobody asked
+    assert main(["reshard", f"{tmp_path}/a", f"{tmp_path}/d", "--mesh", "2x2"]) == 0
+    assert main(["reshard", f"{tmp_path}/a", f"{tmp_path}/e", "--mesh", "2x2", "--host", "job"]) == 2

@@ -186,6 +186,16 @@ def test_a_pair_of_a_release_with_the_pieces_that_feed_it(capsys: pytest.Capture
     assert max(map(len, drawing.splitlines())) <= 80
 
 
+def test_an_order_says_which_device_holds_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    order = ["--device-order", "model,data", "--hosts", "2", "--devices-per-host", "4"]
+    plot = ["--plot", f"{tmp_path}/plot.svg"]
+    asked = ["inspect", "grok-1", "--mesh=-1x4", "--tensor", "decoder_layer_0.router.w", *order, *plot]
+    assert main([*asked, "--json"]) == 0
+    (picture,) = json.loads(capsys.readouterr().out.splitlines()[-1])["pictures"]
+    assert [region["devices"] for region in picture["regions"]] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert "0,2..6" in (tmp_path / "plot.svg").read_text()
+
+
 def test_several_tensors_stay_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "grok-1", "--mesh", "8x8", "--tensor", "layer_3.moe"]) == 0
     out = capsys.readouterr().out

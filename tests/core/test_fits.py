@@ -74,6 +74,13 @@ def test_tensors_of_one_cause_are_one_sentence() -> None:
     assert "does not divide 12 tensors" in found.error().message
 
 
+def test_only_numbers_that_differ_are_left_out_of_names() -> None:
+    names = [f"layer_{n}.moe.linear_{kind}.w" for kind in ("1", "v") for n in range(4)]
+    names += [f"layer_{n}.norm_{m}" for m in (1, 2) for n in range(4)]
+    (cause,) = fit(MESH, (tensor(name, 6) for name in names), [PartitionSpec((("model",),))] * 16).causes()
+    assert "'layer_*.moe.linear_1.w' (4), 'layer_*.moe.linear_v.w' (4), 'layer_*.norm_*' (8)" in cause
+
+
 def test_names_beyond_twenty_are_counted() -> None:
     names = [tensor("x" * n, 3) for n in range(1, 24)]
     (cause,) = fit(MESH, names, [PartitionSpec((("model",),))] * 23).causes()

@@ -172,7 +172,7 @@ def test_a_host_is_read(text: str, host: tuple[int, int]) -> None:
         ("1/8/8", "is not INDEX/COUNT"),
         ("a/b", "is not INDEX/COUNT"),
         ("8/8", "host index 8 is not in 0 to 7"),  # counted from 0
-        ("0/0", "host index 0"),
+        ("0/0", "host 0 is of 0 hosts, and there is one at least"),
     ],
 )
 def test_what_is_no_host_is_refused(text: str, why: str) -> None:

@@ -65,6 +65,7 @@ def test_a_mesh_holds_what_numpy_makes_of_the_source(
     assert not (tmp_path / "s/.gdist").exists()
     (planned,) = recorder.of(Planned)
     assert planned.bytes_wanted >= sum(array.nbytes for array in grok[1].values())
+    assert planned.bytes_kept == result.manifest.nbytes
     assert sum(event.nbytes for event in recorder.of(ShardCommitted)) == result.manifest.nbytes
     for name, array in expected.items():
         kvstore = {"driver": "file", "path": f"{tmp_path}/s/{name}/"}

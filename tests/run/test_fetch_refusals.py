@@ -36,9 +36,11 @@ from gdist.errors import (
 )
 from gdist.events import Event, HashFailed, Stage, StageStarted
 from gdist.formats import drive
+from gdist.run.failures import last_failure
 from gdist.run.fetch import fetch
 from gdist.run.headers import FileReport, identify
 from gdist.run.journal_file import JournalFile
+from gdist.run.verify import verify
 from gdist.testing.buckets import s3_bucket
 from gdist.testing.checkpoints import write_grok1, write_safetensors
 from gdist.testing.fetches import Array, Recorder, assert_holds, fetch_options, tree_of
@@ -348,6 +350,19 @@ def test_a_mesh_that_does_not_divide_names_every_tensor(seeded: Seeded, tmp_path
     assert_not_complete(tmp_path / "s")
     with pytest.raises(RequestError, match="3 hosts do not divide"):
         fetch(format_magnet(seeded.magnet), tmp_path / "t", fetch_options("2x4", "0/3"))
+
+
+def test_a_refusal_leaves_why_and_another_mesh_goes_on_from_the_headers(
+    seeded: Seeded, tmp_path: Path
+) -> None:
+    rules = parse_rules({"axes": ["data", "model"], "rules": [["norm", []], [".*", [None, "model"]]]})
+    with pytest.raises(RequestError) as caught:
+        fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options("2x3", rules=rules))
+    failure = last_failure(tmp_path / "s/.gdist")
+    assert failure and failure.message == caught.value.message
+    assert {"s/.gdist/source.torrent", "s/.gdist/headers.json"} <= set(tree_of(tmp_path))
+    fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options("2x4", rules=rules))
+    assert verify(tmp_path / "s").ok and not (tmp_path / "s/.gdist").exists()
 
 
 # --- manifests --------------------------------------------------------------------------------------------

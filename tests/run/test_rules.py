@@ -131,6 +131,15 @@ def test_without_rules_a_release_is_split_automatically(tmp_path: Path) -> None:
     assert named.mesh == Mesh((("data", 1), ("model", 2))), "axes of the rules are added"
 
 
+def test_a_store_that_nothing_cut_is_split_as_a_reshard_would(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", {"a": np.zeros((6, 8), np.float32)})
+    assert gdist.check_rules(tmp_path / "s").notes == ("no rules: split as the store is",)
+    report = gdist.check_rules(tmp_path / "s", mesh="2x4")
+    cut = gdist.reshard(tmp_path / "s", tmp_path / "cut", mesh="2x4").manifest
+    assert [t.spec for t in report.tensors] == [t.spec for t in cut.tensors]
+    assert any("automatically" in note for note in report.notes)
+
+
 @pytest.mark.torrent
 def test_a_torrent_is_checked_by_its_headers(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model")

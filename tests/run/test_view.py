@@ -86,6 +86,17 @@ def test_a_download_becomes_a_store_in_place(
         assert_holds(moved / where, {name: np.asarray(array) for name, array in expected.items()})
 
 
+def test_a_view_knows_how_its_release_is_split(grok: tuple[Path, dict[str, Array]], tmp_path: Path) -> None:
+    payload, _ = grok
+    view = gdist.view(payload, tmp_path / "view")
+    split = gdist.reshard(payload, tmp_path / "split", mesh="2x4").manifest
+    again = gdist.reshard(view.path, tmp_path / "again", mesh="2x4").manifest
+    assert any(any(tensor.spec.dims) for tensor in split.tensors)
+    assert [(t.name, t.spec) for t in again.tensors] == [(t.name, t.spec) for t in split.tensors]
+    checked = gdist.check_rules(view.path, mesh="2x4")
+    assert [(t.name, t.spec) for t in checked.tensors] == [(t.name, t.spec) for t in split.tensors]
+
+
 def test_a_payload_may_have_a_view_in_place_and_others(
     llama: tuple[Path, dict[str, Array]], tmp_path: Path
 ) -> None:

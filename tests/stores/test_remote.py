@@ -196,6 +196,21 @@ def test_a_store_over_http(tmp_path: Path, server: str) -> None:
     assert report.ok and report.nbytes == sum(array.nbytes for array in sample().values())
 
 
+def test_directories_of_hosts_over_http(tmp_path: Path, server: str) -> None:
+    for index in range(3):
+        write_store(tmp_path / f"s/{index}", sample(), mesh="3x1", host=HostGroup(index, 3), chunk_bytes=64)
+    for order in ((0, 1, 2), (2, 0, 1)):
+        with gdist.open([f"{server}/s/{index}" for index in order]) as store:
+            assert_all(store)
+    gdist.reshard([f"{server}/s/{index}" for index in range(3)], tmp_path / "joined")
+    assert gdist.verify(tmp_path / "joined").ok
+    places = [f"{server}/s/0", f"{server}/s/1"]
+    for attempt in (gdist.open, lambda few: gdist.reshard(few, tmp_path / "few")):
+        with pytest.raises(RequestError) as error:
+            attempt(places)
+        assert "over HTTP, which lists nothing, those of all hosts" in error.value.hint
+
+
 def test_a_server_that_refuses_is_not_asked_again(tmp_path: Path, server: str) -> None:
     (tmp_path / "secret").mkdir()
     with pytest.raises(RequestError, match="access is refused"):

@@ -40,7 +40,7 @@ NAMED = 5  # of several tensors, in a hint
 
 @click.command()
 @source_argument
-@mesh_options(host=False)
+@mesh_options(host=False, hosts=True)
 @option(
     "--hosts",
     type=click.IntRange(1),

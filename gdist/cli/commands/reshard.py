@@ -23,7 +23,7 @@ from gdist.cli.words import kept_nbytes
 @click.command()
 @click.argument("source", nargs=-1, required=True, type=click.Path(readable=False))
 @click.argument("dest", type=click.Path(readable=False))
-@mesh_options()
+@mesh_options(job=True)
 @option(
     "--memory",
     default="1GiB",
@@ -47,12 +47,11 @@ def reshard(source: tuple[str, ...], dest: str, output: Output, **values: Any) -
 
     SOURCE is a store (directory or URL; several, where hosts wrote it apart), a directory of files that
     gdist reads, or an Orbax or Zarr directory. Without --rules tensors are split as SOURCE was. Without
-    --host one host does it all; else each does its part, and none waits for another. Run the same line again
-    and it goes on where it stopped; when the store is complete it returns at once. DEST is printed at the
-    end.
+    --host one host does it all; else each does its part, and none waits for another: --host job on all hosts
+    of a scheduler's job. Run the same line again and it goes on where it stopped; when the store is complete
+    it returns at once. DEST is printed at the end.
     """
-    host = api.read_host(values["host"])
-    output.host = host.index if host else 0
+    output.host = api.sharing_host(values["host"]).index
     with stop_on_signals() as stop, output.progress() as observe:
         done = api.reshard(source, dest, observe=observe, stop=stop, **given(values))
     output.result(

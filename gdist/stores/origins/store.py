@@ -15,7 +15,7 @@ from gdist.core.reshard import Grain, identity_of, stored_tensor
 from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import Step, StoreManifest, StoreTensor
 from gdist.errors import CorruptError, GdistError, RequestError
-from gdist.stores import Address, files_of, reader_of
+from gdist.stores import Address, files_of_all, reader_of
 from gdist.stores.buffers import Array, will_read
 from gdist.stores.faults import ChunkFault, raise_faults
 from gdist.stores.local import LocalReader
@@ -31,7 +31,7 @@ class StoreOrigin:
     """Reads the inner chunks of a store, each against its digest."""
 
     def __init__(self, places: Sequence[Address]):
-        self._files = [files_of(place) for place in places]
+        self._files = files_of_all(places)
         self._manifests = read_manifests(*self._files)
         self._reader = reader_of(places, self._manifests, verify=True)
         manifest = self._manifests.joined
