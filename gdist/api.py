@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gdist.core.rules import Rules
     from gdist.core.status import ClusterStatus
     from gdist.run.check_manifest import ManifestReport
+    from gdist.run.cluster.options import ClusterOptions
     from gdist.run.fetch import FetchResult
     from gdist.run.inspect import Inspection
     from gdist.run.job import FetchJob
@@ -251,11 +252,55 @@ def cluster_fetch(
     Raises:
         GdistError: of a fetch, and when the hosts disagree or do not come.
     """
-    from gdist.run.cluster import ClusterOptions
     from gdist.run.cluster import cluster_fetch as run
 
     where = find_host(cluster, host, coordinator, hosts)
-    options = ClusterOptions(
+    options = cluster_options(
+        where,
+        port=port,
+        secret=secret,
+        encrypt=encrypt,
+        gateways=gateways,
+        exchange=exchange,
+        max_lan=max_lan,
+        hold=hold,
+        deadline=deadline,
+        min_hosts=min_hosts,
+        linger=linger,
+        http=http,
+        **fetching,
+    )
+    if observe is not None:
+        observe(Note(str(where)))
+        if where.host.count > 1 and not options.secret:
+            observe(Note("no secret was given: whoever can reach the hosts and knows the job may join them"))
+    return run(source, dest, options, observe=observe, stop=stop, recorder=recorder)
+
+
+def cluster_options(
+    where: Membership,
+    *,
+    port: int | None = None,
+    secret: str | None = None,
+    encrypt: bool = False,
+    gateways: str | Iterable[int] = "all",
+    exchange: str = "auto",
+    max_lan: int | str = 0,
+    hold: int | str | None = None,
+    deadline: float | str = 0,
+    min_hosts: int = 0,
+    linger: float | str = "10m",
+    http: str | None = None,
+    **fetching: Any,  # Any: those of `fetch`, which knows their types
+) -> ClusterOptions:
+    """What is asked of `cluster_fetch`, as one value; nothing is looked at but files of rules and the like.
+
+    Raises:
+        RequestError: for what `cluster_fetch` cannot do.
+    """
+    from gdist.run.cluster.options import ClusterOptions
+
+    return ClusterOptions(
         fetch=_fetch_options(host=where.host, **fetching),
         coordinator=where.coordinator,
         hosts=where.hosts,
@@ -272,11 +317,6 @@ def cluster_fetch(
         linger=parse_seconds(linger, "linger"),
         http=http or "",
     )
-    if observe is not None:
-        observe(Note(str(where)))
-        if where.host.count > 1 and not options.secret:
-            observe(Note("no secret was given: whoever can reach the hosts and knows the job may join them"))
-    return run(source, dest, options, observe=observe, stop=stop, recorder=recorder)
 
 
 def cluster_status(

@@ -46,6 +46,12 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (["fetch", "grok-1", "--max-download", "10G"], "max-download '10G'"),
         (["fetch", "grok-1", "--rules", "nothing.json"], "neither a file nor a name that gdist knows"),
         (["fetch", "grok-1", "--payload", "burn"], "'burn' is not one of"),
+        (
+            ["cluster", "fetch", "grok-1", "--min-hosts", "9", "--deadline", "1m"],
+            "more than the job has, 1 host",
+        ),
+        (["cluster", "fetch", "grok-1", "--min-hosts", "1"], "at the deadline, and there is none"),
+        (["cluster", "fetch", "grok-1", "--http", "here"], "'here' is no address"),
         (["plan", "grok-1", "--mesh", "7x7"], "does not divide 513 tensors"),
         (["plan", "grok-1", "--mesh", "8x8", "--hosts", "3"], "3 hosts do not divide"),
         (["plan", "grok-1", "--mesh", "8x8", "--hosts", "0"], "0 is not in the range"),
