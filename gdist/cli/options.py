@@ -36,7 +36,7 @@ SWARM = (
 )
 
 
-class _Option(click.Option):
+class Option(click.Option):
     """An option whose variable may hold several values, with `separators` between them."""
 
     def __init__(self, *names: Any, separators: str = r"[\s,]+", **settings: Any):  # Any: as in click
@@ -44,6 +44,7 @@ class _Option(click.Option):
         self._separators = separators
 
     def value_from_envvar(self, ctx: click.Context) -> Any:  # Any: as in click
+        """The value, or all of them."""
         text = self.resolve_envvar_value(ctx)
         if text is not None and self.multiple:
             return [item for item in re.split(self._separators, text.strip()) if item]
@@ -54,7 +55,8 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:  # Any: click's ow
     """`click.option` with the environment name that follows from its first long name."""
     flag = next(name for name in names if name.startswith("--")).partition("/")[0]
     variable = "GDIST_" + flag.removeprefix("--").replace("-", "_").upper()
-    return click.option(*names, cls=_Option, envvar=variable, show_envvar=True, **settings)
+    settings = {"cls": Option, "envvar": variable, "show_envvar": True} | settings
+    return click.option(*names, **settings)
 
 
 def source_argument(function: F) -> F:
@@ -123,8 +125,11 @@ def hint_at_quotes(source: str, values: Mapping[str, object]) -> Iterator[None]:
         raise
 
 
-def mesh_options(*, host: bool = True, hosts: bool = False) -> Callable[[F], F]:
-    """How the store is cut; with `host`, also who holds what of it; `hosts` is for all hosts at once."""
+def mesh_options(*, host: bool = True, hosts: bool = False, alone: str = "0/1") -> Callable[[F], F]:
+    """How the store is cut; with `host`, also who holds what of it; `hosts` is for all hosts at once.
+
+    `alone` is what --host is when it is not given, in words.
+    """
     from click.shell_completion import CompletionItem
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -146,7 +151,7 @@ def mesh_options(*, host: bool = True, hosts: bool = False) -> Callable[[F], F]:
     order = option("--device-order", metavar="ORDER", help=text)
     text = "Partition rules: a name, or a YAML or JSON file.  [default: the release's, else automatic]"
     rules = option("--rules", metavar="NAME|FILE", help=text, shell_complete=complete)
-    text = "This host, counted from 0, of all: 3/8.  [default: 0/1]"
+    text = f"This host, counted from 0, of all: 3/8.  [default: {alone}]"
     this = option("--host", metavar="I/N", help=text)
     several = (mesh, axes, devices, each, order, rules)
     chosen = (*several, this) if host else several if hosts else (mesh, axes, devices, rules)

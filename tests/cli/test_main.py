@@ -169,6 +169,25 @@ def test_options_come_from_the_environment_and_the_command_line_wins(
     assert (result["mesh"], len(result["hosts"])) == ({"data": 8, "model": 8}, 4)
 
 
+@pytest.mark.parametrize("words", [["plan"], ["simulate", "--wan", "10Gb/s", "--sample", "1"]])
+def test_a_list_of_hosts_in_the_environment_is_counted(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pod and a script over ssh have the list of `cluster fetch` there."""
+    (tmp_path / "hosts").write_text("h0  # the first\nh[1-3]\n")
+    command = [words[0], "grok-1", "--mesh", "8x8", "--json", *words[1:]]
+    for listed in ("h[0-3]:7611", "10.0.0.1,10.0.0.2 10.0.0.3,h3", f"@{tmp_path}/hosts", "4"):
+        monkeypatch.setenv("GDIST_HOSTS", listed)
+        assert main(command) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (result["setting"]["hosts"] if words[0] == "simulate" else len(result["hosts"])) == 4
+    for wrong, says in (("h0,h0", "among the hosts twice"), ("0", "not in the range"), ("h[0-", "brackets")):
+        monkeypatch.setenv("GDIST_HOSTS", wrong)
+        assert main([*words, "grok-1", "--mesh", "8x8"]) == 2
+        assert says in capsys.readouterr().err
+    assert main([*words, "grok-1", "--mesh", "8x8", "--hosts", "h[0-3]"]) == 2, "a number, where it is given"
+
+
 def test_a_variable_holds_several_values(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

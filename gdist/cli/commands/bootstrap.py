@@ -18,10 +18,10 @@ from gdist.cli.commands.bootstrap_check import check
 from gdist.cli.commands.cluster import REPORTS
 from gdist.cli.commands.cluster import fetch as cluster_fetch
 from gdist.cli.files import check_target
+from gdist.cli.hosts import read_hosts
 from gdist.cli.options import option, output_options, source_argument
 from gdist.cli.output import Output
 from gdist.clusters.membership import Membership
-from gdist.core.hosts import parse_hosts
 from gdist.core.mesh import HostGroup
 from gdist.errors import RequestError
 from gdist.run.bootstrap.job import BootstrapJob
@@ -132,7 +132,7 @@ def _job(
     gdist: str,
     then: str | None,
 ) -> tuple[BootstrapJob, dict[str, Any]]:
-    count, names = _hosts(hosts)
+    count, names = read_hosts(hosts)
     own = (
         *(("--mesh", mesh) if mesh else ()),
         *(("--gateways", gateways) if gateways else ()),
@@ -152,25 +152,6 @@ def _job(
         then=then or "",
     )
     return job, _check(job, own, flags)
-
-
-def _hosts(text: str) -> tuple[int, tuple[str, ...]]:
-    """How many, and which where they are named: `8`, `h[0-7]`, `@FILE` with one a line."""
-    if text.strip().isdecimal():
-        return int(text), ()
-    if text.startswith("@"):
-        try:
-            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
-            raise RequestError(
-                f"the file of the hosts, {text[1:]!r}, cannot be read: {error}", hint="one host a line"
-            ) from error
-        text = " ".join(line.partition("#")[0] for line in lines)
-    names = parse_hosts(text)
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise RequestError(f"{twice!r} is among the hosts twice", hint="name every host once")
-    return len(names), names
 
 
 def _check(job: BootstrapJob, own: tuple[str, ...], flags: tuple[str, ...]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ cluster.add_command(status)
 @cluster.command()
 @source_argument
 @click.argument("dest", required=False, type=click.Path(readable=False))
-@mesh_options()
+@mesh_options(alone="the scheduler's")
 @option(
     "--cluster",
     type=click.Choice(SCHEDULERS),
