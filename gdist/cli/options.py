@@ -55,8 +55,8 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:  # Any: click's ow
     """`click.option` with the environment name that follows from its first long name."""
     flag = next(name for name in names if name.startswith("--")).partition("/")[0]
     variable = "GDIST_" + flag.removeprefix("--").replace("-", "_").upper()
-    settings = {"cls": Option, "envvar": variable, "show_envvar": True} | settings
-    return click.option(*names, **settings)
+    settings.setdefault("cls", Option)
+    return click.option(*names, envvar=variable, show_envvar=True, **settings)
 
 
 def source_argument(function: F) -> F:
