@@ -304,6 +304,16 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"port: {port}: " in capsys.readouterr().err
 
 
+def test_another_program_on_the_coordinators_port(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gdist.run.environment.network.CONNECT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        where = f"127.0.0.1:{other.getsockname()[1]}"
+        assert main(["bootstrap", "check", "--host", "1/2", "--coordinator", where]) == 2
+    assert f"coordinator: {where} answers, and is no host of a fetch" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--together", "1s"], ["--host", "0/2", "--together", "0s"]])
 def test_a_meeting_needs_others_and_time(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bootstrap", "check", "--coordinator", "127.0.0.1:1", "--host", "0/1", *words]) == 2
