@@ -22,7 +22,7 @@ from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.taking import AT_ONCE
 from gdist.core.units import parse_bytes, parse_rate, parse_seconds
 from gdist.core.view import VIEW
-from gdist.errors import GdistError, RequestError, TransferError
+from gdist.errors import GdistError, RefusedError, RequestError, TransferError
 from gdist.events import Note, Observer
 from gdist.profile_files import check_profile
 from gdist.reading import HostLike, MeshLike, OrderLike, RulesLike, all_devices
@@ -359,18 +359,28 @@ def cluster_status(
     from gdist.run.cluster.station import NO_SECRET
 
     addresses = [coordinator or "", *_read_list(hosts).split(",")]
-    with suppress(RequestError):  # this may be a machine outside the job
+    why, found = "", job
+    try:
         where = find_host()
-        job = where.job if job is None else job
+    except RequestError as error:  # this may be a machine outside the job
+        why = f": {error.message}"
+    else:
+        found = where.job if job is None else job
         addresses += (where.coordinator, *where.hosts) if not any(addresses) else ()
     addresses = [*dict.fromkeys(filter(None, map(str.strip, addresses)))]
     if not addresses:
         raise RequestError(
-            "whom to ask is not known",
+            f"whom to ask is not known{why}",
             hint="give the destination of a fetch on this machine, or --coordinator HOST:PORT",
         )
-    key = Key.from_secret(read_secret(secret) or NO_SECRET, job or "")
-    return ask_cluster([AgentAddress(_with_port(address), key, encrypt) for address in addresses])
+    key = Key.from_secret(read_secret(secret) or NO_SECRET, found or "")
+    try:
+        return ask_cluster([AgentAddress(_with_port(address), key, encrypt) for address in addresses])
+    except RefusedError as error:
+        if job is None:
+            asked = f"it was asked for job {found}" if found else "it was asked for no job"
+            error.hint = f"{error.hint}; {asked}: where a scheduler started the fetch, give its id with --job"
+        raise
 
 
 def _with_port(address: str) -> str:
