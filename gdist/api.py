@@ -22,7 +22,7 @@ from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.taking import AT_ONCE
 from gdist.core.units import parse_bytes, parse_memory, parse_rate, parse_seconds
 from gdist.core.view import VIEW
-from gdist.errors import GdistError, RequestError, TransferError
+from gdist.errors import GdistError, RefusedError, RequestError, TransferError
 from gdist.events import Note, Observer
 from gdist.profile_files import check_profile
 from gdist.reading import HostLike, MeshLike, OrderLike, RulesLike, all_devices
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gdist.core.rules import Rules
     from gdist.core.status import ClusterStatus
     from gdist.run.check_manifest import ManifestReport
+    from gdist.run.cluster.options import ClusterOptions
     from gdist.run.fetch import FetchResult
     from gdist.run.inspect import Inspection
     from gdist.run.job import FetchJob
@@ -255,13 +256,57 @@ def cluster_fetch(
     Raises:
         GdistError: of a fetch, and when the hosts disagree or do not come.
     """
-    from gdist.run.cluster import ClusterOptions
     from gdist.run.cluster import cluster_fetch as run
 
     _check_keywords("cluster_fetch", fetching, _fetch_options.__kwdefaults__)
     source = _source(source)
     where = find_host(cluster, host, coordinator, hosts)
-    options = ClusterOptions(
+    options = cluster_options(
+        where,
+        port=port,
+        secret=secret,
+        encrypt=encrypt,
+        gateways=gateways,
+        exchange=exchange,
+        max_lan=max_lan,
+        hold=hold,
+        deadline=deadline,
+        min_hosts=min_hosts,
+        linger=linger,
+        http=http,
+        **fetching,
+    )
+    if observe is not None:
+        observe(Note(str(where)))
+        if where.host.count > 1 and not options.secret:
+            observe(Note("no secret was given: whoever can reach the hosts and knows the job may join them"))
+    return run(source, dest, options, observe=observe, stop=stop, recorder=recorder)
+
+
+def cluster_options(
+    where: Membership,
+    *,
+    port: int | None = None,
+    secret: str | None = None,
+    encrypt: bool = False,
+    gateways: str | Iterable[int] = "all",
+    exchange: str = "auto",
+    max_lan: int | str = 0,
+    hold: int | str | None = None,
+    deadline: float | str = 0,
+    min_hosts: int = 0,
+    linger: float | str = "10m",
+    http: str | None = None,
+    **fetching: Any,  # Any: those of `fetch`, which knows their types
+) -> ClusterOptions:
+    """What is asked of `cluster_fetch`, as one value; nothing is looked at but files of rules and the like.
+
+    Raises:
+        RequestError: for what `cluster_fetch` cannot do.
+    """
+    from gdist.run.cluster.options import ClusterOptions
+
+    return ClusterOptions(
         fetch=_fetch_options(host=where.host, **fetching),
         coordinator=where.coordinator,
         hosts=where.hosts,
@@ -278,11 +323,6 @@ def cluster_fetch(
         linger=parse_seconds(linger, "linger"),
         http=http or "",
     )
-    if observe is not None:
-        observe(Note(str(where)))
-        if where.host.count > 1 and not options.secret:
-            observe(Note("no secret was given: whoever can reach the hosts and knows the job may join them"))
-    return run(source, dest, options, observe=observe, stop=stop, recorder=recorder)
 
 
 def cluster_status(
@@ -325,18 +365,28 @@ def cluster_status(
     from gdist.run.cluster.station import NO_SECRET
 
     addresses = [coordinator or "", *_read_list(hosts).split(",")]
-    with suppress(RequestError):  # this may be a machine outside the job
+    why, found = "", job
+    try:
         where = find_host()
-        job = where.job if job is None else job
+    except RequestError as error:  # this may be a machine outside the job
+        why = f": {error.message}"
+    else:
+        found = where.job if job is None else job
         addresses += (where.coordinator, *where.hosts) if not any(addresses) else ()
     addresses = [*dict.fromkeys(filter(None, map(str.strip, addresses)))]
     if not addresses:
         raise RequestError(
-            "whom to ask is not known",
+            f"whom to ask is not known{why}",
             hint="give the destination of a fetch on this machine, or --coordinator HOST:PORT",
         )
-    key = Key.from_secret(read_secret(secret) or NO_SECRET, job or "")
-    return ask_cluster([AgentAddress(_with_port(address), key, encrypt) for address in addresses])
+    key = Key.from_secret(read_secret(secret) or NO_SECRET, found or "")
+    try:
+        return ask_cluster([AgentAddress(_with_port(address), key, encrypt) for address in addresses])
+    except RefusedError as error:
+        if job is None:
+            asked = f"it was asked for job {found}" if found else "it was asked for no job"
+            error.hint = f"{error.hint}; {asked}: where a scheduler started the fetch, give its id with --job"
+        raise
 
 
 def _with_port(address: str) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 import gdist
-from gdist.api import read_rules, torrent_options
+from gdist.api import cluster_status, read_rules, torrent_options
 from gdist.core.magnet import format_magnet
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, parse_mesh
 from gdist.core.plan import plan_host
-from gdist.errors import RequestError
+from gdist.errors import RefusedError, RequestError
+from gdist.exchange import Key, Request, Response, Server
 from gdist.releases import known_release
 from gdist.sources.torrent import TorrentOptions
 from gdist.testing.checkpoints import write_safetensors
@@ -130,3 +131,25 @@ def test_make_torrent_gives_bytes_and_magnet(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model")
     torrent, magnet = gdist.make_torrent(tmp_path / "model", torrent_version="v2", piece_length="32KiB")
     assert torrent.startswith(b"d") and magnet.startswith("magnet:?xt=urn:btmh:1220")
+
+
+def test_a_cluster_s_status_says_why_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"JOB_ID": "17", "JOB_NUM_NODES": "4", "JOB_NODELIST": "n[0-3]"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(RequestError, match="not known: slurm: this runs beside job 17 of 4 nodes") as caught:
+        cluster_status()
+    assert "--coordinator" in caught.value.hint
+
+
+@pytest.mark.parametrize(("job", "hints"), [(None, True), ("18", False)])
+def test_who_asks_for_another_job_is_told_of_it(job: str | None, hints: bool) -> None:
+    def nothing(request: Request) -> Response:
+        raise AssertionError("nobody was let in")
+
+    key = Key.from_secret("s", "17")
+    with (
+        Server("127.0.0.1:0", key, handler=nothing) as server,
+        pytest.raises(RefusedError, match="works on another job") as caught,
+    ):
+        cluster_status(coordinator=f"127.0.0.1:{server.port}", secret="s", job=job)
+    assert ("it was asked for no job" in caught.value.hint and "--job" in caught.value.hint) == hints

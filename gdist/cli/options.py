@@ -37,7 +37,7 @@ SWARM = (
 )
 
 
-class _Option(click.Option):
+class Option(click.Option):
     """An option whose variable may hold several values, with `separators` between them."""
 
     def __init__(self, *names: Any, separators: str = r"[\s,]+", **settings: Any):  # Any: as in click
@@ -45,6 +45,7 @@ class _Option(click.Option):
         self._separators = separators
 
     def value_from_envvar(self, ctx: click.Context) -> Any:  # Any: as in click
+        """The value, or all of them."""
         text = self.resolve_envvar_value(ctx)
         if text is not None and self.multiple:
             return [item for item in re.split(self._separators, text.strip()) if item]
@@ -55,7 +56,8 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:  # Any: click's ow
     """`click.option` with the environment name that follows from its first long name."""
     flag = next(name for name in names if name.startswith("--")).partition("/")[0]
     variable = "GDIST_" + flag.removeprefix("--").replace("-", "_").upper()
-    return click.option(*names, cls=_Option, envvar=variable, show_envvar=True, **settings)
+    settings.setdefault("cls", Option)
+    return click.option(*names, envvar=variable, show_envvar=True, **settings)
 
 
 def source_argument(function: F) -> F:
@@ -124,10 +126,13 @@ def hint_at_quotes(source: str, values: Mapping[str, object]) -> Iterator[None]:
         raise
 
 
-def mesh_options(*, host: bool = True, hosts: bool = False, job: bool = False) -> Callable[[F], F]:
+def mesh_options(
+    *, host: bool = True, hosts: bool = False, job: bool = False, alone: str = "0/1"
+) -> Callable[[F], F]:
     """How the store is cut; with `host`, also who holds what of it; `hosts` is for all hosts at once.
 
-    With `job` a host may be the one that the scheduler says.
+    With `job` a host may be the one that the scheduler says. `alone` is what --host is when it is not given,
+    in words.
     """
     from click.shell_completion import CompletionItem
 
@@ -151,7 +156,7 @@ def mesh_options(*, host: bool = True, hosts: bool = False, job: bool = False) -
     text = "Partition rules: a name, or a YAML or JSON file.  [default: the release's, else automatic]"
     rules = option("--rules", metavar="NAME|FILE", help=text, shell_complete=complete)
     said = ", or as the scheduler says: job" if job else ""
-    text = f"This host, counted from 0, of all: 3/8{said}.  [default: 0/1]"
+    text = f"This host, counted from 0, of all: 3/8{said}.  [default: {alone}]"
     this = option("--host", metavar="I/N|job" if job else "I/N", help=text)
     several = (mesh, axes, devices, each, order, rules)
     chosen = (*several, this) if host else several if hosts else (mesh, axes, devices, rules)

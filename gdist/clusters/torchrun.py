@@ -2,12 +2,14 @@
 
 The host is torchrun's own agent (`GROUP_RANK` of `GROUP_WORLD_SIZE`). Where only ranks are set, hosts are
 ranks divided by `LOCAL_WORLD_SIZE`, or the ranks themselves when it is not there. `PET_NODE_RANK` and
-`PET_NNODES` are what a Kubeflow PyTorchJob or TrainJob gives a pod before torchrun runs in it.
+`PET_NNODES` are what a Kubeflow PyTorchJob or TrainJob gives a pod before torchrun runs in it. Of an elastic
+job the second is a range, `1:4`: how many hosts there will be, torchrun's agents agree on later.
 """
 
 from __future__ import annotations
 
-from gdist.clusters.membership import Membership, Variables, group, half_set, hosts_of_ranks
+from gdist.clusters.membership import SHOWN, HalfSet, Membership, Variables, group, half_set, hosts_of_ranks
+from gdist.core.text import shorten
 
 GROUP = ("GROUP_RANK", "GROUP_WORLD_SIZE")
 NODES = ("PET_NODE_RANK", "PET_NNODES")
@@ -17,9 +19,15 @@ def find(variables: Variables, hostname: str) -> Membership | None:
     """The host of this rank; None where no rank is set."""
     if variables.has("TORCHELASTIC_RUN_ID") and variables.has(*GROUP):
         return _member(variables, *variables.needs("torchrun", *GROUP))
-    if variables.has(*NODES) and variables.text(NODES[1]).isdecimal():  # `1:4` is an elastic job: not known
+    nodes = variables.text(NODES[1])
+    if variables.has(*NODES) and ":" not in nodes:
         return _member(variables, *variables.needs("torchrun", *NODES))
     there = [name for name in ("RANK", "WORLD_SIZE") if variables.has(name)]
+    if len(there) < 2 and ":" in nodes:
+        raise HalfSet(
+            f"torchrun: {NODES[1]} is {shorten(nodes, SHOWN)}, which does not tell how many hosts there are",
+            hint="say --host INDEX/COUNT, the same COUNT on every host",
+        )
     if not there:
         return None
     if len(there) == 1:

@@ -169,9 +169,13 @@ class HostGroup:
             RequestError: when the hosts do not divide the mesh evenly.
         """
         if mesh.devices % self.count:
+            alone = mesh.devices == 1
             raise RequestError(
-                f"{self.count} hosts do not divide the {mesh.devices} devices of mesh {mesh} evenly",
-                hint=f"use a number of hosts that divides {mesh.devices}",
+                f"{self.count} hosts do not divide the {mesh.devices} device{'' if alone else 's'} "
+                f"of mesh {mesh} evenly",
+                hint="give --mesh, with devices for every host: --mesh 8x8"
+                if alone
+                else f"use a number of hosts that divides {mesh.devices}",
             )
         each = mesh.devices // self.count
         numbers = range(self.index * each, (self.index + 1) * each)

@@ -97,7 +97,9 @@ def test_memory_of_the_fetch_is_memory_of_the_pod(capsys: pytest.CaptureFixture[
 
 def test_hosts_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "hosts").write_text("h0  # the first\n\nh[1-2]\n# h9\n")
-    assert main(["bootstrap", "ssh", "grok-1", "/data/m", "--hosts", f"@{tmp_path}/hosts"]) == 0
+    assert (
+        main(["bootstrap", "ssh", "grok-1", "/data/m", "--mesh", "3", "--hosts", f"@{tmp_path}/hosts"]) == 0
+    )
     assert "hosts=(h0 h1 h2)" in capsys.readouterr().out
 
 
@@ -113,10 +115,11 @@ def test_hosts_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["slurm", "grok-1", "/d", "--hosts", "8", "--mesh", "eight"], "is not a mesh"),
         (["slurm", "grok-1", "/d", "--hosts", "0"], "one host or more"),
         (["slurm", "grok-1", "/d"], "Missing option '--hosts'"),
-        (["slurm", "grok-1", "d", "--hosts", "8"], "'d' is relative"),
+        (["slurm", "grok-1", "d", *COMMON], "'d' is relative"),
+        (["slurm", "grok-1", "/../", *COMMON], "'/../' is the root"),
         (["slurm", "grok-1", "/d", "--hosts", "8", "--gdist", "'"], "is no command"),
         (["slurm", "grok-1", "/d", "--hosts", "8", "--gdist", ""], "--gdist is empty"),
-        (["ssh", "grok-1", "/d", "--hosts", "8"], "needs the names"),
+        (["ssh", "grok-1", "/d", *COMMON], "needs the names"),
         (["ssh", "grok-1", "/d", "--hosts", "h0,h0"], "'h0' is among the hosts twice"),
         (["ssh", "grok-1", "/d", "--hosts", "@/no/such/file"], "cannot be read"),
         (["ssh", "grok-1", "/d", "--hosts", "h[0-"], "brackets"),
@@ -130,6 +133,115 @@ def test_what_is_refused(words: list[str], says: str, capsys: pytest.CaptureFixt
     assert main(["bootstrap", *words]) == 2
     out, err = capsys.readouterr()
     assert out == "" and says in err and "hint: " in err
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["--gateways", "9"], "gateway 9 is none of 8 hosts"),
+        (["--encrypt", "--", "--exchange", "collective"], "--encrypt cannot be had"),
+        (["--", "--deadline", "banana"], "'banana'"),
+        (["--", "--max-lan", "frog"], "'frog'"),
+        (["--", "--hold", "much"], "'much'"),
+        (["--", "--linger", "long"], "'long'"),
+        (["--", "--http", "here"], "'here' is no address"),
+        (["--", "--report", "run.txt"], "--report writes HTML"),
+        (["--", "--payload", "keep"], "keeps no payload"),
+        (["--", "--deadline", "1h", "--min-hosts", "9"], "more than the job has, 8 hosts"),
+        (["--", "--min-hosts", "8"], "there is none"),
+        (["--", "--rules", "no-such-rules"], "no-such-rules"),
+        (["--", "--profile", "nobody"], "profile 'nobody'"),
+        (["--", "--peer", "nowhere"], "nowhere"),
+        (["--", "--host", "3/8"], "--host cannot be given after --"),
+        (["--", "--hosts", "h[0-7]"], "--hosts cannot be given after --"),
+        (["--", "--coordinator", "h0"], "--coordinator cannot be given after --"),
+        (["--", "--cluster", "alone"], "--cluster cannot be given after --"),
+        (["--", "--secret", "X"], "--secret cannot be given after --"),
+        (["--", "--port", "7"], "--port cannot be given after --"),
+        (["--", "--mesh", "4x4"], "--mesh is given before -- and after it"),
+        (["--encrypt", "--", "--encrypt"], "--encrypt is given before -- and after it"),
+        (["--", "--manifest", "./m.json"], "'./m.json' is relative"),
+    ],
+)
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_flags_of_the_line_are_read_as_the_hosts_will_read_them(
+    kind: str, asked: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bootstrap", kind, "grok-1", "/d", *hosts(kind), *COMMANDS[kind], *asked]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and says in err
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_several_hosts_need_a_mesh(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bootstrap", kind, "grok-1", "/d", *hosts(kind)[2:], *COMMANDS[kind]]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "8 hosts do not divide the 1 device of" in err and "hint: give --mesh" in err
+
+
+def test_a_mesh_after_the_dashes_will_do_too(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--", "--mesh", "-1x8", "--devices-per-host", "8"]
+    assert main(["bootstrap", "slurm", "grok-1", "/d", "--hosts", "8", *flags]) == 0
+    assert "--mesh -1x8" in capsys.readouterr().out
+
+
+def test_what_this_host_s_environment_says_is_not_the_hosts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GDIST_DEADLINE", "banana")
+    monkeypatch.setenv("GDIST_SECRET", "ours")
+    assert main(["bootstrap", "slurm", "grok-1", "/d", *COMMON]) == 0
+    assert "ours" not in capsys.readouterr().out
+
+
+def test_files_that_only_the_hosts_have_are_left_to_them(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--rules", "/shared/rules.yaml", "--profile", "/shared/names.toml", "--report", "/shared/r.html"]
+    assert main(["bootstrap", "slurm", "/shared/a.torrent", "/d", *COMMON, "--", *flags]) == 0
+
+
+def test_a_file_that_lies_here_is_not_the_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local.torrent").write_bytes(b"d1:ae")
+    for source in ("local.torrent", "./local.torrent", "../other.torrent"):
+        assert main(["bootstrap", "slurm", source, "/d", *COMMON]) == 2
+        assert f"the file '{source}' is relative" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--time", "banana"],
+        ["--time", "1:2:3:4"],
+        ["--sbatch", "--nodes=3"],
+        ["--sbatch", "-N3"],
+        ["--sbatch", "-n 3"],
+        ["--sbatch", "--time 4:00:00"],
+        ["--sbatch", "--no-requeue"],
+    ],
+)
+def test_what_slurm_would_refuse_or_read_twice(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bootstrap", "slurm", "grok-1", "/d", *COMMON, *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and words[-1] in err and "hint: " in err
+
+
+@pytest.mark.parametrize("time", ["30", "30:00", "4:00:00", "1-12", "1-12:30", "1-12:30:00", "UNLIMITED"])
+def test_times_of_slurm(time: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bootstrap", "slurm", "grok-1", "/d", *COMMON, "--time", time]) == 0
+    assert f"#SBATCH --time={time}\n" in capsys.readouterr().out
+
+
+def test_a_pod_s_probes_have_their_port(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bootstrap", "kubernetes", "grok-1", "/d", *COMMON, "--image", "x:1"]
+    assert main([*command, "--", "--http", ":9000"]) == 2
+    assert "the manifest gives it" in capsys.readouterr().err
+    assert main([*command, "--port", "7612"]) == 0
+    job = list(yaml.safe_load_all(capsys.readouterr().out))[-1]
+    (agent,) = job["spec"]["template"]["spec"]["initContainers"]
+    assert [port["containerPort"] for port in agent["ports"]] == [7612, 7611]
+    assert agent["command"][-2:] == ["--http", "0.0.0.0:7611"]
 
 
 def test_codes_after_which_asking_again_is_useless() -> None:
@@ -190,6 +302,16 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
         port = taken.getsockname()[1]
         assert main(["bootstrap", "check", "--host", "0/2", "--coordinator", f"127.0.0.1:{port}"]) == 2
     assert f"port: {port}: " in capsys.readouterr().err
+
+
+def test_another_program_on_the_coordinators_port(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gdist.run.environment.network.CONNECT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        where = f"127.0.0.1:{other.getsockname()[1]}"
+        assert main(["bootstrap", "check", "--host", "1/2", "--coordinator", where]) == 2
+    assert f"coordinator: {where} answers, and is no host of a fetch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--together", "1s"], ["--host", "0/2", "--together", "0s"]])

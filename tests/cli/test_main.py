@@ -53,6 +53,12 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (["fetch", "grok-1", "--max-download", "10G"], "max-download '10G'"),
         (["fetch", "grok-1", "--rules", "nothing.json"], "neither a file nor a name that gdist knows"),
         (["fetch", "grok-1", "--payload", "burn"], "'burn' is not one of"),
+        (
+            ["cluster", "fetch", "grok-1", "--min-hosts", "9", "--deadline", "1m"],
+            "more than the job has, 1 host",
+        ),
+        (["cluster", "fetch", "grok-1", "--min-hosts", "1"], "at the deadline, and there is none"),
+        (["cluster", "fetch", "grok-1", "--http", "here"], "'here' is no address"),
         (["plan", "grok-1", "--mesh", "7x7"], "does not divide 513 tensors"),
         (["plan", "grok-1", "--mesh", "8x8", "--hosts", "3"], "3 hosts do not divide"),
         (["plan", "grok-1", "--mesh", "8x8", "--hosts", "0"], "0 is not in the range"),
@@ -193,6 +199,25 @@ def test_options_come_from_the_environment_and_the_command_line_wins(
     assert main(["plan", "grok-1", "--hosts", "4"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["mesh"], len(result["hosts"])) == ({"data": 8, "model": 8}, 4)
+
+
+@pytest.mark.parametrize("words", [["plan"], ["simulate", "--wan", "10Gb/s", "--sample", "1"]])
+def test_a_list_of_hosts_in_the_environment_is_counted(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pod and a script over ssh have the list of `cluster fetch` there."""
+    (tmp_path / "hosts").write_text("h0  # the first\nh[1-3]\n")
+    command = [words[0], "grok-1", "--mesh", "8x8", "--json", *words[1:]]
+    for listed in ("h[0-3]:7611", "10.0.0.1,10.0.0.2 10.0.0.3,h3", f"@{tmp_path}/hosts", "4"):
+        monkeypatch.setenv("GDIST_HOSTS", listed)
+        assert main(command) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (result["setting"]["hosts"] if words[0] == "simulate" else len(result["hosts"])) == 4
+    for wrong, says in (("h0,h0", "among the hosts twice"), ("0", "not in the range"), ("h[0-", "brackets")):
+        monkeypatch.setenv("GDIST_HOSTS", wrong)
+        assert main([*words, "grok-1", "--mesh", "8x8"]) == 2
+        assert says in capsys.readouterr().err
+    assert main([*words, "grok-1", "--mesh", "8x8", "--hosts", "h[0-3]"]) == 2, "a number, where it is given"
 
 
 def test_a_variable_holds_several_values(

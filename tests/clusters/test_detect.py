@@ -67,6 +67,14 @@ POD = {"JOB_COMPLETION_INDEX": "3", "KUBERNETES_SERVICE_HOST": "10.96.0.1"}
             "",
             "",
         ),
+        (TORCHRUN | {"PET_NNODES": "1:4"}, (1, 2), "torchrun", "n0", "the agents of an elastic job agreed"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "h0:1", "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a"},
+            (1, 2),
+            "torchrun",
+            "h0",
+            "half of JAX's does not matter then",
+        ),
         (POD | {"PET_NODE_RANK": "3", "PET_NNODES": "4"}, (3, 4), "torchrun", "", "half a Job, a whole PET"),
         (
             {"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "t0,t1", "MEGASCALE_NUM_SLICES": "4"}
@@ -151,6 +159,17 @@ def test_who_is_believed(
             "SKYPILOT_NUM_NODES is 3",
         ),
         ({"JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES is not"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "h0:1234"},
+            "JAX_COORDINATOR_ADDRESS is set, JAX_NUM_PROCESSES and JAX_PROCESS_ID are not",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "h0:1234", "JAX_PROCESS_ID": "1"},
+            "JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS are set, JAX_NUM_PROCESSES is not",
+        ),
+        ({"PET_NNODES": "1:4", "PET_NODE_RANK": "1"}, "PET_NNODES is 1:4, which does not tell"),
+        ({"PET_NNODES": "1:4", "RANK": "0"}, "PET_NNODES is 1:4, which does not tell"),
+        ({"PET_NNODES": "four", "PET_NODE_RANK": "1"}, "PET_NNODES is 'four', which is no number"),
         ({"GDIST_RANK": "1"}, "GDIST_RANK is set, GDIST_WORLD is not"),
         ({"GDIST_WORLD": "2"}, "GDIST_WORLD is set, GDIST_RANK is not"),
         ({"GDIST_RANK": "2", "GDIST_WORLD": "2"}, "host 2 is not in 0 to 1"),

@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from gdist import api
 from gdist.cli import exits
 from gdist.cli.commands.bootstrap_check import check
+from gdist.cli.commands.cluster import REPORTS
 from gdist.cli.commands.cluster import fetch as cluster_fetch
+from gdist.cli.files import check_target
+from gdist.cli.hosts import read_hosts
 from gdist.cli.options import option, output_options, source_argument
 from gdist.cli.output import Output
-from gdist.core.hosts import parse_hosts
+from gdist.clusters.membership import Membership
 from gdist.core.mesh import HostGroup
 from gdist.errors import RequestError
-from gdist.reading import read_mesh
 from gdist.run.bootstrap.job import BootstrapJob
 from gdist.run.bootstrap.kubernetes import VOLUMES
 
 F = TypeVar("F", bound=Callable[..., Any])  # Any: click passes a command's options by name
 
 PERMANENT = (*(entry.code for entry in exits.EXITS if not entry.retry), exits.INTERNAL)
+
+_WHO = "leave it out: which host is which, and where they are, every host finds out by itself"
+_NOT_IN_LINE = {
+    "cluster": _WHO,
+    "host": _WHO,
+    "hosts": _WHO,
+    "coordinator": _WHO,
+    "port": "--port stands before --, where the script learns of it too",
+    "secret": "a command line is no place for it: --secret-file, or --secret-name of Kubernetes, before --",
+}
+_SPEAKS = ("json", "quiet", "verbose", "report")  # the command's, not the library's
+_FILES = ("rules", "device_order", "profile", "manifest", "verify_key", "work_dir")
 
 
 class _Group(click.Group):
@@ -115,22 +132,16 @@ def _job(
     gdist: str,
     then: str | None,
 ) -> tuple[BootstrapJob, dict[str, Any]]:
-    count, names = _hosts(hosts)
-    fetch = (
+    count, names = read_hosts(hosts)
+    own = (
         *(("--mesh", mesh) if mesh else ()),
         *(("--gateways", gateways) if gateways else ()),
         *(("--encrypt",) if encrypt else ()),
-        *flags,
     )
-    asked = _check(source, dest, fetch)
-    if mesh and "-1" not in mesh:
-        group, devices = HostGroup(0, count), read_mesh(mesh)
-        assert devices is not None
-        group.devices(devices)
     job = BootstrapJob(
         source,
         dest,
-        fetch,
+        (*own, *flags),
         count,
         PERMANENT,
         hosts=names,
@@ -140,40 +151,62 @@ def _job(
         program=tuple(_split(gdist, "--gdist")),
         then=then or "",
     )
-    return job, asked
+    return job, _check(job, own, flags)
 
 
-def _hosts(text: str) -> tuple[int, tuple[str, ...]]:
-    """How many, and which where they are named: `8`, `h[0-7]`, `@FILE` with one a line."""
-    if text.strip().isdecimal():
-        return int(text), ()
-    if text.startswith("@"):
-        try:
-            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
-            raise RequestError(
-                f"the file of the hosts, {text[1:]!r}, cannot be read: {error}", hint="one host a line"
-            ) from error
-        text = " ".join(line.partition("#")[0] for line in lines)
-    names = parse_hosts(text)
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise RequestError(f"{twice!r} is among the hosts twice", hint="name every host once")
-    return len(names), names
+def _check(job: BootstrapJob, own: tuple[str, ...], flags: tuple[str, ...]) -> dict[str, Any]:
+    """The options of the line that hosts will run, checked as they will check them.
 
-
-def _check(source: str, dest: str, fetch: tuple[str, ...]) -> dict[str, Any]:
-    """The options of the line that hosts will run, as the command itself reads them."""
-    if {"--help", "-h"} & set(fetch):
+    Raises:
+        RequestError: what `gdist cluster fetch` would say, and for flags that are not the line's to give.
+    """
+    if {"--help", "-h"} & set(flags):
         raise RequestError("--help is no flag of a script", hint="gdist cluster fetch --help")
+    before, after = _parsed(job, own), _parsed(job, flags)
+    for name in after:
+        if name in _NOT_IN_LINE:
+            raise RequestError(f"--{name} cannot be given after --", hint=_NOT_IN_LINE[name])
+        if name in before:
+            raise RequestError(f"--{name} is given before -- and after it", hint="give it once")
+    asked = before | after
+    _check_paths({"source": job.source} | asked)
+    if "report" in asked:  # its directory is to be on a host, not here
+        check_target("--report", Path(asked["report"]).name, REPORTS)
+    # what is a file of the hosts alone, they will read
+    there = {n for n in _FILES if os.path.isabs(asked.get(n, "")) and not os.path.exists(asked[n])}
+    api.cluster_options(
+        Membership(HostGroup(0, job.count)),
+        **{name: value for name, value in asked.items() if name not in (*_SPEAKS, *there)},
+    )
+    return asked
+
+
+def _parsed(job: BootstrapJob, flags: tuple[str, ...]) -> dict[str, Any]:
+    """The options among flags of `gdist cluster fetch`; this host's environment is not that of the hosts."""
     try:
-        with cluster_fetch.make_context("gdist cluster fetch", [source, dest, *fetch]) as context:
-            return dict(context.params)
+        with cluster_fetch.make_context("gdist cluster fetch", [job.source, job.dest, *flags]) as context:
+            return {
+                name: value
+                for name, value in context.params.items()
+                if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+                and name not in ("source", "dest")
+            }
     except click.UsageError as error:
         raise RequestError(
             f"gdist cluster fetch would say: {error.format_message().rstrip('.')}",
             hint="flags for it stand at the end, after --",
         ) from error
+
+
+def _check_paths(asked: dict[str, Any]) -> None:
+    """That no file is named which other hosts would look for in another directory."""
+    for name in ("source", *_FILES):
+        path = asked.get(name, "")
+        if path.startswith(("./", "../")) or (not os.path.isabs(path) and os.path.isfile(path)):
+            raise RequestError(
+                f"the file {path!r} is relative, and the hosts look for it elsewhere",
+                hint="give it from the root, as every host has it, or a URL",
+            )
 
 
 def _split(text: str, what: str) -> list[str]:
@@ -245,8 +278,12 @@ def kubernetes(
     """
     from gdist.run.bootstrap.kubernetes import Kubernetes, kubernetes_manifest
 
+    if "http" in fetch:
+        raise RequestError(
+            "--http cannot be given after --: the manifest gives it, and asks there", hint="leave it out"
+        )
     given = {name: value for name, value in values.items() if value is not None}
-    _print(output, kubernetes_manifest(job, Kubernetes(memory=fetch["memory"], **given)))
+    _print(output, kubernetes_manifest(job, Kubernetes(memory=fetch.get("memory", ""), **given)))
 
 
 @bootstrap.command()

@@ -41,6 +41,7 @@ SCHEDULERS = (
     "mpich",
 )
 EXCHANGES = ("auto", "swarm", "collective")
+REPORTS = (".html", ".htm")
 
 
 @click.group()
@@ -54,7 +55,7 @@ cluster.add_command(status)
 @cluster.command()
 @source_argument
 @click.argument("dest", required=False, type=click.Path(readable=False))
-@mesh_options()
+@mesh_options(alone="the scheduler's")
 @option(
     "--cluster",
     type=click.Choice(SCHEDULERS),
@@ -132,7 +133,7 @@ def fetch(
     Every byte comes into the cluster once, by the host whose line is free; each host takes from the others
     just what its shards need. One process a host does the work: other ranks wait for it.
     """
-    target = check_target("--report", report, (".html", ".htm"))
+    target = check_target("--report", report, REPORTS)
     asked = given(values)
     names = ("cluster", "host", "coordinator", "hosts")
     output.host = api.find_host(**{name: asked[name] for name in names if name in asked}).host.index

@@ -38,7 +38,8 @@ def status(
     """Tell where a cluster's fetch stands: who has what, what binds, the slowest.
 
     With DEST the agent on this machine that writes there is asked, and nothing else is needed. Without, the
-    coordinator, with the secret of the job: from any machine that reaches it.
+    coordinator, with the secret of the job: from a host of the job, or from any machine that
+    reaches it where hosts have no list of each other.
     """
     from gdist.cli.status_words import cluster_text
 

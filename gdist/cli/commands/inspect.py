@@ -9,6 +9,7 @@ import click
 
 from gdist import api
 from gdist.cli.files import check_target, write_whole
+from gdist.cli.hosts import HostCount
 from gdist.cli.jsonlines import plain
 from gdist.cli.options import (
     given,
@@ -43,6 +44,7 @@ NAMED = 5  # of several tensors, in a hint
 @mesh_options(host=False, hosts=True)
 @option(
     "--hosts",
+    cls=HostCount,
     type=click.IntRange(1),
     default=1,
     show_default=True,

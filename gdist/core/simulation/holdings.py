@@ -22,6 +22,8 @@ class Holdings:
         for host in hosts:
             for piece, nbytes in enumerate(host.needs):
                 self._wanting[piece] += len(host.members) if nbytes else 0
+        if not demand.exact:  # what no followed host needs, another does
+            self._wanting = [wanting or 1 for wanting in self._wanting]
         self._held = [0] * setting.hosts
         self.most = 0
         few, outside = 2 * len(setting.outside) <= setting.hosts, set(setting.outside)

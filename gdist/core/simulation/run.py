@@ -66,10 +66,11 @@ class _Run:
         self._hosts = follow(demand, setting, self._usage)
         self._stands = {member: host for host in self._hosts for member in host.members}
         self._missing = sum(host.missing > 0 for host in self._hosts)
+        self._strays = {piece for piece in range(len(demand.nbytes)) if self._is_stray(piece)}
         self._line, self._line_within = FairLine(setting.wan), setting.wan_within
         self._book = LeaseBook(demand.nbytes, setting.outside, lambda h, p: self._stands[h].needs[p])
         self._bringing: dict[int, tuple[int, float]] = {}  # by gateway: the piece, and since when
-        self._unverified = dict.fromkeys(setting.outside, 0)
+        self._unverified: dict[int, set[int]] = {host: set() for host in setting.outside}
         self._heard = dict.fromkeys(setting.outside, -self._round)  # when the coordinator last answered it
         slow = dict(setting.slow)
         self._shares = [slow.get(host, 1.0) for host in range(setting.hosts)]
@@ -90,19 +91,23 @@ class _Run:
         for host in self._setting.outside:
             self._bring(host)
         self._at(POLL_SECONDS, self._poll)
-        while self._missing:
+        while self._missing or self._strays:
             coming = self._line.next()
-            while self._missing and (coming is None or self._events[0][0] <= coming[0]):
+            while (self._missing or self._strays) and (coming is None or self._events[0][0] <= coming[0]):
                 self._now, _, act, arguments = heapq.heappop(self._events)
                 serial = self._line.changes
                 act(*arguments)
                 if self._line.changes != serial:
                     coming = self._line.next()
-            if self._missing and coming is not None:
+            if (self._missing or self._strays) and coming is not None:
                 self._now = coming[0]
                 self._brought(coming[1])
         self._carry()
         return self._outcome()
+
+    def _is_stray(self, piece: int) -> bool:
+        """True for a piece that only hosts need which were put into the group of others."""
+        return not self._demand.exact and not any(group.needs[piece] for group in self._demand.groups)
 
     def _at(self, when: float, act: Callable[..., object], *arguments: object) -> None:
         self._serial += 1
@@ -120,7 +125,7 @@ class _Run:
 
     def _bring(self, host: int) -> None:
         """A gateway brings in its next piece, if it has one to bring."""
-        if host in self._bringing or host in self._dead or self._unverified[host] >= MOST_UNVERIFIED:
+        if host in self._bringing or host in self._dead or len(self._unverified[host]) >= MOST_UNVERIFIED:
             return
         if self._now - self._heard[host] >= self._round * (1 - 1e-9):
             self._heard[host] = self._now
@@ -143,7 +148,7 @@ class _Run:
         self._line.stop(host)
         nbytes = self._demand.nbytes[piece]
         self._book.done(host, piece, nbytes / max(self._now - since, 1e-9))
-        self._unverified[host] += 1
+        self._unverified[host].add(piece)
         verified = self._stands[host].bring_in(since, self._now, nbytes)
         self._at(verified, self._verified, host, piece)
         self._bring(host)
@@ -152,9 +157,13 @@ class _Run:
         """A piece is right: its host holds it, and the coordinator will tell."""
         if host in self._dead:
             return
-        self._unverified[host] -= 1
+        self._unverified[host].remove(piece)
         self._hold(host, piece)
         own = self._stands[host]
+        if piece in self._strays:  # some host like this one needs it, and is not followed
+            self._strays.remove(piece)
+            self._holdings.satisfied(piece, 1)
+            own.stop = max(own.stop, self._now)
         if own.number == host and own.needs[piece] and own.state[piece] == UNKNOWN:
             self._may_take(own, piece)
             if len(own.members) > 1:  # the others that it stands for take it from it
@@ -316,9 +325,9 @@ class _Run:
         self._at(self._now + LOST_SECONDS, self._lost, number)
 
     def _lost(self, number: int) -> None:
-        """The coordinator gives a host up: what it had leased, and what it alone held, is free again."""
+        """The coordinator gives a host up: what it had leased, and what it alone had, is free again."""
         self._book.gone(number)
-        for piece in self._holdings.lose(self._stands[number]):
+        for piece in (*self._unverified.get(number, ()), *self._holdings.lose(self._stands[number])):
             self._book.again(piece)
 
     def _poll(self) -> None:

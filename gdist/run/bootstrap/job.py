@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,9 +80,15 @@ def check_absolute(job: BootstrapJob, where: str) -> None:
     """That the destination means the same wherever the line runs.
 
     Raises:
-        RequestError: for a path that is relative.
+        RequestError: for a path that is relative, or the root itself.
     """
-    if "://" not in job.dest and not job.dest.startswith("/"):
+    if "://" in job.dest:
+        return
+    if not posixpath.normpath(job.dest).strip("/"):
+        raise RequestError(
+            f"the destination {job.dest!r} is the root of the file system", hint="for example /data/model"
+        )
+    if not job.dest.startswith("/"):
         raise RequestError(
             f"the destination {job.dest!r} is relative, and {where}",
             hint="give it from the root: /data/model",

@@ -68,6 +68,7 @@ def kubernetes_manifest(job: BootstrapJob, kube: Kubernetes) -> str:
             "a prefetch into emptyDir is gone with the pod", hint="--volume hostPath, or --volume pvc:NAME"
         )
     stem, port = f"{name}-hosts-0" if kube.jobset else name, job.port or PORT
+    http = HTTP_PORT if port != HTTP_PORT else PORT
     numbers = f"[0-{job.count - 1}]" if job.count > 1 else "0"
     return render(
         "kubernetes.yaml.j2",
@@ -78,8 +79,8 @@ def kubernetes_manifest(job: BootstrapJob, kube: Kubernetes) -> str:
         volume=_volume(kube.volume, job.dest),
         hosts=f"{stem}-{numbers}.{name}:{port}",
         port=port,
-        http=HTTP_PORT,
-        command=(*job.command, "--http", f"0.0.0.0:{HTTP_PORT}"),
+        http=http,
+        command=(*job.command, "--http", f"0.0.0.0:{http}"),
         secret=secrets.token_hex(SECRET_BYTES),
         memory=_memory(kube.memory),
         storage=parse_bytes(kube.storage, "storage") if kube.storage else 0,

@@ -138,8 +138,8 @@ class Rendezvous:
                 same = theirs == ours
             if not same:
                 raise RefusedError(
-                    f"the hosts disagree on the {word}: host {index} has {_words(theirs)}, "
-                    f"host {self.index} has {_words(ours)}",
+                    f"the hosts disagree on the {word}: host {index} has {_words(theirs, word)}, "
+                    f"host {self.index} has {_words(ours, word)}",
                     hint="run the same line on every host",
                 )
 
@@ -422,5 +422,7 @@ def _bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _words(value: object) -> str:
+def _words(value: object, word: str) -> str:
+    if value == []:
+        return "all" if word == "choice of tensors" else "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -27,18 +27,21 @@ from gdist.run.environment.findings import Finding, Status, error_of, fail, ok, 
 from gdist.run.environment.limits import check_limits
 from gdist.run.environment.network import (
     Called,
+    Reach,
     about_coordinator,
     about_mtu,
     about_name,
     about_others,
     about_port,
     about_proxies,
+    call,
     call_all,
     interface_to,
     resolve,
+    stranger,
 )
 from gdist.run.environment.storage import RAM, check_storage, file_system, nearest
-from gdist.run.environment.together import Meeting, Met, about_meeting, check_meeting, meet
+from gdist.run.environment.together import AGAIN_SECONDS, Meeting, Met, about_meeting, check_meeting, meet
 
 DEFAULT_PORT = 7611
 
@@ -136,12 +139,25 @@ def _network(options: EnvironmentOptions, member: Membership, findings: list[Fin
     others = {n: where for n, where in addresses.items() if n != index}
     called = dict(zip(others, call_all(others.values()), strict=True))
     if index:
-        findings.append(about_coordinator(called.get(0), index))
+        findings.append(_about_coordinator(others.get(0), called.get(0), index))
     if rest := [one for n, one in called.items() if n]:
         findings.append(about_others(rest))
     findings.append(about_mtu(list(called.values()), _interface(called, others)))
     findings.append(about_proxies(os.environ, dict.fromkeys(host for host, _ in others.values())))
     yield from called.values()
+
+
+def _about_coordinator(where: tuple[str, int] | None, called: Called | None, index: int) -> Finding:
+    wrong = _stranger(called)
+    if wrong and where is not None:  # a check on host 0 takes its port for a moment, to see that it is free
+        time.sleep(AGAIN_SECONDS)
+        called = call(where)
+        wrong = _stranger(called)
+    return about_coordinator(called, index, wrong)
+
+
+def _stranger(called: Called | None) -> str:
+    return stranger(called) if called is not None and called.reach is Reach.ANSWERS else ""
 
 
 def _interface(called: dict[int, Called], others: dict[int, tuple[str, int]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
+import secrets
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from gdist.core.hosts import join_address
 from gdist.core.text import count, shorten
-from gdist.errors import RequestError, TransferError
+from gdist.errors import GdistError, RefusedError, RequestError, TransferError
+from gdist.exchange import Client, Key
 from gdist.run.environment.findings import Finding, fail, ok, warn
 
 CONNECT_SECONDS = 3.0
@@ -115,13 +117,32 @@ def call_all(addresses: Iterable[tuple[str, int]]) -> list[Called]:
         return list(pool.map(call, addresses))
 
 
-def about_coordinator(called: Called | None, index: int) -> Finding:
-    """What follows from calling the coordinator; None where its address is not known."""
+def stranger(called: Called) -> str:
+    """What is wrong with who answers at an address: '' for gdist, of whatever job."""
+    key = Key.from_secret(secrets.token_hex(), "")  # nobody's: only gdist has words to refuse it
+    with Client(called.address, key, timeout=CONNECT_SECONDS) as client:
+        try:
+            client.json("GET", "/who")
+        except RefusedError:
+            return ""
+        except GdistError as error:
+            return error.message
+    return f"{called.address} believes anybody"
+
+
+def about_coordinator(called: Called | None, index: int, wrong: str = "") -> Finding:
+    """What follows from calling the coordinator; None where its address is not known.
+
+    `wrong` is what `stranger` says of who answers.
+    """
     check = "coordinator"
     if called is None:
         hint = "give --coordinator HOST:PORT, host 0's address, to every host"
         return fail(check, RequestError, "where host 0 is to be found is not known", hint)
     what = f"{called.address} {called.reach.value}"
+    if wrong:
+        hint = "choose another --port for the job, or end what listens there"
+        return fail(check, RequestError, f"{what}, and is no host of a fetch: {wrong}", hint)
     if called.reach is Reach.ANSWERS or called.reach is Reach.REFUSES:
         return ok(check, what)
     hint = "see that host 0 is up, that its name and the port are right, and that no firewall drops them"

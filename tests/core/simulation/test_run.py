@@ -179,6 +179,12 @@ def test_what_only_the_failed_host_held_comes_in_again() -> None:
     assert outcome.seconds > 31
 
 
+def test_what_a_failed_host_had_not_hashed_comes_in_again() -> None:
+    slow = Costs(0, 200, 0, 0, 0, 0)  # it fails while it hashes
+    outcome = simulate(copies(3, 6), Setting(3, 20e6, cores=1, costs=slow, fails=((0, 1.0),)))
+    assert outcome.lost == 1 and outcome.wan > outcome.union
+
+
 def test_a_slow_gateway_s_leases_are_taken_over() -> None:
     demand = rows(4, 64)
     slow = Setting(4, 100e6, lan=25e6, costs=FREE, slow=((1, 0.01),), gateways=(0, 1, 2))
@@ -204,6 +210,15 @@ def test_hosts_that_stand_for_others_give_the_times_of_all() -> None:
         assert (len(exact.hosts), len(some.hosts)) == (48, 12)
         assert some.seconds == pytest.approx(exact.seconds, rel=0.1)
         assert some.lan == pytest.approx(exact.lan, rel=0.01)
+
+
+def test_pieces_that_no_followed_host_needs_are_waited_for() -> None:
+    """Hosts of other groups need them: a run without them would end before its own least time."""
+    own = rows(4, 40).groups[0].needs
+    joined = Demand((4 * MB,) * 40, (Group((0, 1, 2, 3), own),), 4, exact=False)
+    for fails in ((), ((3, 1.0),)):
+        outcome = simulate(joined, Setting(4, 20e6, fails=fails, sample=1))
+        assert outcome.wan >= outcome.union and outcome.share <= 1 + 1e-9
 
 
 def test_those_like_no_other_are_followed_themselves() -> None:

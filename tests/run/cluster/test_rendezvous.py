@@ -7,6 +7,7 @@ import json
 import pytest
 
 from gdist.core.status import AgentStatus
+from gdist.errors import RefusedError
 from gdist.events import Stage
 from gdist.exchange.messages import Request
 from gdist.run.cluster.rendezvous import Rendezvous
@@ -26,3 +27,11 @@ def test_a_message_that_was_overtaken_does_not_undo_what_was_told_since(stages: 
         number = 5 if stage is Stage.SERVE else 4
         post("/poll", {"message": number, "status": status, "wait": 0})
     assert rendezvous.status(1.0).done == 1
+
+
+@pytest.mark.parametrize(("word", "empty"), [("choice of tensors", "all"), ("ignored files", "none")])
+def test_hosts_that_disagree_are_told_what_each_has(word: str, empty: str) -> None:
+    rendezvous = Rendezvous(0, "boot0", 3, {word: []}, lambda address: "")
+    body = {"index": 2, "boot": "boot2", "port": 7, "gateway": True, "name": "h2", "job": {word: ["layer_1"]}}
+    with pytest.raises(RefusedError, match=f"on the {word}: host 2 has layer_1, host 0 has {empty}$"):
+        rendezvous.answer(Request("POST", "/join", body=json.dumps(body).encode(), peer="10.0.0.2"))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from gdist.errors import RequestError, TransferError
+from gdist.exchange import Key, Request, Response, Server
 from gdist.run.environment import network
 from gdist.run.environment.findings import Status
 from gdist.run.environment.network import (
@@ -24,6 +27,7 @@ from gdist.run.environment.network import (
     call_all,
     interface_to,
     resolve,
+    stranger,
 )
 
 ROUTES = """\
@@ -124,6 +128,28 @@ def test_a_port_that_is_taken() -> None:
 def test_the_coordinator(called: Called | None, status: Status, family: object) -> None:
     found = about_coordinator(called, 1)
     assert (found.status, found.family) == (status, family)
+
+
+@pytest.mark.parametrize("encrypt", [False, True])
+def test_gdist_of_any_job_is_no_stranger(encrypt: bool) -> None:
+    def nothing(request: Request) -> Response:
+        raise AssertionError("nobody was let in")
+
+    key = Key.from_secret("its own", "17")
+    with Server("127.0.0.1:0", key, handler=nothing, encrypt=encrypt) as server:
+        assert stranger(Called(f"127.0.0.1:{server.port}", Reach.ANSWERS)) == ""
+
+
+def test_another_program_is_a_stranger(monkeypatch: pytest.MonkeyPatch, listener: socket.socket) -> None:
+    monkeypatch.setattr(network, "CONNECT_SECONDS", 0.2)
+    silent = Called(f"127.0.0.1:{listener.getsockname()[1]}", Reach.ANSWERS)
+    assert "does not answer" in stranger(silent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as web:
+        threading.Thread(target=web.handle_request, daemon=True).start()
+        said = stranger(Called(f"127.0.0.1:{web.server_port}", Reach.ANSWERS))
+    assert said.startswith("something else than gdist answers")
+    found = about_coordinator(silent, 1, said)
+    assert (found.status, found.family) == (Status.FAIL, RequestError) and said in found.what and found.hint
 
 
 def test_the_other_hosts() -> None:
