@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gdist.errors import RequestError
 from gdist.run.options import FetchOptions
 
 DEFAULT_PORT = 7611
+EXCHANGES = ("swarm", "collective")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,9 @@ class ClusterOptions:
     shared by the job; `gateways` are the hosts that may use the outside (None: all). `hold` bounds the bytes
     of pieces that wait on this host's disk for others (None: what the disk can spare). A host that has all it
     needs waits `linger` for those who never came. `http` is where probes and metrics are served.
+
+    Raises:
+        RequestError: for an exchange that there is not.
     """
 
     fetch: FetchOptions = field(default_factory=FetchOptions)
@@ -28,13 +33,20 @@ class ClusterOptions:
     secret: str = ""
     encrypt: bool = False
     gateways: frozenset[int] | None = None
-    exchange: str = "auto"
+    exchange: str = "swarm"
     max_lan: int = 0
     hold: int | None = None
     deadline: float = 0
     min_hosts: int = 0
     linger: float = 600
     http: str = ""
+
+    def __post_init__(self) -> None:
+        if self.exchange not in EXCHANGES:
+            raise RequestError(
+                f"exchange {self.exchange!r} is none of {', '.join(EXCHANGES)}",
+                hint="gdist plan says which of them is faster on your network; give that to every host",
+            )
 
     @property
     def gateway(self) -> bool:
