@@ -235,15 +235,17 @@ class ReshardProgress(Event):
 
 @dataclass(frozen=True, slots=True)
 class MoveProgress(Event):
-    """Where a collective exchange stands, about twice a second; bytes, seconds since its start.
+    """Where a collective exchange stands, about twice a second; bytes, seconds since the start of the run.
 
-    `bytes_wire` came from other hosts with padding, `bytes_received` of them without.
+    `bytes_wire` came from other hosts with padding, `bytes_received` of them without; `bytes_sent` went to
+    them, with padding.
     """
 
     seconds: float
     rounds: int
     bytes_received: int
     bytes_wire: int
+    bytes_sent: int
     bytes_placed: int
     bytes_wanted: int
     tensors_ready: int

@@ -99,6 +99,8 @@ class LiveView:
         match event:
             case StageStarted():
                 self._stage = event.stage
+                if event.stage is Stage.EXCHANGE:
+                    self._progress = None  # that was of the shares
             case MetadataReceived():
                 self._name = f"{event.name}  {event.info_hash.hex[:8]}  {format_bytes(event.nbytes)}"
             case Note():

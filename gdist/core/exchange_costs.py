@@ -1,4 +1,4 @@
-"""What the two exchanges of a cluster cost, and which of them to use.
+"""What the two exchanges of a cluster cost, and which of them to ask for.
 
     swarm       Every piece that a host needs comes into the cluster once, whole, by one host that needs it.
                 The others take from that host the bytes that their shards hold, and no more.
@@ -154,9 +154,10 @@ def _bound(brought: Sequence[int], taken: Sequence[int], rates: Rates) -> Bound:
 
 
 def choose_exchange(swarm: ExchangeCost, collective: ExchangeCost, *, jax: bool) -> Choice:
-    """The exchange to use where `--exchange auto` is asked for; `jax` says that `jax.distributed` would run.
+    """The exchange to ask a fetch for; `jax` says that `jax.distributed` would run.
 
-    The swarm is the default: it needs sockets alone, and goes on when a host is gone, where a collective
+    A plan is told the rates of all wires, a fetch is not: so this recommends, and a fetch is told. The
+    swarm is the default: it needs sockets alone, and goes on when a host is gone, where a collective
     waits for everyone. Collectives are chosen where they are clearly cheaper.
     """
     if not jax:

@@ -262,3 +262,10 @@ def wire_nbytes(one: Round, host: int) -> int:
     if one.kind is Kind.PAIRS:
         return one.slot * sum(receiver == host for _, receiver in one.pairs)
     return one.slot * (one.hosts - 1)
+
+
+def sent_nbytes(one: Round, host: int) -> int:
+    """Bytes of a round that leave a host, padding included; of what all get it passes on what it takes."""
+    if one.kind is Kind.PAIRS:
+        return one.slot * sum(sender == host for sender, _ in one.pairs)
+    return wire_nbytes(one, host)

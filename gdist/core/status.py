@@ -142,13 +142,18 @@ class MemberStatus:
 
     @property
     def complete(self) -> bool:
-        """True once its part is complete; that it is done it says before its last status comes."""
-        return self.status.complete or self.state is MemberState.DONE
+        """True once its part is complete; that it is done it says before its last status comes.
+
+        A host that exchanges is done with its even share alone.
+        """
+        done = self.state is MemberState.DONE and self.status.stage is not Stage.EXCHANGE
+        return self.status.complete or done
 
     @property
     def works(self) -> bool:
         """True for a host that is there, and whose part is not complete yet."""
-        return self.state is MemberState.LIVE and not self.status.over
+        here = self.state in (MemberState.LIVE, MemberState.DONE)
+        return here and not self.complete and not self.status.over
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ class PlanReport:
     """Costs of the hosts that were asked for; `union` are the bytes of all their pieces, each once.
 
     `complete` is true when these are all hosts of the cluster; only then there is a `bound`. Where they are
-    several, `exchanges` are the ways between them, and `choice` is the one that `--exchange auto` takes.
+    several, `exchanges` are the ways between them, and `choice` is the one to ask `cluster fetch` for.
     """
 
     name: str

@@ -120,7 +120,8 @@ class _Host:
         self.last = member
         if member.complete and self.done is None:
             self.done = seconds
-        if member.state in (MemberState.LOST, MemberState.LEFT) and self.gone is None:
+        gone = member.state in (MemberState.LOST, MemberState.LEFT) and not member.complete
+        if gone and self.gone is None:
             self.gone = seconds
         self.link_rate = max(self.link_rate, _rate(self.link, seconds, self.moved[0] + self.moved[1]))
 

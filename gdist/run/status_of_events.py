@@ -64,7 +64,7 @@ class StatusOfEvents:
     ):
         group = host or HostGroup()
         self._lock, self._clock = threading.Lock(), clock
-        self._start = self._moved = clock()
+        self._start = self._moved = self._planned = clock()
         self._end: float | None = None
         self._names: tuple[str, ...] = ()
         self._here: set[str] = set()
@@ -123,6 +123,7 @@ class StatusOfEvents:
             case MetadataReceived():
                 self._change(info_hash=event.info_hash.hex, release=event.name)
             case Planned() | ReshardPlanned() | MovePlanned():
+                self._planned = self._moved
                 placed = event.bytes_resumed
                 self._change(tensors=event.tensors, bytes_wanted=event.bytes_wanted, bytes_placed=placed)
             case TensorsPlanned():
@@ -142,7 +143,7 @@ class StatusOfEvents:
             case PeerCount():
                 self._change(peers=event.peers)
             case Progress() | ReshardProgress() | MoveProgress() | ClusterProgress():
-                self._change(**_progress(event))
+                self._change(**_progress(event, self._moved - self._planned))
                 self._change(binds=self._binds_of(event))
             case Finished():
                 self._finish(event)
@@ -180,7 +181,7 @@ class StatusOfEvents:
 
 
 def _progress(
-    event: Progress | ReshardProgress | MoveProgress | ClusterProgress,
+    event: Progress | ReshardProgress | MoveProgress | ClusterProgress, seconds: float
 ) -> Mapping[str, Any]:  # Any: see _change
     match event:
         case Progress():
@@ -191,10 +192,21 @@ def _progress(
                 "wan_rate": event.download_rate,
                 "peers": event.peers,
             }
-        case ReshardProgress() | MoveProgress():
+        case ReshardProgress():
             return {
                 "bytes_placed": event.bytes_placed,
                 "bytes_wanted": event.bytes_wanted,
+            }
+        case MoveProgress():
+            return {
+                "bytes_placed": event.bytes_placed,
+                "bytes_wanted": event.bytes_wanted,
+                "wan_rate": 0,
+                "lan_in_bytes": event.bytes_wire,
+                "lan_in_rate": round(event.bytes_wire / max(seconds, 1e-3)),
+                "lan_out_bytes": event.bytes_sent,
+                "lan_out_rate": round(event.bytes_sent / max(seconds, 1e-3)),
+                "held_bytes": 0,
             }
     return {
         "wan_rate": event.wan_rate,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class Timing:
@@ -30,6 +30,12 @@ class Timing:
         finally:
             with self._lock:
                 self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - start
+
+    def add(self, table: Iterable[tuple[str, float]]) -> None:
+        """Takes over what another measured."""
+        with self._lock:
+            for name, seconds in table:
+                self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def table(self) -> tuple[tuple[str, float], ...]:
         """Name and seconds, the longest first."""

@@ -25,14 +25,21 @@ from gdist.core.journal import parse_journal
 from gdist.core.mesh import HostGroup
 from gdist.core.ready import Readiness, ready
 from gdist.core.status import AgentStatus, Stage
-from gdist.core.store_manifest import MANIFEST_NAME, PLANNED_NAME, StoreManifest, StoreTensor, manifest_name
+from gdist.core.store_manifest import (
+    MANIFEST_NAME,
+    PLANNED_NAME,
+    TARGET_NAME,
+    StoreManifest,
+    StoreTensor,
+    manifest_name,
+)
 from gdist.errors import GdistError, RequestError, ResumeError
 from gdist.kvstore import local_path
 from gdist.run.failures import last_failure
 from gdist.stores import files_of
 from gdist.stores.local import Index, LocalFiles, unreadable
 from gdist.stores.manifests import Files, parse_part
-from gdist.stores.unfinished import WORK, Part, held, is_there, work_of
+from gdist.stores.unfinished import SHARES, WORK, Part, held, is_there, work_of
 
 if TYPE_CHECKING:
     from gdist.run.local_agent import AgentAddress
@@ -189,6 +196,8 @@ class _Run:
             if self._part is None:
                 data = LocalFiles(self._work).read(PLANNED_NAME)
                 if data is None:
+                    data = LocalFiles(self._work / SHARES).read(TARGET_NAME)
+                if data is None:
                     return
                 plan = parse_part(data, self._name, str(self._work / PLANNED_NAME))
                 self._part = Part(self._files, self._work, self._name, plan)
@@ -230,12 +239,15 @@ class _Run:
         if failure is not None:
             return Stage.FAILED
         if counts is not None:
-            return Stage.FINISH if len(counts.here) == len(counts.names) else Stage.FETCH
+            if len(counts.here) == len(counts.names):
+                return Stage.FINISH
+            return Stage.EXCHANGE if (self._work / SHARES / self._name).exists() else Stage.FETCH
         with contextlib.suppress(ResumeError):
             progress, _ = parse_journal(LocalFiles(self._work).read("journal.jsonl") or b"")
             if progress is not None:
                 return Stage.RESHARD if progress.plan.startswith("reshard ") else Stage.PLAN
-        return Stage.HEADERS if (self._work / "source.torrent").exists() else Stage.METADATA
+        works = self._work, work_of(self._work / SHARES, self._name)
+        return Stage.HEADERS if any((w / "source.torrent").exists() for w in works) else Stage.METADATA
 
 
 class _Counts:

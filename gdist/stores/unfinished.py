@@ -6,7 +6,8 @@
     STORE/gdist.json             in the end: all of it in one piece, and the directory above is gone
 
 Of a fetch for host 3 of 8 the first three lie in `.gdist/gdist.host-00003-of-00008`, and the last has that
-name.
+name. There a collective fetch has its even shares in `shares` first, a store like any other, whose
+`.target.json` is the plan of what they will become.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from gdist.stores.local import Index, LocalFiles, unreadable
 from gdist.stores.manifests import Files, parse_part
 
 WORK = ".gdist"
+SHARES = "shares"  # in a host's work directory
 
 
 class Part:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 import gdist
 from gdist.cli import cli, main
+from gdist.errors import RequestError
 from gdist.testing.checkpoints import llama_tree, write_safetensors
 from gdist.testing.stores import write_store
 
@@ -155,7 +156,7 @@ def test_plan_of_a_known_release(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(asked) == 0
     out, err = capsys.readouterr()
     assert "(assumed: the release's own is not known" in out
-    assert "--exchange auto is swarm: needs nothing but sockets" in out
+    assert "recommended: --exchange swarm (needs nothing but sockets" in out
     assert "least time: 4m 15s, set by the wan" in out
     assert err == ""
 
@@ -163,9 +164,23 @@ def test_plan_of_a_known_release(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_interconnect_of_its_own_makes_collectives_the_choice(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["plan", "grok-1", "--mesh", "8x8", "--hosts", "8", "--wan", "400Gb/s", "--lan", "25Gb/s"]
     assert main([*asked, "--interconnect", "400Gb/s"]) == 0
-    assert "--exchange auto is collective: can be done in 13 s, a swarm in 20 s" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "recommended: --exchange collective (can be done in 13 s, a swarm in 20 s)" in said
     assert main([*asked, "--interconnect", "5Gb/s"]) == 0
-    assert "--exchange auto is swarm: collectives are not clearly faster" in capsys.readouterr().out
+    assert "recommended: --exchange swarm (collectives are not clearly faster" in capsys.readouterr().out
+
+
+def test_a_fetch_does_not_choose_an_exchange_and_says_who_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["cluster", "fetch", "grok-1", "--host", "0/2"]
+    assert main([*asked, "--exchange", "auto"]) == 2
+    assert "there is no 'auto'" in (said := capsys.readouterr().err) and "'gdist plan' recommends" in said
+    monkeypatch.setenv("GDIST_EXCHANGE", "auto")
+    assert main(asked) == 2
+    assert "there is no 'auto'" in capsys.readouterr().err
+    with pytest.raises(RequestError, match="exchange 'auto' is none of swarm, collective"):
+        gdist.cluster_fetch("grok-1", mesh="2", host="0/2", exchange="auto")
 
 
 def test_plan_of_one_host_of_many(capsys: pytest.CaptureFixture[str]) -> None:

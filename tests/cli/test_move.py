@@ -17,7 +17,7 @@ from gdist.run.status_of_events import StatusOfEvents
 
 GB = 10**9
 PLANNED = MovePlanned(3, 12, 2 * GB, GB // 2, GB, GB // 2, 2 * GB, "data=4,model=2", 1, 4)
-PROGRESS = MoveProgress(4.0, 17, 3 * GB // 4, 4 * GB // 5, GB, 2 * GB, 1, 3, Binds.LAN)
+PROGRESS = MoveProgress(4.0, 17, 3 * GB // 4, 4 * GB // 5, GB // 2, GB, 2 * GB, 1, 3, Binds.LAN)
 ALL = (StageStarted(Stage.EXCHANGE), PLANNED, PROGRESS)
 
 
@@ -55,9 +55,13 @@ def test_a_log_gets_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_agents_status_follows() -> None:
-    status = StatusOfEvents("/data", HostGroup(1, 4))
+    now = [10.0]
+    status = StatusOfEvents("/data", HostGroup(1, 4), clock=lambda: now[0])
     for event in ALL:
         status(event)
+        now[0] += 2.0
     found = status.status()
     assert (found.stage, found.binds) == (Stage.EXCHANGE, Binds.LAN)
+    assert (found.lan_in_bytes, found.lan_out_bytes) == (4 * GB // 5, GB // 2), "with padding"
+    assert (found.lan_in_rate, found.lan_out_rate) == (2 * GB // 5, GB // 4)
     assert (found.tensors, found.bytes_wanted, found.bytes_placed) == (3, 2 * GB, GB)

@@ -137,6 +137,13 @@ def test_who_is_missing_done_and_slowest() -> None:
     assert (over.slowest, over.binds) == (None, Binds.WAITING)
 
 
+def test_a_host_that_exchanges_works_though_its_share_is_done() -> None:
+    exchanging = MemberStatus(agent(0, stage=Stage.EXCHANGE), "10.0.0.1:7611", MemberState.DONE, 0.0)
+    assert exchanging.works and not exchanging.complete
+    finished = replace(exchanging, status=agent(0, stage=Stage.DONE))
+    assert finished.complete and not finished.works
+
+
 def test_what_binds_is_what_binds_most_and_of_equals_the_slowest() -> None:
     lan, disk = Binds.LAN, Binds.DISK
     assert cluster(agent(0, binds=lan), agent(1, binds=disk), agent(2, binds=disk)).binds is disk

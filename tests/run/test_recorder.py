@@ -56,6 +56,12 @@ def test_hosts_come_and_go_and_are_done() -> None:
     assert [sample.working for sample in record.samples] == [1, 2, 1, 1, 0]
 
 
+def test_a_host_that_leaves_when_it_is_complete_is_not_gone() -> None:
+    left = member(1, 2, MemberState.LEFT, stage=Stage.DONE)
+    record = recorded(moment(0.0, member(0, 2), member(1, 2)), moment(1.0, member(0, 2), left))
+    assert (record.hosts[1].done, record.hosts[1].gone) == (1.0, None)
+
+
 def test_bytes_of_a_host_that_starts_again_are_not_forgotten() -> None:
     record = recorded(
         moment(0.0, member(0, 1, wan_bytes=10), count=1),

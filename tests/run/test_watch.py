@@ -18,13 +18,16 @@ from gdist.core.magnet import format_magnet
 from gdist.core.mesh import HostGroup
 from gdist.core.order import loading_order
 from gdist.core.status import AgentStatus, Stage
-from gdist.errors import InterruptedRun, RequestError
-from gdist.events import Event, TensorReady
+from gdist.errors import InterruptedRun, RequestError, StalledError
+from gdist.events import Event, StageStarted, TensorReady
 from gdist.exchange import Key, Request, Response, Server
+from gdist.run.collective import fetch_shares, taken
+from gdist.run.destination import find_destination
 from gdist.run.fetch import fetch
 from gdist.run.journal_file import Lock
 from gdist.run.local_agent import AGENT_NAME, find_agent
 from gdist.run.reshard import reshard
+from gdist.run.resolve import resolve
 from gdist.run.watch import Sight, Watch, all_ready
 from gdist.testing.checkpoints import write_safetensors
 from gdist.testing.fetches import Array, Recorder, fetch_options
@@ -275,3 +278,40 @@ def test_what_is_left_of_an_agent_may_be_anything(tmp_path: Path, text: str) -> 
     (tmp_path / AGENT_NAME).write_text(text)
     assert find_agent(tmp_path) is None
     assert find_agent(tmp_path / "absent") is None
+
+
+def test_a_collective_fetch_is_seen_from_its_first_share_to_its_last_shard(
+    seeded: Seeded, tmp_path: Path
+) -> None:
+    magnet, options, dest = format_magnet(seeded.magnet), fetch_options(MESH, "1/2"), tmp_path / "s"
+    where, resolved = find_destination(str(dest), options.host), resolve(magnet)
+    seen: list[Sight] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            seen.extend(look(dest))
+
+    with pytest.raises(StalledError), taken(where, resolved, options) as unfinished:
+        assert unfinished
+        fetch_shares(magnet, dest, options, observe=observe)
+        seen.extend(look(dest))
+        raise StalledError("nothing moved")
+    stages = [sight.status.stage for sight in seen]
+    assert stages == [Stage.METADATA, Stage.HEADERS, Stage.HEADERS, Stage.FETCH, Stage.EXCHANGE]
+    assert all(sight.running and not sight.complete for sight in seen)
+    last = seen[-1].status
+    assert (last.tensors_ready, last.bytes_placed) == (0, 0) and last.tensors == len(seen[-1].names) > 0
+    (ended,) = look(dest)
+    assert not ended.running and ended.failure is not None and ended.failure.message == "nothing moved"
+
+
+def test_what_is_not_ours_is_left_as_it_was_by_who_would_take_it(seeded: Seeded, tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("dear")
+    options = fetch_options(MESH, "1/2")
+    where = find_destination(str(tmp_path), options.host)
+    with (
+        pytest.raises(RequestError, match="not empty"),
+        taken(where, resolve(format_magnet(seeded.magnet)), options),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["letter"]

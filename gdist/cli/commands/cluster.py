@@ -40,8 +40,24 @@ SCHEDULERS = (
     "torchrun",
     "mpich",
 )
-EXCHANGES = ("auto", "swarm", "collective")
+EXCHANGES = ("swarm", "collective")
 REPORTS = (".html", ".htm")
+
+
+class _Exchange(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2
+    """One of the exchanges; who asks a fetch to choose is told who can."""
+
+    def convert(  # Any: as in click
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        if value == "auto":
+            self.fail(
+                "there is no 'auto': a fetch does not know its network beforehand; 'gdist plan' recommends "
+                "swarm (the default) or collective, to be given to every host",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
 
 
 @click.group()
@@ -82,10 +98,10 @@ cluster.add_command(status)
 )
 @option(
     "--exchange",
-    type=click.Choice(EXCHANGES),
-    default="auto",
+    type=_Exchange(EXCHANGES),
+    default="swarm",
     show_default=True,
-    help="How hosts get what others brought in.",
+    help="How hosts get what others brought in; the same on all.",
 )
 @option("--max-lan", metavar="RATE", help="Of what this host gives to others.  [default: no limit]")
 @option("--hold", metavar="SIZE", help="Pieces kept for others, at most.  [default: what the disk can spare]")

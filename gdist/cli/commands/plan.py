@@ -65,7 +65,7 @@ def plan(source: str, output: Output, report: str | None, **values: Any) -> None
 
     Bytes kept and fetched, pieces, disk and memory, for all N hosts or for one (--host I/N); what every host
     would bring in if no byte came into the cluster twice; what each of the two exchanges between hosts moves,
-    and which one is chosen; and, with --wan, the least time that any way of doing it can take. A known
+    and which one is recommended; and, with --wan, the least time that any way of doing it can take. A known
     release is planned without a network. --report shows it as a page that needs nothing but itself.
     """
     target = check_target("--report", report, (".html", ".htm"))
@@ -130,7 +130,7 @@ def _lines(report: PlanReport) -> Iterator[str]:
 
 
 def _exchanges(report: PlanReport) -> Iterator[str]:
-    """What moves between hosts, in both ways, and which one is chosen."""
+    """What moves between hosts, in both ways, and which one to ask for."""
     yield ""
     head = ("exchange", "wan", "lan", "lan, most of a host", "least time")
     rows = [
@@ -145,7 +145,7 @@ def _exchanges(report: PlanReport) -> Iterator[str]:
     ]
     yield from table(head, rows, right=range(1, 4))
     if report.choice:
-        yield f"--exchange auto is {report.choice.exchange.value}: {report.choice.reason}"
+        yield f"recommended: --exchange {report.choice.exchange.value} ({report.choice.reason})"
     yield ""
 
 

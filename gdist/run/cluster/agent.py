@@ -29,7 +29,16 @@ from gdist.errors import (
     RequestError,
     StalledError,
 )
-from gdist.events import Event, MemberChanged, Note, Observer, Stage, StageStarted
+from gdist.events import (
+    Event,
+    Finished,
+    MemberChanged,
+    MoveProgress,
+    Note,
+    Observer,
+    Stage,
+    StageStarted,
+)
 from gdist.exchange.ports import free_port
 from gdist.kvstore import local_path
 from gdist.run.catalogue import Catalogue
@@ -41,12 +50,13 @@ from gdist.run.cluster.options import ClusterOptions
 from gdist.run.cluster.rendezvous import FINAL_PHASE
 from gdist.run.cluster.source import ClusterSource
 from gdist.run.cluster.station import Station
-from gdist.run.destination import Destination, default_dest, find_destination, finished
+from gdist.run.destination import Destination, default_dest, find_destination
 from gdist.run.fetch import FetchResult, fetch
 from gdist.run.opening import Opening, PieceSource, open_alone
 from gdist.run.recorder import Recorder
 from gdist.run.resolve import resolve
 from gdist.run.status_of_events import StatusOfEvents
+from gdist.run.timing import Timing
 from gdist.sinks.local import write_atomically
 
 _log = logging.getLogger(__name__)
@@ -61,6 +71,7 @@ RECEIPT = ".gdist.hosts"  # in a store that all hosts have finished: how many th
 HAND_OVER_SECONDS = 4.0  # of the ten that a host has between SIGTERM and its end
 IDLE_SECONDS = 1.0
 FLUSH_SECONDS = 3.0
+END_POLL_SECONDS = 0.05
 NO_SECRET = "gdist: no secret was given"
 
 
@@ -121,20 +132,10 @@ class _Agent:
         self._told = 0.0
         self._serving = self._complete = False
         self._meters = Meters(self._host.count)
+        self._shares_of: Destination | None = None  # of a collective fetch, while its shares come in
 
     def run(self, dest: str | os.PathLike[str] | None) -> FetchResult:
         """The fetch."""
-        asked = self._options.fetch
-        if asked.payload == "keep":
-            raise RequestError(
-                "a cluster's fetch keeps no payload: each host brings in a part of it",
-                hint="gdist fetch --payload keep on one host, or gdist export from the store",
-            )
-        if self._options.encrypt and self._options.exchange == "collective":
-            raise RequestError(
-                "--encrypt cannot be had with --exchange collective: JAX's own traffic is not encrypted",
-                hint="use --exchange swarm, or a network that others cannot listen to",
-            )
         if self._host.count == 1:
             return self._alone(dest)
         try:
@@ -171,27 +172,59 @@ class _Agent:
 
     def _exchanged(self, dest: str | os.PathLike[str] | None) -> FetchResult:
         """An even share of every tensor, and then XLA's collectives to where each byte belongs."""
-        from gdist.run.collective import MoveRequest, all_here, fetch_shares, start_move  # and what they load
+        from gdist.run.collective import taken  # and what it loads
 
         asked = self._options.fetch
         resolved = resolve(self._source, asked.manifest, asked.verify_key)
-        where = os.fspath(dest) if dest is not None else default_dest(resolved)
-        if finished(find_destination(where, self._host, asked.work), resolved, asked):
-            return self._fetched(where)
+        text = os.fspath(dest) if dest is not None else default_dest(resolved)
+        where = find_destination(text, self._host, asked.work)
+        with taken(where, resolved, asked) as unfinished:
+            if unfinished:
+                return self._shared_and_moved(where)
+        return self._fetched(text)
+
+    def _shared_and_moved(self, where: Destination) -> FetchResult:
+        """The same, of a destination that is locked; times are of both together."""
+        from gdist.run.collective import MoveRequest, all_here, fetch_shares, start_move
+
+        asked, timing = self._options.fetch, Timing()
+        self._shares_of = where
         shares = fetch_shares(
-            self._source, where, asked, observe=self._watch, stop=self._stop, opener=self._open
+            self._source, where.text, asked, observe=self._watch, stop=self._stop, opener=self._open
         )
+        timing.add(shares.timing)
         self._serving = False
-        if self._station is None:
+        station = self._station
+        if station is None:  # the shares were here already
             station = self._open_station()
+            station.leave_address(where.work)
+            self._watch(StageStarted(Stage.JOIN))
             station.link.join()
-        assert self._station is not None
-        here = all_here(where, self._host, asked.work)
-        coordinator = self._station.link.meet(here, free_port())
+        if self._status.status().stage is not Stage.EXCHANGE:
+            self._watch(StageStarted(Stage.EXCHANGE))
+        here = all_here(where.text, self._host, asked.work)
+        coordinator = station.link.meet(here, free_port())
         if coordinator is None:
-            return replace(shares, path=where)
-        request = MoveRequest(where, self._host, coordinator, memory=asked.memory, work=asked.work)
-        return start_move(request, observe=self._watch, stop=self._stop)
+            return replace(shares, path=where.text)
+
+        def watch(event: Event) -> None:
+            if isinstance(event, Finished):
+                timing.add(event.timing)
+                event = replace(event, timing=timing.table())
+            if isinstance(event, Finished | MoveProgress):
+                event = replace(event, seconds=timing.elapsed)
+                self._record()
+            if event != StageStarted(Stage.EXCHANGE):  # which began when the shares were complete
+                self._watch(event)
+
+        request = MoveRequest(where.text, self._host, coordinator, memory=asked.memory, work=asked.work)
+        done = start_move(request, locked=True, observe=watch, stop=self._stop)
+        done = replace(done, seconds=timing.elapsed, timing=timing.table())
+        station.link.tell_status()
+        end = time.monotonic() + FLUSH_SECONDS  # the coordinator waits a little for the others to tell it
+        while (cluster := station.own_cluster()) and cluster.done < cluster.count and time.monotonic() < end:
+            time.sleep(END_POLL_SECONDS)
+        return done
 
     # --- time, stops and what is told -----------------------------------------------------------------
 
@@ -273,6 +306,8 @@ class _Agent:
         return ClusterStatus(0, 1, seconds, (member,), union_bytes=union, inside_bytes=status.wan_bytes)
 
     def _watch(self, event: Event) -> None:
+        if self._shares_of and event == StageStarted(Stage.SERVE):  # shares: the store is not complete yet
+            event = StageStarted(Stage.EXCHANGE)
         self._status(event)
         self._observe(event)
 
@@ -283,7 +318,7 @@ class _Agent:
         """Joins the others and opens the source of both kinds of pieces; serves the others at the end."""
         opening = replace(opening, tick=self._also(opening.tick))
         station = self._station or self._open_station()
-        station.leave_address(opening.dest.work)
+        station.leave_address((self._shares_of or opening.dest).work)
         self._watch(StageStarted(Stage.JOIN))
         station.check_alone()
         link = station.link

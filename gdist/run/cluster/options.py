@@ -10,6 +10,7 @@ from gdist.exchange import parse_address
 from gdist.run.options import FetchOptions
 
 DEFAULT_PORT = 7611
+EXCHANGES = ("swarm", "collective")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class ClusterOptions:
     secret: str = ""
     encrypt: bool = False
     gateways: frozenset[int] | None = None
-    exchange: str = "auto"
+    exchange: str = "swarm"
     max_lan: int = 0
     hold: int | None = None
     deadline: float = 0
@@ -67,6 +68,11 @@ class ClusterOptions:
             )
         if self.http:
             parse_address(self.http)
+        if self.exchange not in EXCHANGES:
+            raise RequestError(
+                f"exchange {self.exchange!r} is none of {', '.join(EXCHANGES)}",
+                hint="gdist plan says which of them is faster on your network; give that to every host",
+            )
 
     @property
     def gateway(self) -> bool:

@@ -125,9 +125,11 @@ class Station:
             raise translate(error, f"writing {path}") from error
 
     def status(self) -> AgentStatus:
-        """Where this host stands; from any thread."""
-        received, sent = self.link.way.meter.received, self.server.meter.sent
-        return replace(self._status.status(), lan_in_bytes=received, lan_out_bytes=sent)
+        """Where this host stands; from any thread. Events know what collectives move, meters all else."""
+        status = self._status.status()
+        received = status.lan_in_bytes + self.link.way.meter.received
+        sent = status.lan_out_bytes + self.server.meter.sent
+        return replace(status, lan_in_bytes=received, lan_out_bytes=sent)
 
     def close(self) -> None:
         """Hangs up on everyone."""

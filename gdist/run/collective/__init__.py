@@ -13,6 +13,6 @@ child       the same in a process of its own, which may use JAX
 
 from gdist.run.collective.child import MoveRequest, start_move
 from gdist.run.collective.move import move_shares
-from gdist.run.collective.shares import all_here, fetch_shares
+from gdist.run.collective.shares import all_here, fetch_shares, taken
 
-__all__ = ["MoveRequest", "all_here", "fetch_shares", "move_shares", "start_move"]
+__all__ = ["MoveRequest", "all_here", "fetch_shares", "move_shares", "start_move", "taken"]

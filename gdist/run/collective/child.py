@@ -64,11 +64,16 @@ class MoveRequest:
 
 
 def start_move(
-    request: MoveRequest, *, observe: Observer | None = None, stop: threading.Event | None = None
+    request: MoveRequest,
+    *,
+    locked: bool = False,
+    observe: Observer | None = None,
+    stop: threading.Event | None = None,
 ) -> FetchResult:
     """Runs `gdist.run.collective.move_shares` in a process that joins those of the other hosts.
 
-    Events come on this thread. Setting `stop` ends it on all hosts, with what is done on disk.
+    Events come on this thread. Setting `stop` ends it on all hosts, with what is done on disk. `locked` says
+    that the caller has locked the destination.
 
     Raises:
         LockedError: another process of this host works on the destination.
@@ -76,12 +81,12 @@ def start_move(
         Unreachable: another host is gone, or did not come.
         StalledError: nothing moved for `stall_seconds`.
     """
-    lock = lock_of(find_destination(request.dest, request.host, request.work))
-    try:
-        with _Process(request) as process:
-            return process.follow(observe or (lambda event: None), stop or threading.Event())
-    finally:
-        lock.release()
+    with contextlib.ExitStack() as stack:
+        if not locked:
+            dest = find_destination(request.dest, request.host, request.work)
+            stack.callback(lock_of(dest).release)
+        process = stack.enter_context(_Process(request))
+        return process.follow(observe or (lambda event: None), stop or threading.Event())
 
 
 class _Process:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gdist.core.journal import ShardRecord, shard_line
-from gdist.core.parcels import Deal, Item, Round, wire_nbytes
+from gdist.core.parcels import Deal, Item, Round, sent_nbytes, wire_nbytes
 from gdist.core.plan import HostPlan, ShardTask
 from gdist.core.reshard import placement_of
 from gdist.errors import GdistError
@@ -62,7 +62,7 @@ class Landing:
         self._begun = 0
         self._ready = [not any(task not in records for task in t.shards) for t in plan.tensors]
         self._placed = sum(plan.tensors[t.tensor].tensor.spec.nbytes_of(t.box) for t in records)
-        self._rounds = self._wire = self._received = 0
+        self._rounds = self._wire = self._sent = self._received = 0
         self._last_progress = time.monotonic()
         for tensor, ready in zip(plan.tensors, self._ready, strict=True):
             if ready:
@@ -110,6 +110,7 @@ class Landing:
         me = self._plan.host.index
         self._rounds += 1
         self._wire += wire_nbytes(one, me)
+        self._sent += sent_nbytes(one, me)
         for number, stage in one.stages:
             itemsize = self._plan.tensors[number].tensor.spec.dtype.itemsize
             nbytes = itemsize * stage.elements_for(me, one.hosts)
@@ -192,6 +193,7 @@ class Landing:
             rounds=self._rounds,
             bytes_received=self._received,
             bytes_wire=self._wire,
+            bytes_sent=self._sent,
             bytes_placed=self._placed,
             bytes_wanted=self._plan.bytes_wanted,
             tensors_ready=sum(self._ready),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from gdist.core.store_manifest import (
     parse_store_manifest,
 )
 from gdist.errors import CorruptError, RequestError, translate
-from gdist.events import Event, Finished, Observer, ShardCommitted, TensorReady
+from gdist.events import Event, Finished, Observer, ShardCommitted, Stage, StageStarted, TensorReady
 from gdist.run.destination import (
     Destination,
     check_empty,
@@ -34,13 +36,14 @@ from gdist.run.destination import (
     finished,
     read_manifest,
 )
+from gdist.run.failures import left_behind
 from gdist.run.fetch import FetchResult, fetch
+from gdist.run.journal_file import Lock
 from gdist.run.opening import Opener, open_alone
 from gdist.run.options import FetchOptions, Target
 from gdist.run.preflight import shard_limit
-from gdist.run.resolve import resolve
-
-SHARES = "shares"  # in the destination's work directory
+from gdist.run.resolve import Resolved, resolve
+from gdist.stores.unfinished import SHARES
 
 Index = tuple[int, ...]
 
@@ -48,6 +51,29 @@ Index = tuple[int, ...]
 def shares_dir(dest: Destination) -> Path:
     """Where a host's even shares lie on their way to a destination."""
     return dest.work / SHARES
+
+
+@contextmanager
+def taken(dest: Destination, resolved: Resolved, options: FetchOptions) -> Iterator[bool]:
+    """Locks a destination from its first share to its last shard; False when its store is complete.
+
+    Who looks at it sees a run at work all the while, and in the end the error that ended one.
+
+    Raises:
+        LockedError: another process of this host works on it.
+        RequestError, ResumeError: it is somebody else's, or another job's.
+    """
+    if finished(dest, resolved, options):
+        yield False
+        return
+    check_empty(dest)  # before the lock: that lies there
+    check_neighbours(dest, resolved, options)
+    lock = Lock(dest.work / "lock", dest.text)
+    try:
+        with left_behind(dest.work):
+            yield finished(dest, resolved, options) is None  # or by the one that held it a moment ago
+    finally:
+        lock.release()
 
 
 def fetch_shares(
@@ -93,7 +119,7 @@ def fetch_shares(
 
 def _tell(observe: Observer, event: Event) -> None:
     """Passes on what a share means to who waits for the store: of that nothing is ready yet."""
-    if not isinstance(event, TensorReady | ShardCommitted | Finished):
+    if not isinstance(event, TensorReady | ShardCommitted | Finished) and event != StageStarted(Stage.FINISH):
         observe(event)
 
 
