@@ -236,8 +236,7 @@ class _Agent:
         cluster = self._station.own_cluster() if self._station else None
         if self._station and cluster:
             self._recorder.add(cluster)
-            record = self._recorder.record()
-            self._station.bound_seconds = record.bound.seconds if record and record.bound else None
+            self._station.record = self._recorder.record()
 
     def _watch(self, event: Event) -> None:
         self._status(event)
@@ -250,7 +249,7 @@ class _Agent:
         """Joins the others and opens the source of both kinds of pieces; serves the others at the end."""
         opening = replace(opening, tick=self._also(opening.tick))
         station = self._open_station()
-        station.leave_address(opening.dest.work)
+        station.leave_address(opening.dest)
         self._watch(StageStarted(Stage.JOIN))
         station.check_alone()
         link = station.link
