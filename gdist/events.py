@@ -255,7 +255,10 @@ class MoveProgress(Event):
 
 @dataclass(frozen=True, slots=True)
 class Finished(Event):
-    """The store is complete; `timing` says how many seconds each stage, and each kind of work, took."""
+    """The store is complete; `timing` says how many seconds each stage, and each kind of work, took.
+
+    Seconds of several threads are added up: together they are more than `seconds`.
+    """
 
     path: str
     nbytes: int
@@ -282,7 +285,8 @@ class ClusterProgress(Event):
 
     Of `hosts`, some are `live` and some `done`. Of the `union_bytes` that the hosts need together,
     `inside_bytes` came in. Rates, `held_bytes` (kept for others) and `leased_pieces` (to be brought in from
-    outside) are this host's; `slowest` is the host that is furthest behind, None when none is at work.
+    outside) are this host's; `slowest` is the host that is furthest behind, None when none is at work;
+    then `waits_for` are the hosts that are not complete, and not here.
     """
 
     hosts: int
@@ -297,3 +301,4 @@ class ClusterProgress(Event):
     leased_pieces: int
     slowest: int | None
     binds: Binds
+    waits_for: tuple[int, ...]

@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parents[1] / "docs/how-to/watch-a-fetch.md").read_text()
 
 def test_the_page_lists_every_metric_with_its_type() -> None:
     agent = AgentStatus(0, 1, "node0", "/data", Stage.FETCH, 1.0, True)
-    cluster = ClusterStatus(0, 1, 1.0, (), bound_seconds=1.0)
+    cluster = ClusterStatus(0, 1, 1.0, (), bound_seconds=1.0, share_of_bound=1.0)
     text, _ = Exposition(lambda: agent, lambda: cluster).text()
     made = {
         (family.name + "_total" * (family.type == "counter"), family.type)

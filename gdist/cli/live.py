@@ -133,7 +133,7 @@ class LiveView:
                 self.close()
                 self._say(words.finished(event, self._plan), "bold")
                 if spent := words.timing(event):
-                    self._say(f"time went to: {spent}", "dim")
+                    self._say(spent, "dim")
 
     def close(self) -> None:
         """Takes the picture away; may be called again."""

@@ -91,7 +91,7 @@ class PlainLines:
                 return self._serving(event)
             case Finished():
                 spent = words.timing(event)
-                return words.finished(event, self._plan) + (f"\ntime went to: {spent}" if spent else "")
+                return words.finished(event, self._plan) + (f"\n{spent}" if spent else "")
         return ""
 
     def _progress(self, event: Progress | ReshardProgress | MoveProgress) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from gdist.core.status import MemberState
 from gdist.core.store_manifest import StoreManifest
 from gdist.core.text import count as count
+from gdist.core.text import numbers
 from gdist.core.units import format_bytes, format_rate, format_seconds
 from gdist.events import (
     Binds,
@@ -90,13 +91,21 @@ def rates(event: Progress | ReshardProgress | MoveProgress, cluster: ClusterProg
 
 
 def hosts(event: ClusterProgress) -> str:
-    """Who is there, what came into the cluster, and who is last."""
+    """Who is there, what came into the cluster, and who is last, or waited for."""
     inside = f"   inside {share(event.inside_bytes, event.union_bytes)} of {format_bytes(event.union_bytes)}"
     slowest = f"   slowest host {event.slowest}" if event.slowest is not None else ""
     return (
         f"hosts {event.live + event.done} of {event.hosts}, {event.done} done"
-        f"{inside if event.union_bytes else ''}{slowest}"
+        f"{inside if event.union_bytes else ''}{slowest}{_waited_for(event)}"
     )
+
+
+def _waited_for(event: ClusterProgress) -> str:
+    if not event.waits_for:
+        return ""
+    who = numbers(event.waits_for, 30)
+    one = len(event.waits_for) == 1
+    return f"   waits for {f'host {who}, which is' if one else f'hosts {who}, which are'} not here"
 
 
 def between(event: ClusterProgress) -> str:
@@ -111,13 +120,20 @@ class Members:
 
     def __init__(self) -> None:
         self._gone: set[int] = set()
+        self._complete: set[int] = set()
 
     def text(self, event: MemberChanged) -> str:
-        """A line when a host is lost, leaves or comes back; else nothing."""
+        """A line when a host is lost, leaves before it is done, or comes back; else nothing."""
         if event.state in (MemberState.LOST, MemberState.LEFT):
+            if event.state is MemberState.LEFT and event.index in self._complete:
+                return ""
             self._gone.add(event.index)
             how = "says nothing any more" if event.state is MemberState.LOST else "left before it was done"
             return f"host {event.index} ({event.address}) {how}: others take over what it was to bring in"
+        if event.state is MemberState.DONE:
+            self._complete.add(event.index)
+        else:
+            self._complete.discard(event.index)
         if event.index in self._gone:
             self._gone.discard(event.index)
             return f"host {event.index} ({event.address}) is back"
@@ -157,9 +173,13 @@ def kept_nbytes(manifest: StoreManifest) -> int:
 
 
 def timing(event: Finished) -> str:
-    """Where the time went, the longest first; threads add up to more than the wall's time."""
+    """Where the time went, the longest first: seconds of all threads, more than the run's; may be empty."""
     worth = [(name, seconds) for name, seconds in event.timing if seconds >= 0.05][:4]
-    return " · ".join(f"{name} {format_seconds(seconds)}" for name, seconds in worth)
+    if not worth:
+        return ""
+    return "threads' time went to: " + " · ".join(
+        f"{name} {format_seconds(seconds)}" for name, seconds in worth
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:

@@ -129,7 +129,7 @@ class Leases:
         self._began = math.inf
         self.brought = 0  # bytes that were reported as held for the first time: what came in, each piece once
         self._ever: PieceSet = 0
-        self.union: PieceSet = 0  # pieces that some host needed, or had, when it enrolled
+        self.union: PieceSet = 0  # pieces that some host needs, or had
         self.union_nbytes = 0
         self._open, self._inside = _Tally(len(nbytes)), _Tally(len(nbytes))
         self._leased: PieceSet = 0
@@ -148,9 +148,13 @@ class Leases:
         needs: PieceSet,
         held: PieceSet,
         now: float,
+        had: PieceSet = 0,
         done: bool = False,
     ) -> None:
-        """A host is here, or tells all anew: `needs` is what it has not placed yet."""
+        """A host is here, or tells all anew: `needs` is what it has not placed yet.
+
+        `had` is what it got or held before, in the same run: it counts as needed, and as brought in.
+        """
         before = self._hosts.get(index)
         self._finished.discard(index)
         host = _Host(boot, gateway, needs, seen=now, progress=now, done=done)
@@ -165,8 +169,9 @@ class Leases:
         self._reviewed = -math.inf
         self._open.add(needs)
         self._began = min(self._began, now)
-        self.union_nbytes += self.nbytes_of((needs | held) & ~self.union)
-        self.union |= needs | held
+        self.union_nbytes += self.nbytes_of((needs | held | had) & ~self.union)
+        self.union |= needs | held | had
+        self._bring(had)
         self._drop(index, host.held & ~held)
         self._hold(index, held, now)
 
@@ -244,11 +249,14 @@ class Leases:
         host.held |= new
         self._inside.add(new)
         self._log += (Change(piece, index, True) for piece in members(new))
-        self.brought += self.nbytes_of(new & ~self._ever)
-        self._ever |= new
+        self._bring(new)
         for piece in members(new & self._leased):
             del self._hosts[self._lessees.pop(piece)].leased[piece]
         self._leased &= ~new
+
+    def _bring(self, pieces: PieceSet) -> None:
+        self.brought += self.nbytes_of(pieces & ~self._ever)
+        self._ever |= pieces
 
     def _drop(self, index: int, pieces: PieceSet) -> None:
         host = self._hosts[index]

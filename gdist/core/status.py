@@ -163,7 +163,8 @@ class ClusterStatus:
     `union_bytes` are the distinct bytes that the hosts need, `inside_bytes` those of them that came in. Of
     `pieces` in the union, some are `held` by a host that keeps them for others, others `spent`: got by all
     that need them. `bound_seconds` is the least time in which what came so far could have come, at the
-    fastest rates that were seen.
+    fastest rates that were seen, `share_of_bound` that over the time it took until all that are here were
+    done, or takes yet: 1 would be as fast as can be.
     """
 
     coordinator: int
@@ -176,6 +177,7 @@ class ClusterStatus:
     held: int = 0
     spent: int = 0
     bound_seconds: float | None = None
+    share_of_bound: float | None = None
 
     def __post_init__(self) -> None:
         indices = [member.status.index for member in self.members]
@@ -214,17 +216,11 @@ class ClusterStatus:
         votes = Counter(binds.values())
         return max(votes, key=lambda each: (votes[each], each is binds[slowest]))
 
-    @property
-    def share_of_bound(self) -> float | None:
-        """The least time over the time it took: 1 would be as fast as can be."""
-        return self.bound_seconds / self.seconds if self.bound_seconds is not None and self.seconds else None
-
     def to_json(self) -> dict[str, object]:
         """The document that `parse_cluster_status` reads.
 
         What follows from the members is in it too, for readers that only show it.
         """
-        share = self.share_of_bound
         return {
             "gdist_cluster_status": FORMAT,
             **_plain(self),
@@ -234,7 +230,6 @@ class ClusterStatus:
             "wan_bytes": self.wan_bytes,
             "slowest": self.slowest,
             "binds": self.binds.value,
-            "share_of_bound": None if share is None else round(share, 4),
         }
 
 

@@ -55,7 +55,7 @@ def run_page(record: RunRecord) -> str:
         hosts=_listed(record),
         more_hosts=max(len(record.hosts) - MOST_HOSTS, 0),
         faults=_faults(record),
-        share=bound.seconds / record.seconds if bound and record.seconds else None,
+        share=record.share_of_bound,
         bound_chart=charts.bound_chart([(limit.value, value) for limit, value in terms]) if terms else None,
         rate=format_rate,
         open_rows=OPEN_ROWS,
@@ -68,11 +68,9 @@ def _figures(record: RunRecord) -> list[tuple[str, str, str]]:
     figures = [
         ("time", format_seconds(record.seconds), f"{status.done} of {count(status.count, 'host')} complete")
     ]
-    if record.bound and record.seconds:
-        least = record.bound.seconds
-        figures.append(
-            ("of the least time", f"{least / record.seconds:.0%}", f"which is {format_seconds(least)}")
-        )
+    if record.bound:
+        least = format_seconds(record.bound.seconds)
+        figures.append(("of the least time", f"{record.share_of_bound:.0%}", f"which is {least}"))
     union = status.union_bytes
     again = f"{record.wan_bytes / union:.3f} times what is needed" if union else ""
     figures.append(("came in", format_bytes(record.wan_bytes), again))
@@ -119,7 +117,7 @@ def _faults(record: RunRecord) -> list[tuple[str, str]]:
             f"came {format_seconds(late)} after the first, or later",
             [h.index for h in hosts if h.came - first > late],
         ),
-        ("were lost, or left, at some time", [h.index for h in hosts if h.gone is not None]),
+        ("were lost, or left, before they were complete", [h.index for h in hosts if h.gone is not None]),
         ("started more than once", [h.index for h in hosts if h.starts > 1]),
         ("were lost at the end", [h.index for h in hosts if h.state is MemberState.LOST]),
         ("were not complete at the end", [h.index for h in hosts if h.done is None]),

@@ -121,6 +121,7 @@ class Coordinator:
             self._want()
             while self._busy():
                 self._turn()
+            self._observe(self._progress())  # a host that serves others for long shows this as its last
         except BaseException:
             self._source.halt()
             self._pool.shutdown(cancel_futures=True)

@@ -19,7 +19,9 @@ from gdist.core.bound import Bound, lower_bound
 from gdist.core.status import AgentStatus, Binds, ClusterStatus, MemberState, MemberStatus
 
 MOST_SAMPLES = 480
-WINDOW_SECONDS = 5.0  # a rate over less is luck
+LEAST_SECONDS = 1e-3
+WINDOW_SECONDS = 10.0  # a rate over less is luck
+LATE_SECONDS = 1.0  # how late bytes are counted: libtorrent adds up what is not a whole piece so often
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +64,18 @@ class HostStory:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as it was recorded; `wan_rate` and `link_rate` are the fastest that went in, for some seconds.
+    """A run as it was recorded, which took `seconds` until no host was at work any more, or does yet.
 
-    The first is from outside, of all hosts together, the second from anywhere into one host. Of a short run
-    they are those of the whole run.
+    `wan_rate` and `link_rate` are the fastest that went in for some seconds, and no less than over the whole
+    run: the first from outside, of all hosts together, the second from anywhere into one host.
     """
 
     status: ClusterStatus
     samples: tuple[Sample, ...]
     hosts: tuple[HostStory, ...]
+    seconds: float
     wan_rate: float
     link_rate: float
-
-    @property
-    def seconds(self) -> float:
-        """When the last host was complete, or the last sample was taken."""
-        ends = [host.done for host in self.hosts if host.done is not None]
-        return max(ends) if ends and len(ends) == self.status.count else self.status.seconds
 
     @property
     def wan_bytes(self) -> int:
@@ -97,6 +94,12 @@ class RunRecord:
             return None
         return lower_bound([min(pair) for pair in moved], union, wan=self.wan_rate, lan=self.link_rate)
 
+    @property
+    def share_of_bound(self) -> float | None:
+        """The least time over the time it took: at most 1, as fast as can be."""
+        bound = self.bound
+        return min(bound.seconds / max(self.seconds, LEAST_SECONDS), 1.0) if bound else None
+
 
 @dataclass(slots=True)
 class _Host:
@@ -108,7 +111,7 @@ class _Host:
     starts: int = 1
     before: tuple[int, int, int] = (0, 0, 0)
     last: MemberStatus | None = None
-    link: list[tuple[float, int]] = field(default_factory=list)
+    link: list[tuple[float, int]] = field(default_factory=list)  # by its own clock
     link_rate: float = 0.0
 
     def see(self, seconds: float, member: MemberStatus) -> None:
@@ -117,13 +120,13 @@ class _Host:
             self.before = self.moved
             self.starts += 1
             self.done = None
+            self.link.clear()
         self.last = member
         if member.complete and self.done is None:
             self.done = seconds
-        gone = member.state in (MemberState.LOST, MemberState.LEFT) and not member.complete
-        if gone and self.gone is None:
+        if _gone(member) and self.gone is None:
             self.gone = seconds
-        self.link_rate = max(self.link_rate, _rate(self.link, seconds, self.moved[0] + self.moved[1]))
+        self.link_rate = max(self.link_rate, _rate(self.link, member.status.seconds, now[0] + now[1]))
 
     @property
     def moved(self) -> tuple[int, int, int]:
@@ -139,8 +142,8 @@ class Recorder:
         self._samples: list[Sample] = []
         self._every = 0.0
         self._status: ClusterStatus | None = None
-        self._wan: list[tuple[float, int]] = []
         self._wan_rate = 0.0
+        self._seconds, self._works = 0.0, True
 
     def add(self, status: ClusterStatus) -> None:
         """One moment; of one that is not later than the last only what became of hosts is taken in."""
@@ -148,8 +151,12 @@ class Recorder:
         for member in status.members:
             host = self._hosts.setdefault(member.status.index, _Host(status.seconds))
             host.see(status.seconds, member)
+        works = not status.done or any(member.works for member in status.members)
+        if works or self._works:
+            self._seconds = status.seconds
+        self._works = works
         sample = self._sample(status)
-        self._wan_rate = max(self._wan_rate, _rate(self._wan, sample.seconds, sample.wan_bytes))
+        self._wan_rate = max([self._wan_rate, *(_wan_rate(before, sample) for before in self._samples)])
         if self._samples and sample.seconds - self._samples[-1].seconds < self._every:
             return
         self._samples.append(sample)
@@ -165,7 +172,7 @@ class Recorder:
             return None
         samples = list(self._samples)
         stories = tuple(_story(self._hosts[index]) for index in sorted(self._hosts))
-        whole = max(status.seconds, 1e-3)
+        whole = max(self._seconds, LEAST_SECONDS)
         link_rate = max((host.link_rate for host in self._hosts.values()), default=0.0)
         link_most = max((story.wan_bytes + story.lan_in_bytes for story in stories), default=0)
         if samples[-1].seconds < status.seconds:
@@ -174,8 +181,9 @@ class Recorder:
             status,
             tuple(samples),
             stories,
-            self._wan_rate or sum(story.wan_bytes for story in stories) / whole,
-            link_rate or link_most / whole,
+            self._seconds,
+            max(self._wan_rate, sum(story.wan_bytes for story in stories) / whole),
+            max(link_rate, link_most / whole),
         )
 
     def _sample(self, status: ClusterStatus) -> Sample:
@@ -183,7 +191,6 @@ class Recorder:
         working = [member.status for member in status.members if member.works]
         shares = [member.status.share for member in status.members] or [0.0]
         binds = Counter(agent.binds for agent in working)
-        states = Counter(member.state for member in status.members)
         return Sample(
             status.seconds,
             sum(wan for wan, _, _ in moved),
@@ -194,13 +201,24 @@ class Recorder:
             max(shares),
             len(working),
             status.done,
-            states[MemberState.LOST] + states[MemberState.LEFT],
+            sum(map(_gone, status.members)),
             tuple(binds[kind] for kind in Binds),
         )
 
 
 def _moved(status: AgentStatus) -> tuple[int, int, int]:
     return status.wan_bytes, status.lan_in_bytes, status.lan_out_bytes
+
+
+def _gone(member: MemberStatus) -> bool:
+    """True for a host that is not there, and whose part is not complete."""
+    return member.state in (MemberState.LOST, MemberState.LEFT) and not member.complete
+
+
+def _wan_rate(before: Sample, after: Sample) -> float:
+    """Bytes a second from outside at the least: some may have come before the first, and were told since."""
+    span = after.seconds - before.seconds
+    return (after.wan_bytes - before.wan_bytes) / (span + LATE_SECONDS) if span >= WINDOW_SECONDS else 0.0
 
 
 def _rate(seen: list[tuple[float, int]], seconds: float, nbytes: int) -> float:

@@ -86,6 +86,11 @@ class StatusOfEvents:
             self._moved = self._clock()
             self._take(event)
 
+    def goes_to(self, dest: str) -> None:
+        """Where it writes to is known now."""
+        with self._lock:
+            self._change(dest=dest)
+
     def failed(self, error: GdistError) -> None:
         """The run ended with an error."""
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def test_a_cluster_is_seen_from_any_host(seeded: Seeded, tmp_path: Path) -> None
         assert status.missing == (2,) and status.coordinator == 0 and status.pieces > 0
         assert status.share_of_bound is not None and 0 < status.share_of_bound <= 1
         assert all(member.status.tensors > 0 for member in status.members)
+        assert [member.status.dest for member in status.members] == [*map(str, agents.stores[:2])]
 
         variables = {"GDIST_COORDINATOR": coordinator, "GDIST_SECRET": "tested"}
         assert gdist("cluster", "status", **variables).returncode == 0
@@ -86,7 +88,13 @@ def test_the_coordinator_writes_a_page_about_the_run(seeded: Seeded, tmp_path: P
     assert "with 3 hosts" in found.text and "3 of 3 hosts complete" in found.text
     assert seeded.magnet.info_hash.hex in found.text
     ratio = float(found.text.partition(" times what is needed")[0].rpartition("B")[2])
-    assert 0.9 <= ratio <= 1.1
+    assert 1 <= ratio <= 1.1
+    row = (
+        r"<td>(?:done|left)</td>.*<td class=\"n\">(.* [kM]B)</td><td class=\"n\">(.* [kM]B)</td>(?:<td.*){4}"
+    )
+    placed = re.findall(row, text)
+    assert len(placed) == 3 and all(kept == there for kept, there in placed)
+    assert "None: all came in time, stayed, and are complete." in found.text
     assert not other.exists(), "it did not coordinate"
 
 

@@ -101,7 +101,7 @@ def test_lines_for_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert any("0.6%" in line and "wasted 5 B   ETA 5m 16s   1 piece failed" in line for line in lines)
     assert lines[-2:] == [
         "complete: 318.00 GB in 8m 40s, 612 MB/s",
-        "time went to: waiting for pieces 6m 40s · placing 1m 30s",
+        "threads' time went to: waiting for pieces 6m 40s · placing 1m 30s",
     ]
 
 
@@ -218,6 +218,7 @@ CLUSTER = ClusterProgress(
     leased_pieces=40,
     slowest=5,
     binds=Binds.LAN,
+    waits_for=(),
 )
 HOSTS = "hosts 7 of 8, 2 done   inside 50.0% of 318.00 GB   slowest host 5"
 BETWEEN = "in 1.2 GB/s   out 800 MB/s   holds 2.00 GB   brings in 40 pieces"
@@ -247,6 +248,14 @@ def test_lines_of_a_host_of_a_cluster(capsys: pytest.CaptureFixture[str]) -> Non
     assert lines[-2:] == ["complete, and serving other hosts", f"{HOSTS}   out 800 MB/s"]
 
 
+def test_hosts_that_are_done_say_for_whom_they_wait() -> None:
+    waits = dataclasses.replace(CLUSTER, hosts=3, live=0, done=2, slowest=None, waits_for=(1,))
+    assert words.hosts(waits).startswith("hosts 2 of 3, 2 done   inside 50.0%")
+    assert words.hosts(waits).endswith("   waits for host 1, which is not here")
+    several = words.hosts(dataclasses.replace(waits, hosts=6, waits_for=(1, 3, 4)))
+    assert several.endswith("   waits for hosts 1,3-4, which are not here")
+
+
 def test_what_the_run_itself_binds_is_not_the_network() -> None:
     event = dataclasses.replace(progress(1, 0), binds=Binds.DISK)
     assert words.rates(event, CLUSTER).endswith("binds: disk")
@@ -260,6 +269,7 @@ def test_hosts_that_go_and_come_back_are_told_of_and_thousands_that_come_are_not
     changes += [
         MemberChanged(4, MemberState.LEFT, "10.0.0.4:7611"),
         MemberChanged(5, MemberState.DONE, "x:1"),
+        MemberChanged(5, MemberState.LEFT, "x:1"),
     ]
     told = [
         "host 3 (10.0.0.3:7611) says nothing any more: others take over what it was to bring in",

@@ -77,7 +77,7 @@ def test_fetch_again_verify_inspect(
     store = tmp_path / "store"
     first = gdist("fetch", magnet, store, "--mesh", "2x2", *LOOPBACK)
     assert (first.code, first.out) == (0, f"{store}\n"), first.err
-    assert "fetching" in first.err and "complete: " in first.err and "time went to: " in first.err
+    assert "fetching" in first.err and "complete: " in first.err and "threads' time went to: " in first.err
     assert_holds(store, small[1])  # type: ignore[arg-type]  # arrays by name
 
     again = gdist("fetch", magnet, store, "--mesh", "2x2", *LOOPBACK)

@@ -301,6 +301,7 @@ def test_the_screen_of_a_cluster() -> None:
         held=20,
         spent=70,
         bound_seconds=40.0,
+        share_of_bound=0.8,
     )
     assert cluster_text(status).splitlines() == [
         "4 hosts: 1 done, 1 lost, for 50 s; host 0 coordinates",

@@ -259,6 +259,16 @@ def test_a_new_coordinator_learns_who_has_what() -> None:
     assert sorted(brought) == list(range(30)), f"each once, {before} before"
 
 
+def test_a_new_coordinator_learns_what_came_in_and_went() -> None:
+    leases = Leases([PIECE] * 6, 2)
+    leases.enrol(0, "a", gateway=True, needs=0b110000, held=0b010000, had=0b011101, now=0.0)
+    assert leases.union == 0b111101 and leases.union_nbytes == 5 * PIECE
+    assert leases.brought == 4 * PIECE and leases.inside == 0b010000
+    leases.enrol(1, "b", gateway=True, needs=0b100000, held=0, had=0b000001, now=0.0)
+    assert (leases.union_nbytes, leases.brought) == (5 * PIECE, 4 * PIECE)
+    assert leases.spent == 0b001101
+
+
 def test_a_host_that_goes_hands_over_and_gets_nothing_more() -> None:
     leases, hosts = enrolled(2, 20)
     hosts[0].turn(leases, 0.1)

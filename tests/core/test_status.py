@@ -77,7 +77,7 @@ def test_what_a_newer_gdist_adds_is_let_be() -> None:
 @given(st.data())
 def test_a_field_that_is_missing_or_of_another_kind_is_a_fault(data: st.DataObject) -> None:
     document = cluster(agent(0), agent(1)).to_json()
-    derived = {"missing", "done", "wan_bytes", "slowest", "binds", "share_of_bound"}
+    derived = {"missing", "done", "wan_bytes", "slowest", "binds"}
     row: Any = document
     if data.draw(st.booleans()):
         row = row["members"][1]
@@ -149,12 +149,6 @@ def test_what_binds_is_what_binds_most_and_of_equals_the_slowest() -> None:
     assert cluster(agent(0, binds=lan), agent(1, binds=disk), agent(2, binds=disk)).binds is disk
     assert cluster(agent(0, binds=lan, bytes_placed=1), agent(1, binds=disk, bytes_placed=2)).binds is lan
     assert cluster(agent(0, binds=lan, bytes_placed=2), agent(1, binds=disk, bytes_placed=1)).binds is disk
-
-
-def test_the_share_of_the_bound_needs_the_bound() -> None:
-    status = cluster(agent(0))
-    assert status.share_of_bound is None
-    assert replace(status, bound_seconds=6.0).share_of_bound == pytest.approx(0.6)
 
 
 def agent(index: int, **values: Any) -> AgentStatus:

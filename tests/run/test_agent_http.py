@@ -159,7 +159,8 @@ def test_a_coordinator_has_metrics_of_its_cluster(run: Run) -> None:
         MemberStatus(agent, "10.0.0.1:1", MemberState.LIVE, 0.1),
         MemberStatus(replace(agent, index=2), "10.0.0.3:1", MemberState.LOST, 40.0),
     )
-    run.cluster = ClusterStatus(0, 3, 10.0, members, union_bytes=100, inside_bytes=80, bound_seconds=8.0)
+    bound = {"bound_seconds": 8.0, "share_of_bound": 0.8}
+    run.cluster = ClusterStatus(0, 3, 10.0, members, union_bytes=100, inside_bytes=80, **bound)
     found = samples(run.get("/metrics")[2])
     hosts = {
         state: found["gdist_cluster_hosts", "", state]

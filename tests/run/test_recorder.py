@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gdist.core.status import AgentStatus, Binds, ClusterStatus, MemberState, MemberStatus, Stage
-from gdist.run.recorder import MOST_SAMPLES, Recorder, RunRecord, joined_hosts
+from gdist.run.recorder import LATE_SECONDS, MOST_SAMPLES, Recorder, RunRecord, joined_hosts
 
 MB = 10**6
 
@@ -56,12 +56,6 @@ def test_hosts_come_and_go_and_are_done() -> None:
     assert [sample.working for sample in record.samples] == [1, 2, 1, 1, 0]
 
 
-def test_a_host_that_leaves_when_it_is_complete_is_not_gone() -> None:
-    left = member(1, 2, MemberState.LEFT, stage=Stage.DONE)
-    record = recorded(moment(0.0, member(0, 2), member(1, 2)), moment(1.0, member(0, 2), left))
-    assert (record.hosts[1].done, record.hosts[1].gone) == (1.0, None)
-
-
 def test_bytes_of_a_host_that_starts_again_are_not_forgotten() -> None:
     record = recorded(
         moment(0.0, member(0, 1, wan_bytes=10), count=1),
@@ -95,10 +89,21 @@ def test_the_fastest_rate_is_one_that_lasted() -> None:
     for second in range(40):
         fast = min(max(second - 10, 0), 10)  # ten seconds of 9 MB/s more
         wan = second * MB + fast * 9 * MB + (5 * MB if second > 30 else 0)  # and a burst of one
-        statuses.append(moment(float(second), member(0, 1, wan_bytes=wan), count=1))
+        host = member(0, 1, seconds=float(second), wan_bytes=wan)
+        statuses.append(moment(float(second), host, count=1))
     record = recorded(*statuses)
-    assert record.wan_rate == pytest.approx(10 * MB)
+    assert record.wan_rate == pytest.approx(100 * MB / (10 + LATE_SECONDS))
     assert record.link_rate == pytest.approx(10 * MB)
+
+
+def test_bytes_that_are_told_late_make_no_line_faster() -> None:
+    statuses = []
+    for half in range(240):
+        told = half / 2 - 0.9 * (half % 7 / 6)  # up to so many seconds late
+        host = member(0, 1, seconds=half / 2, wan_bytes=int(max(told, 0) * 4 * MB))
+        statuses.append(moment(half / 2, host, count=1))
+    record = recorded(*statuses)
+    assert 3.9 * MB < record.wan_rate <= 4 * MB
 
 
 def test_the_bound_is_no_longer_than_the_run() -> None:
@@ -114,6 +119,77 @@ def test_the_bound_is_no_longer_than_the_run() -> None:
     assert record.bound is not None
     assert record.bound.seconds == pytest.approx(25.0)
     assert recorded(moment(9.0, member(0, 2))).bound is None
+
+
+def test_what_a_new_coordinator_saw_of_the_run_makes_the_bound_no_longer_than_it() -> None:
+    """It came to coordinate when nearly all was there, and the rest came slowly."""
+    statuses = [
+        moment(float(s), member(0, 2, wan_bytes=(60 * MB + s * MB)), member(1, 2, lan_in_bytes=50 * MB))
+        for s in range(20, 40)
+    ]
+    record = recorded(*statuses)
+    assert record.bound is not None and record.bound.seconds <= 39.0
+    assert record.share_of_bound is not None and 0.9 < record.share_of_bound <= 1
+
+
+def test_while_a_host_that_is_done_serves_the_share_of_the_bound_stays() -> None:
+    recorder = Recorder()
+    shares = set()
+    for second in range(600):
+        here = min(second, 20) * 5 * MB
+        stage = Stage.SERVE if second >= 30 else Stage.FETCH
+        seen = [member(0, 2, seconds=float(second), wan_bytes=here, stage=stage)]
+        if second < 25:
+            seen.append(member(1, 2, seconds=float(second)))
+        else:
+            seen.append(member(1, 2, MemberState.LEFT))
+        recorder.add(moment(float(second), *seen))
+        record = recorder.record()
+        assert record is not None
+        if second >= 30:
+            assert record.seconds == 30.0
+            shares.add(record.share_of_bound)
+    (share,) = shares
+    assert share is not None and 0.6 < share < 0.8
+
+
+def test_time_goes_on_when_a_host_comes_late() -> None:
+    record = recorded(
+        moment(1.0, member(0, 2)),
+        moment(2.0, member(0, 2, stage=Stage.SERVE)),
+        moment(8.0, member(0, 2, stage=Stage.SERVE)),
+        moment(9.0, member(0, 2, stage=Stage.SERVE), member(1, 2)),
+    )
+    assert record.seconds == 9.0
+
+
+def test_a_host_that_leaves_when_it_is_complete_is_not_gone() -> None:
+    record = recorded(
+        moment(1.0, member(0, 2), member(1, 2, stage=Stage.SERVE)),
+        moment(2.0, member(0, 2), member(1, 2, MemberState.LEFT, stage=Stage.SERVE)),
+    )
+    assert record.hosts[1].gone is None and record.samples[-1].gone == 0
+
+
+@given(st.data())
+def test_the_share_of_the_bound_is_never_more_than_all(data: st.DataObject) -> None:
+    recorder = Recorder()
+    seconds, totals = 0.0, [[0, 0], [0, 0]]
+    for _ in range(data.draw(st.integers(1, 40))):
+        seconds += data.draw(st.floats(0.01, 30))
+        members = []
+        for index, total in enumerate(totals):
+            total[0] += data.draw(st.integers(0, 10 * MB))
+            total[1] += data.draw(st.integers(0, 10 * MB))
+            state, stage = data.draw(st.sampled_from(MemberState)), data.draw(st.sampled_from(Stage))
+            values = {"seconds": seconds, "wan_bytes": total[0], "lan_in_bytes": total[1], "stage": stage}
+            members.append(member(index, 2, state, **values))
+        recorder.add(moment(seconds, *members))
+        record = recorder.record()
+        assert record is not None
+        if record.bound is not None:
+            assert record.bound.seconds <= record.seconds * (1 + 1e-9)
+            assert record.share_of_bound is not None and 0 < record.share_of_bound <= 1
 
 
 def test_what_was_there_before_the_run_sets_no_bound() -> None:

@@ -102,7 +102,7 @@ def test_events_become_a_status() -> None:
         transfer_errors=2,
         note="a note",
     )
-    found(ClusterProgress(2, 2, 0, 800, 400, 60, 50, 40, 30, 20, 0, Binds.LAN))
+    found(ClusterProgress(2, 2, 0, 800, 400, 60, 50, 40, 30, 20, 0, Binds.LAN, ()))
     found(TensorReady("embed", 100))
     last = found.status()
     assert (last.wan_rate, last.lan_in_rate, last.lan_out_rate, last.held_bytes, last.leased) == (
@@ -127,13 +127,19 @@ def test_events_become_a_status() -> None:
 
 
 def test_of_the_network_the_cluster_knows_which_part_binds() -> None:
-    lan = ClusterProgress(2, 2, 0, 800, 400, 60, 50, 40, 30, 20, 0, Binds.LAN)
+    lan = ClusterProgress(2, 2, 0, 800, 400, 60, 50, 40, 30, 20, 0, Binds.LAN, ())
     network = replace(PROGRESS, binds=Binds.NETWORK)
     assert told(network, lan).status().binds is Binds.LAN
     assert told(lan, network).status().binds is Binds.LAN
     assert told(lan, PROGRESS).status().binds is Binds.CONVERT
     assert told(PROGRESS, lan).status().binds is Binds.CONVERT
     assert told(lan, replace(lan, binds=Binds.WAITING)).status().binds is Binds.WAITING
+
+
+def test_where_it_writes_to_may_be_known_later() -> None:
+    found = StatusOfEvents("")
+    found.goes_to("/data/tiny")
+    assert found.status().dest == "/data/tiny"
 
 
 def test_what_was_here_at_the_start_is_placed() -> None:
@@ -188,6 +194,8 @@ def test_a_real_fetch_told_all_of_it(tmp_path: Path) -> None:
     assert last.tensors_ready == last.tensors == len(expected)
     assert last.bytes_placed == last.bytes_wanted == sum(array.nbytes for array in expected.values())
     assert last.pieces > 0 and found.ready("all").ready
+    over = next(status for status in seen if status.stage is Stage.FINISH)
+    assert over.bytes_placed == over.bytes_wanted <= over.wan_bytes
     assert [status.tensors_ready for status in seen] == sorted(status.tensors_ready for status in seen)
     again = StatusOfEvents(str(tmp_path / "s"))
     fetch(magnet, tmp_path / "s", fetch_options("2x1"), observe=again)

@@ -197,7 +197,7 @@ class _Agent:
         station = self._station
         if station is None:  # the shares were here already
             station = self._open_station()
-            station.leave_address(where.work)
+            station.leave_address(where)
             self._watch(StageStarted(Stage.JOIN))
             station.link.join()
         if self._status.status().stage is not Stage.EXCHANGE:
@@ -292,9 +292,8 @@ class _Agent:
         cluster = self._station.own_cluster() if self._station else self._own_cluster()
         if cluster:
             self._recorder.add(cluster)
-            record = self._recorder.record()
             if self._station:
-                self._station.bound_seconds = record.bound.seconds if record and record.bound else None
+                self._station.record = self._recorder.record()
 
     def _own_cluster(self) -> ClusterStatus | None:
         """Where a cluster of one host stands; None of any other, which its coordinator knows."""
@@ -318,7 +317,7 @@ class _Agent:
         """Joins the others and opens the source of both kinds of pieces; serves the others at the end."""
         opening = replace(opening, tick=self._also(opening.tick))
         station = self._station or self._open_station()
-        station.leave_address((self._shares_of or opening.dest).work)
+        station.leave_address(self._shares_of or opening.dest)
         self._watch(StageStarted(Stage.JOIN))
         station.check_alone()
         link = station.link

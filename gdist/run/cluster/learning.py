@@ -73,6 +73,7 @@ def learn(
     outside = TorrentSource(spec, torrent, opening.observe, tick=opening.tick)
     try:
         opening.open_torrent(outside, read_held(record))
+        station.downloaded = lambda: outside.downloaded
         if not opening.resolved.info_hash.names(outside.info_hash):
             raise RefusedError(
                 "the other hosts fetch another torrent", hint="run the same line on every host"

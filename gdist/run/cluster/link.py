@@ -79,6 +79,7 @@ class Link:
         self._needs: PieceSet = 0
         self._held: PieceSet = 0
         self._got: PieceSet = 0
+        self._had: PieceSet = 0  # all that it ever got or held: another coordinator knows of none of it
         self._done = self._done_told = False
         self._untold = {"held": 0, "dropped": 0, "got": 0}
         self._gone: list[tuple[int, int]] = []  # pieces, and hosts that do not have them though they should
@@ -198,7 +199,8 @@ class Link:
             return None
         self.way.heard()
         if found.get("join"):
-            self._try_join()
+            if not self._closing.is_set():
+                self._try_join()
             return None
         return found
 
@@ -208,6 +210,7 @@ class Link:
         """Says what this host needs and has; `enrolment` describes the pieces."""
         with self.changed:
             self._enrolment, self._needs, self._held = enrolment, needs, held
+            self._had = held
             self._enrolments += 1
             self._got, self._version = 0, None
             self._untold = dict.fromkeys(self._untold, 0)
@@ -224,6 +227,7 @@ class Link:
         with self.changed:
             self._held = (self._held | held) & ~dropped
             self._got |= got
+            self._had |= held | got
             self._done = self._done or done
             self._untold["held"] = (self._untold["held"] | held) & ~dropped
             self._untold["dropped"] |= dropped
@@ -306,6 +310,7 @@ class Link:
                     **self._enrolment,
                     "needs": needs,
                     "held": to_json(self._held),
+                    "had": to_json(self._had),
                     "done": self._done,
                 }
         asked = self.way.address
@@ -395,6 +400,8 @@ class Link:
 
     def leave(self, *, gone: bool) -> None:
         """Tells that this host will go, or that it goes; nobody is waited for."""
+        if gone:
+            self._closing.set()  # else the thread that asks is told to join, and this host is back
         with contextlib.suppress(GdistError):
             who = {"index": self.index, "boot": self._me["boot"], "gone": gone}
             self.way.client(self.way.address).json("POST", "/leave", who, timeout=WHO_SECONDS)

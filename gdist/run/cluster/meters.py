@@ -34,6 +34,7 @@ class Meters:
 
     def __init__(self, hosts: int) -> None:
         self._hosts = hosts
+        self._complete: set[int] = set()  # also those that have left since
         self._lan_in, self._lan_out = Rate(), Rate()
 
     def progress(self, link: Link, server: Server, pieces: ClusterSource) -> ClusterProgress:
@@ -42,8 +43,11 @@ class Meters:
         with link.changed:
             inside = link.inside
             states = [peer.state for peer in inside.peers.values()]
+            self._complete.update(i for i, peer in inside.peers.items() if peer.state == "done")
+            self._complete.difference_update(i for i, peer in inside.peers.items() if peer.state == "live")
             brought, union, leased = inside.brought, inside.union, inside.lease.bit_count()
             slowest = inside.slowest
+        absent = () if "live" in states else sorted(set(range(self._hosts)) - self._complete)
         lan_in = self._lan_in.of(link.way.meter.received)
         return ClusterProgress(
             hosts=self._hosts,
@@ -58,6 +62,7 @@ class Meters:
             leased_pieces=leased,
             slowest=slowest,
             binds=_binds(stats.download_rate, lan_in),
+            waits_for=tuple(absent),
         )
 
 

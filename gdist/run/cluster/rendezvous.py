@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gdist.core.leases import LOST_SECONDS, Answer, Leases
@@ -255,6 +255,7 @@ class Rendezvous:
             gateway=member.gateway,
             needs=from_json(body["needs"]),
             held=from_json(body["held"]),
+            had=from_json(body["had"]),
             done=bool(body["done"]),
             now=time.monotonic(),
         )
@@ -399,6 +400,8 @@ class Rendezvous:
             status = parse_agent_status(member.status)
         except GdistError:  # it has said nothing yet
             status = AgentStatus(member.index, self.count, member.name, "", Stage.JOIN, 0.0, live=True)
+        if member.state in ("lost", "left"):  # how fast it was when it said something last
+            status = replace(status, wan_rate=0, lan_in_rate=0, lan_out_rate=0, leased=0)
         return MemberStatus(status, member.address, MemberState(member.state), now - member.seen)
 
 

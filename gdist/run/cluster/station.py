@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from gdist.core.status import AgentStatus, ClusterStatus
@@ -35,6 +34,8 @@ from gdist.run.cluster.link import Link
 from gdist.run.cluster.options import DEFAULT_PORT, ClusterOptions
 from gdist.run.cluster.rendezvous import Rendezvous
 from gdist.run.cluster.source import ClusterSource
+from gdist.run.destination import Destination
+from gdist.run.recorder import RunRecord
 from gdist.run.status_of_events import StatusOfEvents
 
 PROBE_SECONDS = 1.0
@@ -62,7 +63,8 @@ class Station:
         self._key = Key.from_secret(options.secret or NO_SECRET, options.job)
         self._complete = threading.Event()  # the server knows its port before the link can be made
         self.pieces: ClusterSource | None = None
-        self.bound_seconds: float | None = None  # of what came so far, as the agent recorded it
+        self.downloaded: Callable[[], int] = lambda: 0  # bytes from outside, up to now
+        self.record: RunRecord | None = None  # of what came so far
         self.rendezvous = Rendezvous(self._host.index, self._boot, self._host.count, job, self._probe)
         candidates = _candidates(options)
         several = len(candidates) > 1
@@ -110,9 +112,10 @@ class Station:
                 f"host 0 is another process already, at {address}", hint="give each host an index of its own"
             )
 
-    def leave_address(self, work: Path) -> None:
+    def leave_address(self, dest: Destination) -> None:
         """Leaves in the work directory how `gdist status` and `gdist wait` find this agent."""
-        path = work / AGENT_NAME
+        self._status.goes_to(dest.text)
+        path = dest.work / AGENT_NAME
         encrypt = self._options.encrypt
         content = {"pid": os.getpid(), "address": self._own, "key": self._key.hex(), "encrypt": encrypt}
         try:
@@ -129,7 +132,8 @@ class Station:
         status = self._status.status()
         received = status.lan_in_bytes + self.link.way.meter.received
         sent = status.lan_out_bytes + self.server.meter.sent
-        return replace(status, lan_in_bytes=received, lan_out_bytes=sent)
+        wan = max(status.wan_bytes, self.downloaded())  # no events tell of it while this host serves others
+        return replace(status, wan_bytes=wan, lan_in_bytes=received, lan_out_bytes=sent)
 
     def close(self) -> None:
         """Hangs up on everyone."""
@@ -166,7 +170,10 @@ class Station:
         if not self.link.coordinates:
             return None
         status = self.rendezvous.status(time.monotonic() - self._started)
-        return replace(status, bound_seconds=self.bound_seconds)
+        record = self.record
+        if record is None or record.bound is None:
+            return status
+        return replace(status, bound_seconds=record.bound.seconds, share_of_bound=record.share_of_bound)
 
     def _probe(self, address: str) -> str:
         """The boot id of the agent at an address; nothing when there is none."""

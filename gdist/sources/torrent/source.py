@@ -79,6 +79,8 @@ class TorrentSource:
         self._old: frozenset[int] = frozenset()
         self._check_all = False
         self._released = 0
+        self._arrived_bytes = 0
+        self.downloaded = 0  # bytes that came in; only grows, may be read from any thread
         self._backlog_limit, self._throttled, self._backlog_lock = 0, False, threading.Lock()
         self._urgent: frozenset[int] = frozenset()
 
@@ -248,7 +250,10 @@ class TorrentSource:
             self._handle.prioritize_pieces(list(changes))
         self._emit()
         for piece in arrived:
-            self._observe(PieceVerified(piece, self.payload.extent_of(piece).length))
+            length = self.payload.extent_of(piece).length
+            self._arrived_bytes += length
+            self._observe(PieceVerified(piece, length))
+        self.downloaded = max(self.downloaded, self._arrived_bytes)
         return (*fresh, *arrived)
 
     def wake(self) -> None:
@@ -343,7 +348,10 @@ class TorrentSource:
         status = self._handle.status(0)
         with self._open.changed:
             record_status(self._open.swarm, status)
-            return self._open.swarm.stats
+            stats = self._open.swarm.stats
+        # libtorrent adds up once a second, and begins anew with a torrent that is added anew.
+        self.downloaded = max(self.downloaded, stats.downloaded)
+        return replace(stats, downloaded=self.downloaded)
 
     def givers(self) -> tuple[bool, bool]:
         """Whether peers, and whether web seeds, that are connected now gave bytes."""

@@ -199,6 +199,9 @@ def test_another_coordinates_when_host_0_never_comes_back(
         assert agents.wait(1) == agents.wait(2) == 0, agents.said()
         assert all(verify(agents.dest(index)).ok for index in (1, 2))
         assert slow.passed <= nbytes(grok) + 2 * AGAIN
+        last = agents.told(1, "cluster_progress")[-1]
+        assert last["waits_for"] == [0]
+        assert last["inside_bytes"] == last["union_bytes"] > nbytes(grok) / 2
 
 
 def test_hosts_that_come_long_before_host_0_wait_for_it(

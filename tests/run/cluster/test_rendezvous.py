@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from gdist.core.status import AgentStatus
+from gdist.core.status import AgentStatus, MemberState
 from gdist.errors import RefusedError
 from gdist.events import Stage
 from gdist.exchange.messages import Request
 from gdist.run.cluster.rendezvous import Rendezvous
 
 
+def post(rendezvous: Rendezvous, path: str, body: dict[str, object]) -> None:
+    content = json.dumps({"index": 1, "boot": "boot1", **body}).encode()
+    assert rendezvous.answer(Request("POST", path, body=content, peer="10.0.0.2"))
+
+
 @pytest.mark.parametrize("stages", [(Stage.FETCH, Stage.SERVE), (Stage.SERVE, Stage.FETCH)])
 def test_a_message_that_was_overtaken_does_not_undo_what_was_told_since(stages: tuple[Stage, Stage]) -> None:
     rendezvous = Rendezvous(0, "boot0", 2, {}, lambda address: "")
-
-    def post(path: str, body: dict[str, object]) -> None:
-        content = json.dumps({"index": 1, "boot": "boot1", **body}).encode()
-        assert rendezvous.answer(Request("POST", path, body=content, peer="10.0.0.2"))
-
-    post("/join", {"port": 7, "gateway": True, "name": "h1", "job": {}})
+    post(rendezvous, "/join", {"port": 7, "gateway": True, "name": "h1", "job": {}})
     for stage in stages:
         status = AgentStatus(1, 2, "h1", "", stage, 0.0, live=True).to_json()
         number = 5 if stage is Stage.SERVE else 4
-        post("/poll", {"message": number, "status": status, "wait": 0})
+        post(rendezvous, "/poll", {"message": number, "status": status, "wait": 0})
     assert rendezvous.status(1.0).done == 1
 
 
@@ -35,3 +36,16 @@ def test_hosts_that_disagree_are_told_what_each_has(word: str, empty: str) -> No
     body = {"index": 2, "boot": "boot2", "port": 7, "gateway": True, "name": "h2", "job": {word: ["layer_1"]}}
     with pytest.raises(RefusedError, match=f"on the {word}: host 2 has layer_1, host 0 has {empty}$"):
         rendezvous.answer(Request("POST", "/join", body=json.dumps(body).encode(), peer="10.0.0.2"))
+
+
+def test_a_host_that_left_has_no_rates_any_more() -> None:
+    rendezvous = Rendezvous(0, "boot0", 2, {}, lambda address: "")
+    post(rendezvous, "/join", {"port": 7, "gateway": True, "name": "h1", "job": {}})
+    rates = {"wan_rate": 3, "lan_in_rate": 4, "lan_out_rate": 5, "leased": 6}
+    status = AgentStatus(1, 2, "h1", "", Stage.FETCH, 9.0, live=True, wan_bytes=7, **rates)
+    post(rendezvous, "/poll", {"message": 1, "status": status.to_json(), "wait": 0})
+    assert rendezvous.status(1.0).members[0].status == status
+    post(rendezvous, "/leave", {"gone": True})
+    (member,) = rendezvous.status(1.0).members
+    assert member.state is MemberState.LEFT
+    assert member.status == replace(status, **dict.fromkeys(rates, 0))
