@@ -290,7 +290,7 @@ def cluster_options(
     secret: str | None = None,
     encrypt: bool = False,
     gateways: str | Iterable[int] = "all",
-    exchange: str = "auto",
+    exchange: str = "swarm",
     max_lan: int | str = 0,
     hold: int | str | None = None,
     deadline: float | str = 0,
