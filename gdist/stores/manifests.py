@@ -19,10 +19,10 @@ from gdist.core.store_manifest import (
     MANIFEST_NAME,
     StoreManifest,
     StoreTensor,
-    join_manifests,
     manifest_name,
     parse_store_manifest,
 )
+from gdist.core.store_parts import join_manifests
 from gdist.core.tensor import check_name
 from gdist.core.view import VIEW, is_block
 from gdist.errors import CorruptError, GdistError, RequestError
