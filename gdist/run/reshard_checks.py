@@ -9,6 +9,7 @@ from math import prod
 from gdist.core.plan import HostPlan
 from gdist.core.reshard import Grain, Share
 from gdist.core.store_manifest import Step, StoreManifest, parse_store_manifest
+from gdist.core.store_parts import steps_differ
 from gdist.core.units import format_bytes
 from gdist.errors import RequestError, ResumeError
 from gdist.run.destination import Destination, check_cut, check_unfinished, read_manifest
@@ -105,10 +106,10 @@ def _another(
         ("of {} hosts", str(found.host.count), str(plan.host.count)),
     )
     differ = [f"{words.format(there)}, not {ours}" for words, there, ours in rows if there != ours]
-    if found.steps != _identities(steps):
-        what = found.resharded[-1].name if found.resharded else found.source.name
-        differ.append(f"made from another source ({what!r})")
+    if way := steps_differ(found.resharded, steps, "not"):
+        differ.append(f"made from another source: {way}")
     what = "; ".join(differ) or "cut otherwise, or made before its source changed"
     return ResumeError(
-        f"{dest.text} holds a store {what}", hint="choose another destination, or delete this one"
+        f"{dest.text} holds a store {what}",
+        hint="choose another destination, or delete this one; all hosts need the same sources and gdist",
     )
