@@ -247,8 +247,9 @@ def check_unfinished(dest: Destination, host: HostGroup) -> None:
         alone = name == "journal.jsonl" and host.count > 1
         others = name.startswith("gdist.host-") and name.partition("-of-")[2] != ours.partition("-of-")[2]
         if alone or others:
+            began = files_of(dest.text).unfinished()
             raise ResumeError(
-                f"{dest.text} holds an unfinished fetch for another number of hosts ({name})",
+                f"{dest.text} holds an unfinished {began} for another number of hosts ({name})",
                 hint="finish that one, or choose another destination",
             )
 

@@ -44,8 +44,8 @@ class Files(Protocol):
         """Names of the manifests at the root."""
         ...
 
-    def unfinished(self) -> bool:
-        """True when a fetch began here and its manifest is still to come."""
+    def unfinished(self) -> str:
+        """What began here and is not known to be done, `fetch` or `reshard`; "" when nothing did."""
         ...
 
 
@@ -183,8 +183,8 @@ def parse_part(data: bytes, name: str, where: str) -> StoreManifest:
 
 
 def _no_store(files: Files) -> RequestError:
-    if files.unfinished():
-        hint = "the fetch did not finish; run the same fetch again"
+    if began := files.unfinished():
+        hint = f"the {began} did not finish; run the same {began} again"
     else:
         hint = "give the directory that gdist fetch wrote to"
     return RequestError(

@@ -314,6 +314,20 @@ def test_another_source_of_the_same_name_is_told_apart(source: Path, tmp_path: P
         gdist.reshard(tmp_path / "1x2", tmp_path / "b", mesh="4x4")
 
 
+def test_an_unfinished_reshard_is_called_one(source: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    stopped_after(2, source, half)
+    with pytest.raises(RequestError) as verified:
+        gdist.verify(half)
+    with pytest.raises(RequestError) as inspected:
+        gdist.inspect(half)
+    with pytest.raises(ResumeError) as shared:
+        gdist.reshard(source, half, mesh="4x4", host="0/2")
+    for caught in (verified, inspected, shared):
+        said = f"{caught.value.message} {caught.value.hint}"
+        assert "reshard" in said and "fetch" not in said
+
+
 # --- what is damaged ------------------------------------------------------------------------------------
 
 
