@@ -469,6 +469,13 @@ def test_addresses_of_one_bucket_are_compared_too() -> None:
         gdist.reshard("memory://here/s", "memory://here/st")
 
 
+@pytest.mark.parametrize("dest", ["http://127.0.0.1:9/s", "HTTPS://127.0.0.1:9/s"])
+def test_a_web_server_is_no_destination(dest: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="can only be read") as caught:
+        gdist.reshard(tmp_path / "none", dest)
+    assert "s3://" in caught.value.hint
+
+
 def unfinished(tmp_path: Path) -> Path:
     stopped_after(1, store(tmp_path / "a"), tmp_path / "half")
     return tmp_path / "half"
