@@ -50,6 +50,11 @@ class Progress:
     rest: dict[str, bytes] = field(default_factory=dict)
 
 
+def kind_of(job: str) -> str:
+    """What a job is called in messages: `fetch` or `reshard`."""
+    return "reshard" if job.startswith("reshard ") else "fetch"
+
+
 def header_line(plan: str) -> str:
     """The first line of the journal of a plan."""
     return json.dumps({"gdist_journal": VERSION, "plan": plan})

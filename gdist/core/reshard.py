@@ -210,12 +210,25 @@ def cost_of(plan: HostPlan, grains: Sequence[Grain], done: Collection[ShardTask]
 
 
 def identity_of(manifest: StoreManifest) -> str:
-    """What tells a store from others; the same for a part of it and for all of it."""
+    """What tells a store from others, on all hosts that read the same.
+
+    An info-hash says what the bytes are, and a part of a store has the identity of all of it. Without one
+    the digests say it, where all shards are here; of less, only what the store was made from.
+    """
     source = manifest.source
     tensors = [[t.name, t.dtype.name, t.shape, t.grid.shard, t.grid.chunk] for t in manifest.tensors]
     about = [source.info_hash_v1, source.info_hash_v2, str(manifest.mesh), manifest.codec, manifest.steps]
-    content = [*about, tensors]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    whole = all(len(tensor.shards) == prod(tensor.grid.shards) for tensor in manifest.tensors)
+    digests = [contents_of(manifest)] if whole and not source.info_hash else []
+    return hashlib.sha256(json.dumps([*about, tensors, *digests]).encode()).hexdigest()
+
+
+def contents_of(manifest: StoreManifest) -> str:
+    """A digest of all digests that are listed: what shards and assets hold."""
+    found = hashlib.sha256(json.dumps(sorted([a.path, a.digest] for a in manifest.assets)).encode())
+    for tensor in manifest.tensors:
+        found.update(json.dumps([tensor.name, sorted(tensor.shards.items())]).encode())
+    return found.hexdigest()
 
 
 def stored_tensor(tensor: StoreTensor) -> StoredTensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gdist.core.dtypes import DType
@@ -52,7 +52,8 @@ class StoreSource:
 class Step:
     """What a reshard read: its `kind` ("store", "files" or "orbax"), its name, and its mesh, "" without one.
 
-    `identity` tells it from others, and is the same on all hosts that read the same.
+    `identity` tells it from others, and is the same on all hosts that read the same: of a store without
+    info-hash, those that read all of it (`gdist.core.reshard:identity_of`).
     """
 
     kind: str
@@ -304,47 +305,3 @@ def _parse_file(path: Any, nbytes: Any, offset: Any) -> StoreFile:
 def _parse_view(order: Any, part: Any, at: Any) -> View:
     places = tuple((int(file), int(offset)) for file, offset in at)
     return View(Order(order), tuple(map(int, part)), places)
-
-
-def join_manifests(manifests: Iterable[StoreManifest]) -> StoreManifest:
-    """The one store that several hosts' parts are together.
-
-    Raises:
-        RequestError: when they are of different sources, meshes or grids.
-    """
-    parts = list(manifests)
-    assert parts, "no manifest to join"
-    first = parts[0]
-    joined: list[dict[tuple[int, ...], tuple[str, ...]]] = [{} for _ in first.tensors]
-    for part in parts:
-        same = (part.source.info_hash, part.mesh, part.codec, part.select, part.converted, part.steps) == (
-            first.source.info_hash,
-            first.mesh,
-            first.codec,
-            first.select,
-            first.converted,
-            first.steps,
-        )
-        grids = [(t.name, t.dtype, t.grid, t.encoding) for t in part.tensors] == [
-            (t.name, t.dtype, t.grid, t.encoding) for t in first.tensors
-        ]
-        if not (same and grids):
-            raise RequestError(
-                f"host {part.host.index}'s part is of another job than host {first.host.index}'s: "
-                f"{_of(part)}, and {_of(first)}",
-                hint="join only directories that one job wrote",
-            )
-        for shards, tensor in zip(joined, part.tensors, strict=True):
-            for index, digests in tensor.shards.items():
-                if shards.setdefault(index, digests) != digests:
-                    raise CorruptError(f"two hosts' digests of shard {index} of {tensor.name!r} differ")
-    tensors = tuple(replace(t, shards=shards) for t, shards in zip(first.tensors, joined, strict=True))
-    kept = {file.path: file for part in reversed(parts) for file in part.source_files}
-    files = tuple(kept[path] for path in sorted(kept))
-    return replace(first, host=HostGroup(), tensors=tensors, source_files=files)
-
-
-def _of(manifest: StoreManifest) -> str:
-    """What a store is of, for a message."""
-    steps = "".join(f", made from {step.kind} {step.identity[:16]}" for step in manifest.resharded[-1:])
-    return f"{manifest.source.info_hash or manifest.source.name} on mesh {manifest.mesh}{steps}"

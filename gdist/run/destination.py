@@ -33,6 +33,7 @@ from gdist.sinks.local import write_atomically
 from gdist.stores import files_of
 
 WORK = ".gdist"  # below a local destination: journal, unfinished shards, pieces on their way; gone at the end
+READ_ONLY = ("http://", "https://")
 
 
 def default_dest(resolved: Resolved) -> str:
@@ -62,9 +63,14 @@ def find_destination(
     """The destination of an address, of one host; `work` is for a bucket's unfinished shards.
 
     Raises:
-        RequestError: when the payload is to be kept there, and cannot be.
+        RequestError: when nothing can be written there, or the payload is to be kept there and cannot be.
     """
     root = local_path(text)
+    if root is None and text.lower().startswith(READ_ONLY):
+        raise RequestError(
+            f"a web server takes no store: {text} can only be read",
+            hint="give a directory, or an address that starts with s3:// or gs://",
+        )
     name = manifest_name(host)
     if root is not None:
         below = root / WORK if host.count == 1 else root / WORK / name.removesuffix(".json")
@@ -74,8 +80,13 @@ def find_destination(
             f"the payload cannot be kept beside a store at {text}",
             hint="fetch to a local directory, or --payload discard",
         )
-    key = blake3(f"{text}\n{name}".encode()).hexdigest()[:24]
-    return Destination(text, None, (work or default_work()) / key, name)
+    return Destination(text, None, remote_work(text, name, work), name)
+
+
+def remote_work(text: str, manifest: str, work: Path | None) -> Path:
+    """Where the unfinished shards of a bucket wait; `manifest` is the file name of the host's."""
+    key = blake3(f"{text}\n{manifest}".encode()).hexdigest()[:24]
+    return (work or default_work()) / key
 
 
 def finished(dest: Destination, resolved: Resolved, options: FetchOptions) -> StoreManifest | None:
@@ -301,8 +312,9 @@ def check_unfinished(dest: Destination, host: HostGroup) -> None:
         alone = name == "journal.jsonl" and host.count > 1
         others = name.startswith("gdist.host-") and name.partition("-of-")[2] != ours.partition("-of-")[2]
         if alone or others:
+            began = files_of(dest.text).unfinished()
             raise ResumeError(
-                f"{dest.text} holds an unfinished fetch for another number of hosts ({name})",
+                f"{dest.text} holds an unfinished {began} for another number of hosts ({name})",
                 hint="finish that one, or choose another destination",
             )
 

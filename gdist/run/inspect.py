@@ -178,9 +178,9 @@ def _has_manifest(text: str) -> bool:
     from gdist.stores import files_of  # NumPy comes with it
 
     files = files_of(text)
-    if not files.manifests() and files.unfinished():
+    if not files.manifests() and (began := files.unfinished()):
         raise RequestError(
-            f"{text} is not complete: a fetch is still to finish there", hint="run the fetch again"
+            f"{text} is not complete: a {began} is still to finish there", hint=f"run the {began} again"
         )
     return bool(files.manifests())
 

@@ -15,6 +15,7 @@ from gdist.core.journal import (
     asset_line,
     file_line,
     header_line,
+    kind_of,
     parse_journal,
     pieces_line,
     rest_line,
@@ -44,10 +45,9 @@ class JournalFile:
             self._file.seek(0)
             progress, whole = parse_journal(self._file.read())
             if progress is not None and progress.plan != job:
-                what = "reshard" if progress.plan.startswith("reshard ") else "fetch"
                 raise ResumeError(
-                    f"the destination holds an unfinished {what} of another plan: {progress.plan}; "
-                    f"this is {job}",
+                    f"the destination holds an unfinished {kind_of(progress.plan)} of another plan: "
+                    f"{progress.plan}; this is {job}",
                     hint="use the same source, mesh, rules, host, codec, payload, select and dtype, "
                     "or another destination",
                 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
 from math import prod
 
 from gdist.core.plan import HostPlan
 from gdist.core.reshard import Grain, Share
 from gdist.core.store_manifest import Step, StoreManifest, parse_store_manifest
+from gdist.core.store_parts import steps_differ
 from gdist.core.units import format_bytes
 from gdist.errors import RequestError, ResumeError
 from gdist.run.destination import Destination, check_cut, check_unfinished, read_manifest
@@ -29,13 +31,16 @@ def share_memory(plan: HostPlan, grains: Sequence[Grain], memory: int, *, maps: 
     (`maps`) takes none of it, but is bounded all the same: what workers read should stay in the page cache.
 
     Raises:
-        RequestError: naming all tensors whose chunks cannot be held at all.
+        RequestError: when it is too little for anything, or naming all tensors whose chunks cannot be held.
     """
-    workers = max(1, min(MAX_WORKERS, os.cpu_count() or 1, memory // (4 * 2**20)))
-    write = max(LEAST_WRITE_BYTES, min(MOST_WRITE_BYTES, memory // (4 * workers)))
+    if memory < LEAST_WRITE_BYTES:
+        raise RequestError(
+            f"{memory} bytes of memory are less than one write takes, {LEAST_WRITE_BYTES}",
+            hint="give --memory 64KiB or more",
+        )
+    workers, write, free = _split(memory, staged=staged)
     if maps:
         return Share(min(memory // workers, MOST_UNIT_BYTES), write, workers)
-    free = memory // (2 if staged else 1) - workers * write
     sizes = {
         p.tensor.spec.name: p.tensor.spec.dtype.itemsize * prod(map(min, grain.chunk, p.grid.shape))
         for p, grain in zip(plan.tensors, grains, strict=True)
@@ -45,15 +50,25 @@ def share_memory(plan: HostPlan, grains: Sequence[Grain], memory: int, *, maps: 
     if COPIES * largest > free:
         over = [name for name, nbytes in sizes.items() if COPIES * nbytes > free]
         more = f" and {len(over) - NAMED} more" if len(over) > NAMED else ""
-        enough = (COPIES * largest + workers * MOST_WRITE_BYTES) * (2 if staged else 1)
+        enough = bisect_left(
+            range(2**40), True, key=lambda mib: _split(mib * 2**20, staged=staged)[2] >= COPIES * largest
+        )
         raise RequestError(
             f"chunks of up to {format_bytes(largest)} of {len(over)} tensors are too large for "
-            f"{format_bytes(memory)} of memory: {', '.join(over[:NAMED])}{more}",
-            hint=f"they can only be decoded whole: give --memory {-(-enough // 2**20)}MiB",
+            f"{format_bytes(memory)} of memory, of which {format_bytes(max(0, free))} are left for {COPIES} "
+            f"copies of each: {', '.join(over[:NAMED])}{more}",
+            hint=f"they can only be decoded whole: give --memory {enough}MiB",
             tensors=tuple(over),
         )
     workers = max(1, min(workers, free // (COPIES * largest)))
     return Share(min(free // (COPIES * workers), MOST_UNIT_BYTES), write, workers)
+
+
+def _split(memory: int, *, staged: bool) -> tuple[int, int, int]:
+    """Of so much memory: workers, bytes of a write, and what is left for chunks that are decoded."""
+    workers = max(1, min(MAX_WORKERS, os.cpu_count() or 1, memory // (4 * 2**20)))
+    write = max(LEAST_WRITE_BYTES, min(MOST_WRITE_BYTES, memory // (4 * workers)))
+    return workers, write, memory // (2 if staged else 1) - workers * write
 
 
 def finished(dest: Destination, plan: HostPlan, codec: str, steps: Sequence[Step]) -> StoreManifest | None:
@@ -105,10 +120,10 @@ def _another(
         ("of {} hosts", str(found.host.count), str(plan.host.count)),
     )
     differ = [f"{words.format(there)}, not {ours}" for words, there, ours in rows if there != ours]
-    if found.steps != _identities(steps):
-        what = found.resharded[-1].name if found.resharded else found.source.name
-        differ.append(f"made from another source ({what!r})")
+    if way := steps_differ(found.resharded, steps, "not"):
+        differ.append(f"made from another source: {way}")
     what = "; ".join(differ) or "cut otherwise, or made before its source changed"
     return ResumeError(
-        f"{dest.text} holds a store {what}", hint="choose another destination, or delete this one"
+        f"{dest.text} holds a store {what}",
+        hint="choose another destination, or delete this one; all hosts need the same sources and gdist",
     )

@@ -317,9 +317,9 @@ def all_ready(sights: Sequence[Sight], what: str) -> Readiness:
 
 
 def _work_of_bucket(dest: str, host: HostGroup, work: Path | None) -> Path:
-    from gdist.run.destination import find_destination  # brings all that a fetch needs
+    from gdist.run.destination import remote_work  # brings all that a fetch needs
 
-    return find_destination(dest, host, work).work
+    return remote_work(dest, manifest_name(host), work)
 
 
 def _entries(directory: Path) -> list[str]:

@@ -18,9 +18,9 @@ from gdist.core.store_manifest import (
     MANIFEST_NAME,
     StoreManifest,
     StoreTensor,
-    join_manifests,
     manifest_name,
 )
+from gdist.core.store_parts import join_manifests
 from gdist.errors import CorruptError, RequestError, StalledError, TransferError
 from gdist.stores import open_as
 from gdist.stores.faults import raise_faults

@@ -18,9 +18,10 @@ from pathlib import Path
 from blake3 import blake3
 
 from gdist.core.box import Box, tiles_of
+from gdist.core.journal import kind_of, parse_journal
 from gdist.core.layout import ShardLayout, shard_key
 from gdist.core.store_manifest import MANIFEST_NAME, StoreTensor
-from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError
+from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError, ResumeError
 from gdist.stores.buffers import Array, Bytes, copy_arrays, map_file, numpy_dtype, region, threads_for
 from gdist.stores.faults import ChunkFault, raise_faults
 from gdist.stores.manifests import Manifests
@@ -49,9 +50,23 @@ class LocalFiles:
         names = sorted(path.name for path in self._root.glob("gdist.host-?????-of-?????.json"))
         return [MANIFEST_NAME, *names] if (self._root / MANIFEST_NAME).is_file() else names
 
-    def unfinished(self) -> bool:
-        """True when a fetch left its work here."""
-        return (self._root / ".gdist").is_dir()
+    def unfinished(self) -> str:
+        """What left its work here, `fetch` or `reshard`; "" when nothing did."""
+        work = self._root / ".gdist"
+        if not work.is_dir():
+            return ""
+        journals = (work / "journal.jsonl", *sorted(work.glob("gdist.host-*/journal.jsonl")))
+        return next(filter(None, map(_kind, journals)), "fetch")
+
+
+def _kind(journal: Path) -> str:
+    """What kind of job a journal is of; "" when that cannot be told."""
+    try:
+        with open(journal, "rb") as file:
+            progress, _ = parse_journal(file.readline())
+    except (OSError, ResumeError):
+        return ""
+    return kind_of(progress.plan) if progress else ""
 
 
 def unreadable(path: Path, error: OSError) -> FilesystemError:

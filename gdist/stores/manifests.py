@@ -19,10 +19,10 @@ from gdist.core.store_manifest import (
     MANIFEST_NAME,
     StoreManifest,
     StoreTensor,
-    join_manifests,
     manifest_name,
     parse_store_manifest,
 )
+from gdist.core.store_parts import join_manifests
 from gdist.core.tensor import check_name
 from gdist.core.view import VIEW, is_block
 from gdist.errors import CorruptError, GdistError, RequestError
@@ -44,8 +44,8 @@ class Files(Protocol):
         """Names of the manifests at the root."""
         ...
 
-    def unfinished(self) -> bool:
-        """True when a fetch began here and its manifest is still to come."""
+    def unfinished(self) -> str:
+        """What began here and is not known to be done, `fetch` or `reshard`; "" when nothing did."""
         ...
 
 
@@ -184,8 +184,8 @@ def parse_part(data: bytes, name: str, where: str) -> StoreManifest:
 
 
 def _no_store(files: Files) -> RequestError:
-    if files.unfinished():
-        hint = "the fetch did not finish; run the same fetch again"
+    if began := files.unfinished():
+        hint = f"the {began} did not finish; run the same {began} again"
     else:
         hint = hint_of_hosts(files.where, "give the directory that gdist fetch wrote to")
     return RequestError(

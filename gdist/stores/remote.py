@@ -120,9 +120,9 @@ class RemoteFiles:
             raise translate(error, f"listing {self.where}") from error
         return sorted(name for name in found if re.fullmatch(r"gdist\.host-\d{5}-of-\d{5}\.json", name))
 
-    def unfinished(self) -> bool:
-        """Never known: a fetch into a bucket keeps its work elsewhere."""
-        return False
+    def unfinished(self) -> str:
+        """Never known: who writes into a bucket keeps its work elsewhere."""
+        return ""
 
 
 def open_array(root: dict[str, object], tensor: StoreTensor) -> Any:

@@ -19,6 +19,7 @@ from gdist.core.plan import HostPlan, plan_host
 from gdist.core.reshard import (
     Grain,
     Ledger,
+    contents_of,
     cost_of,
     identity_of,
     placement_of,
@@ -213,6 +214,23 @@ def test_identity_is_that_of_any_part_and_of_no_other_store() -> None:
         replace(first, resharded=(Step("files", "x", "", "1"),)),
     )
     assert len({identity_of(store) for store in (first, *others)}) == len(others) + 1
+
+
+def test_without_info_hash_the_digests_of_all_shards_are_in_the_identity() -> None:
+    def of(*digests: str, name: str = "name") -> StoreManifest:
+        grid = ShardGrid((8,), (4,), (4,), (4,))
+        shards = {(index,): (digest,) for index, digest in enumerate(digests)}
+        whole = StoreTensor("a", BY_NAME["int8"], grid, PartitionSpec((DATA,)), None, shards)
+        nothing = ShardGrid((0, 4), (1, 4), (1, 4), (1, 4))
+        empty = StoreTensor("e", BY_NAME["int8"], nothing, PartitionSpec(), None)
+        return replace(manifest(whole, empty), source=StoreSource("", "", name, 0, 8))
+
+    assert identity_of(of("1", "2")) == identity_of(of("1", "2"))
+    assert identity_of(of("1", "2")) != identity_of(of("1", "3"))
+    assert identity_of(of("1")) == identity_of(of("3")), "less than all says what it was made from"
+    assert contents_of(of("1")) != contents_of(of("3"))
+    hashed = replace(of("1", "2"), source=manifest().source)
+    assert identity_of(hashed) == identity_of(replace(of("1"), source=manifest().source))
 
 
 def test_boxes_of_chunks_end_where_the_tensor_ends() -> None:

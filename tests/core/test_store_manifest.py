@@ -16,16 +16,17 @@ from gdist.core.dtypes import BY_NAME
 from gdist.core.grid import ShardGrid
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec
 from gdist.core.store_manifest import (
+    Step,
     StoreAsset,
     StoreManifest,
     StoreSource,
     StoreTensor,
-    join_manifests,
     manifest_name,
     parse_store_manifest,
     store_manifest_to_json,
     tensor_attributes,
 )
+from gdist.core.store_parts import join_manifests
 from gdist.core.tensor import Quantisation
 from gdist.errors import CorruptError, GdistError, RequestError
 
@@ -270,6 +271,38 @@ def test_parts_of_one_job_are_one_store() -> None:
 def test_parts_of_two_jobs_do_not_join(change: Callable[[StoreManifest], StoreManifest]) -> None:
     with pytest.raises(RequestError, match="host 1's part is of another job than host 0's"):
         join_manifests([sample(HostGroup(0, 2), 0), change(sample(HostGroup(1, 2), 1))])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: replace(m, codec="none"), ": codec none, and zstd"),
+        (lambda m: replace(m, tensors=m.tensors[:1]), ": no tensor, where that has 'größe'"),
+        (
+            lambda m: replace(
+                m,
+                tensors=(
+                    replace(m.tensors[0], grid=ShardGrid((4, 8), (2, 8), (2, 4), (2, 4))),
+                    *m.tensors[1:],
+                ),
+            ),
+            ": 'w.weight' has",
+        ),
+        (lambda m: replace(m, resharded=(Step("files", "x", "", "1"),)), "files 'x', and no further source"),
+    ],
+)
+def test_what_keeps_two_parts_apart_is_said_and_nothing_else(
+    change: Callable[[StoreManifest], StoreManifest], words: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        join_manifests([sample(HostGroup(0, 2), 0), change(sample(HostGroup(1, 2), 1))])
+    assert words in caught.value.message and "mesh" not in caught.value.message
+
+
+def test_sources_of_one_name_are_told_apart_by_their_identity() -> None:
+    one, other = (replace(sample(), resharded=(Step("files", "x", "", d * 64),)) for d in "12")
+    with pytest.raises(RequestError, match=r"'x' with identity 222222222222, and .* identity 111111111111"):
+        join_manifests([one, other])
 
 
 def test_two_hosts_that_digest_one_shard_differently_are_a_damage() -> None:

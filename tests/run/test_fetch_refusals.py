@@ -672,6 +672,12 @@ def test_a_payload_cannot_be_kept_beside_a_bucket(seeded: Seeded) -> None:
         fetch(format_magnet(seeded.magnet), "memory://kept", fetch_options(payload="keep"))
 
 
+def test_a_web_server_is_no_destination(seeded: Seeded) -> None:
+    with pytest.raises(RequestError, match="a web server takes no store") as caught:
+        fetch(format_magnet(seeded.magnet), "http://127.0.0.1:9/s", fetch_options())
+    assert "s3://" in caught.value.hint
+
+
 def test_memory_that_cannot_hold_a_piece_is_refused_before_anything_is_fetched(
     seeded: Seeded, tmp_path: Path
 ) -> None:
@@ -684,12 +690,16 @@ def test_a_bucket_that_fails_is_a_transfer_error(seeded: Seeded, tmp_path: Path)
     """Nobody listens there; tried once more instead of for a minute."""
     script = "import sys; from gdist import kvstore; kvstore.RETRIES = 1; "
     script += "from gdist.cli import main; sys.exit(main(sys.argv[1:]))"
-    words = ["fetch", format_magnet(seeded.magnet), "http://127.0.0.1:1/none", "--no-dht"]
+    words = ["fetch", format_magnet(seeded.magnet), "s3://none/store", "--no-dht"]
+    there = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
     done = subprocess.run(
-        [sys.executable, "-c", script, *words, "--work-dir", str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-c", script, *words, "--work-dir", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **there},
     )
     assert done.returncode == 11 and "Traceback" not in done.stderr, done.stderr
-    assert "http://127.0.0.1:1/none" in done.stderr and "hint:" in done.stderr
+    assert "s3://none/store" in done.stderr and "hint:" in done.stderr
 
 
 def test_what_is_not_selected_may_have_any_name_and_type(tmp_path: Path) -> None:

@@ -13,10 +13,15 @@ import numpy as np
 import pytest
 
 import gdist
+from gdist.core.box import Box
+from gdist.core.dtypes import BY_NAME
+from gdist.core.extent import Extent
 from gdist.core.mesh import HostGroup, Mesh
 from gdist.core.payload import Payload
 from gdist.core.plan import plan_host
-from gdist.core.tensor import Quantisation
+from gdist.core.reshard import Grain
+from gdist.core.tensor import Part, Quantisation, StoredTensor, TensorSpec
+from gdist.errors import RequestError
 from gdist.events import (
     AssetKept,
     Finished,
@@ -367,3 +372,19 @@ def test_workers_share_the_memory_there_is(memory: int, staged: bool, tmp_path: 
     assert held <= memory // (2 if staged else 1)
     mapped = share_memory(plan, grains, memory, maps=True, staged=staged)
     assert mapped.workers * mapped.write <= memory
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_the_memory_that_a_refusal_asks_for_is_the_least_that_is_enough(staged: bool) -> None:
+    spec = TensorSpec("w", (4096, 4096), BY_NAME["uint8"])
+    stored = StoredTensor(spec, (Part(Extent(0, spec.nbytes), Box.whole(spec.shape)),))
+    plan = plan_host(Payload((), 1, 0), [stored], Mesh(), None)
+    grains = [Grain((1024, 4096), whole=True)]
+    with pytest.raises(
+        RequestError, match=r"chunks of up to 4\.19 MB .* of which 0 B are left for 3 copies"
+    ) as caught:
+        share_memory(plan, grains, 2**16, maps=False, staged=staged)
+    enough = int(caught.value.hint.rpartition(" ")[2].removesuffix("MiB"))
+    share_memory(plan, grains, enough * 2**20, maps=False, staged=staged)
+    with pytest.raises(RequestError):
+        share_memory(plan, grains, (enough - 1) * 2**20, maps=False, staged=staged)

@@ -67,8 +67,8 @@ def test_leaves_that_are_no_arrays_must_be_left_out(saved: Saved, tmp_path: Path
 def test_chunks_too_large_for_the_memory_are_named_before_anything_is_written(
     saved: Saved, tmp_path: Path
 ) -> None:
-    with pytest.raises(RequestError, match=r"chunks of up to 512 B .* memory: .*layers\.0\.w") as caught:
-        gdist.reshard(saved[0] / "zarr3", tmp_path / "b", memory=1024, ignore=["note"])
+    with pytest.raises(RequestError, match=r"chunks of up to 512 B .* 0 B are left .*layers\.0\.w") as caught:
+        gdist.reshard(saved[0] / "zarr3", tmp_path / "b", memory=2**16, ignore=["note"])
     assert "--memory" in caught.value.hint
     assert not (tmp_path / "b").exists()
 
@@ -105,6 +105,25 @@ def test_a_checkpoint_that_changed_meanwhile_is_no_complete_store(saved: Saved, 
     assert not (tmp_path / "b/gdist.json").exists()
     with pytest.raises(ResumeError):
         gdist.reshard(tmp_path / "a", tmp_path / "b", ignore=["note"])
+
+
+@pytest.mark.parametrize("way", ["zarr", "zarr3"])
+def test_hosts_that_read_copies_share_a_destination_and_those_that_do_not_are_told(
+    way: str, saved: Saved, tmp_path: Path
+) -> None:
+    root, arrays = saved
+    dest, later = tmp_path / "b", tmp_path / "later" / way
+    gdist.reshard(root / way, dest, mesh="1x2", host="0/2", ignore=["note"])
+    shutil.copytree(root / way, later, copy_function=shutil.copyfile)
+    chunks = [path for path in later.rglob("*[0-9]") if path.is_file() and "layers.0.w" in str(path)]
+    assert len(chunks) == 8
+    for path in chunks:
+        path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(ResumeError, match=f"another source: orbax '{way}' with identity"):
+        gdist.reshard(later, dest, mesh="1x2", host="1/2", ignore=["note"])
+    shutil.copytree(root / way, tmp_path / "copy" / way, copy_function=shutil.copyfile)
+    gdist.reshard(tmp_path / "copy" / way, dest, mesh="1x2", host="1/2", ignore=["note"])
+    assert_holds(dest, arrays)
 
 
 # --- what its metadata may say --------------------------------------------------------------------------

@@ -235,6 +235,99 @@ def test_copies_of_files_on_two_hosts_are_one_source(tmp_path: Path) -> None:
     assert_holds(tmp_path / "b", expected)
 
 
+def checkpoint(root: Path, step: int, *, everywhere: bool = True) -> Path:
+    """A checkpoint as training left it after a step: all its values, or just one, differ from others."""
+    rng = np.random.default_rng(step if everywhere else 0)
+    arrays: dict[str, Array] = {
+        f"layers.{layer}.w": rng.standard_normal((64, 96)).astype(np.float32) for layer in range(6)
+    }
+    arrays["layers.0.w"][0, 0] = step
+    shutil.rmtree(root, ignore_errors=True)
+    write_safetensors(root, arrays, shards=1, index=False)
+    return root
+
+
+def store_of(root: Path, step: int, *, everywhere: bool = True, host: str = "0/1") -> Path:
+    """A store that a checkpoint was made to, at the same place for every step."""
+    shutil.rmtree(root, ignore_errors=True)
+    files = checkpoint(root.with_name("files"), step, everywhere=everywhere)
+    gdist.reshard(files, root, mesh="2x4", rules=RULES, host=host)
+    return root
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["every value", "one value"])
+def test_a_store_that_became_another_is_not_gone_on_with(everywhere: bool, tmp_path: Path) -> None:
+    source, half, done = tmp_path / "s", tmp_path / "half", tmp_path / "done"
+    store_of(source, 1, everywhere=everywhere)
+    stopped_after(2, source, half)
+    gdist.reshard(source, done, mesh="4x4")
+    assert gdist.reshard(source, done, mesh="4x4").already
+    store_of(source, 2, everywhere=everywhere)
+    with pytest.raises(ResumeError, match="unfinished reshard of another plan"):
+        gdist.reshard(source, half, mesh="4x4")
+    with pytest.raises(ResumeError, match="another source"):
+        gdist.reshard(source, done, mesh="4x4")
+
+
+def test_a_part_that_became_another_is_not_gone_on_with(tmp_path: Path) -> None:
+    part, dest = tmp_path / "s", tmp_path / "b"
+    store_of(part, 1, everywhere=False, host="0/2")
+    gdist.reshard(part, dest, mesh="2x4", host="0/2")
+    store_of(part, 2, everywhere=False, host="0/2")
+    with pytest.raises(ResumeError, match="before its source changed"):
+        gdist.reshard(part, dest, mesh="2x4", host="0/2")
+
+
+@pytest.mark.parametrize("make", [checkpoint, store_of], ids=["files", "store"])
+def test_hosts_that_read_two_checkpoints_do_not_share_a_destination(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, dest = tmp_path / "s", tmp_path / "b"
+    gdist.reshard(make(source, 1), dest, mesh="4x4", rules=RULES, host="0/2")
+    make(source, 2)
+    with pytest.raises(ResumeError, match=r"another source: .* with identity .*, not ") as caught:
+        gdist.reshard(source, dest, mesh="4x4", rules=RULES, host="1/2")
+    assert "all hosts need the same sources" in caught.value.hint
+
+
+def test_parts_of_two_checkpoints_are_not_joined(tmp_path: Path) -> None:
+    parts = [store_of(tmp_path / f"h{host}", host, host=f"{host}/2") for host in (0, 1)]
+    for read in (gdist.open, lambda sources: gdist.reshard(sources, tmp_path / "b")):
+        with pytest.raises(RequestError, match=r"another job .*made from files 'files' with identity"):
+            read(parts)  # type: ignore[operator]  # either is a function
+    assert not (tmp_path / "b").exists()
+
+
+def test_hosts_that_read_parts_of_their_own_share_a_destination(tmp_path: Path) -> None:
+    parts = [store_of(tmp_path / f"h{host}", 1, host=f"{host}/4") for host in range(4)]
+    gdist.reshard(parts[:2], tmp_path / "b", mesh="2x2", host="0/2")
+    gdist.reshard(parts[2:], tmp_path / "b", mesh="2x2", host="1/2")
+    with gdist.open(tmp_path / "b") as one, gdist.open(parts) as other:
+        assert all(np.array_equal(one[name].read(), other[name].read()) for name in other)
+
+
+def test_another_source_of_the_same_name_is_told_apart(source: Path, tmp_path: Path) -> None:
+    for mesh in ("8x8", "1x2"):
+        gdist.reshard(source, tmp_path / mesh, mesh=mesh)
+    gdist.reshard(tmp_path / "8x8", tmp_path / "b", mesh="4x4")
+    with pytest.raises(ResumeError, match=r"store 'test' on mesh data=8,model=8, not .* data=1,model=2"):
+        gdist.reshard(tmp_path / "1x2", tmp_path / "b", mesh="4x4")
+
+
+def test_an_unfinished_reshard_is_called_one(source: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    stopped_after(2, source, half)
+    with pytest.raises(RequestError) as verified:
+        gdist.verify(half)
+    with pytest.raises(RequestError) as inspected:
+        gdist.inspect(half)
+    with pytest.raises(ResumeError) as shared:
+        gdist.reshard(source, half, mesh="4x4", host="0/2")
+    for caught in (verified, inspected, shared):
+        said = f"{caught.value.message} {caught.value.hint}"
+        assert "reshard" in said and "fetch" not in said
+
+
 # --- what is damaged ------------------------------------------------------------------------------------
 
 
@@ -376,6 +469,13 @@ def test_addresses_of_one_bucket_are_compared_too() -> None:
         gdist.reshard("memory://here/s", "memory://here/st")
 
 
+@pytest.mark.parametrize("dest", ["http://127.0.0.1:9/s", "HTTPS://127.0.0.1:9/s"])
+def test_a_web_server_is_no_destination(dest: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="can only be read") as caught:
+        gdist.reshard(tmp_path / "none", dest)
+    assert "s3://" in caught.value.hint
+
+
 def unfinished(tmp_path: Path) -> Path:
     stopped_after(1, store(tmp_path / "a"), tmp_path / "half")
     return tmp_path / "half"
@@ -413,6 +513,8 @@ def text(tmp_path: Path) -> Path:
         (lambda root: store(root / "a"), {"profile": "grok-1"}, RequestError, "--profile"),
         (lambda root: store(root / "a"), {"ignore": ["x"]}, RequestError, "--ignore"),
         (lambda root: [], {}, RequestError, "no source"),
+        (lambda root: store(root / "a"), {"memory": 0}, RequestError, "0 bytes of memory"),
+        (lambda root: store(root / "a"), {"memory": 1}, RequestError, "--memory 64KiB"),
     ],
 )
 def test_refusals_come_before_anything_is_written(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as any_arrays
 
 import gdist
-from gdist.errors import CorruptError, GdistError, RequestError, UnsupportedError
+from gdist.errors import CorruptError, GdistError, RequestError, ResumeError, UnsupportedError
 from gdist.events import Event, Stage, StageStarted
 from gdist.testing.checkpoints import write_safetensors
 from gdist.testing.fetches import Array, assert_holds
@@ -111,6 +111,20 @@ def test_every_way_to_write_a_hierarchy(way: str, tmp_path: Path) -> None:
     assert_holds(tmp_path / "b", named(written))
     assert [(step.kind, step.name) for step in result.manifest.resharded] == [("zarr", "a")]
     assert gdist.verify(tmp_path / "b").ok
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_copy_is_the_same_source_and_other_values_another(version: int, tmp_path: Path) -> None:
+    arrays = tree()
+    write_zarr(tmp_path / "a", arrays, version)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy/a", copy_function=shutil.copyfile)
+    gdist.reshard(tmp_path / "a", tmp_path / "b", mesh="2", host="0/2")
+    later = {name: array + array.dtype.type(1) for name, array in arrays.items()}
+    write_zarr(tmp_path / "later/a", later, version)
+    with pytest.raises(ResumeError, match="another source: zarr 'a' with identity"):
+        gdist.reshard(tmp_path / "later/a", tmp_path / "b", mesh="2", host="1/2")
+    gdist.reshard(tmp_path / "copy/a", tmp_path / "b", mesh="2", host="1/2")
+    assert_holds(tmp_path / "b", named(arrays))
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

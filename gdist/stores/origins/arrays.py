@@ -6,6 +6,7 @@ own: no spec, path or transformer comes from a checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from gdist.errors import CorruptError, UnsupportedError
 from gdist.kvstore import shared_context
 from gdist.stores.buffers import Array
 from gdist.stores.origins import Chunks, Held, raw
+from gdist.stores.origins.sample import SAMPLE_BYTES, spread
 from gdist.stores.remote import ahead, translate
 
 MAX_CHUNKS = 1 << 22  # of all arrays; 90,000 tensors in 32 chunks each are 3 million
@@ -91,6 +93,33 @@ class OpenArrays:
     def close(self) -> None:
         """Forgets the handles."""
         self._arrays.clear()
+
+
+def sample_of(where: str, arrays: Iterable[ZarrArray], kvstore: Mapping[str, object]) -> str:
+    """A digest of the first bytes, as stored, of one chunk in the middle of each array.
+
+    Raises:
+        GdistError: when one cannot be read; one that is not there has no bytes.
+    """
+    keys = [array.file_of(array.index_of(array.chunks // 2)) for array in arrays if array.chunks]
+    found, key = hashlib.sha256(), ""
+    try:
+        store: Any = ts.KvStore.open(dict(kvstore), context=shared_context()).result()
+        asked = ((key, store.read(key, byte_range=slice(0, SAMPLE_BYTES))) for key in spread(keys))
+        for key, future in ahead(asked):
+            found.update(f"{key}\n".encode() + _first_bytes(store, key, future))
+    except Exception as error:  # ValueError and its kin
+        raise translate(error, f"reading {where}/{key}") from error
+    return found.hexdigest()
+
+
+def _first_bytes(store: Any, key: str, future: Any) -> bytes:
+    try:
+        return bytes(future.result().value)
+    except Exception as error:
+        if not str(error).startswith("OUT_OF_RANGE"):
+            raise
+        return bytes(store.read(key).result().value)  # it has fewer bytes than were asked for
 
 
 def _open(array: ZarrArray, kvstore: Mapping[str, object], *, zeros: bool) -> Any:

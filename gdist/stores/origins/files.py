@@ -1,7 +1,7 @@
 """Resharding from a checkpoint's own files: pickles and safetensors as they lie in a directory.
 
 Their bytes have no digest; what is checked is that the files are whole, and that nobody changes them
-meanwhile.
+meanwhile. A look into each tensor tells them from others (`gdist.stores.origins.sample`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from gdist.core.box import Box, runs_of_box
@@ -23,6 +24,7 @@ from gdist.stores.buffers import Array, Bytes, map_file, will_read
 from gdist.stores.faults import raise_faults
 from gdist.stores.local import first_hole, unreadable, with_hole
 from gdist.stores.origins import Contents, Held, elements
+from gdist.stores.origins.sample import middle, spread
 
 READ_TOGETHER_BYTES = 128 * 1024  # runs nearer to each other are one to the disk
 
@@ -47,19 +49,39 @@ class FilesOrigin:
         self.where = str(root)
         name = root.absolute().name
         nbytes = sum(file.length for file in payload.files)
+        self._identity = self._identify(assets)
         self.contents = Contents(
             tensors=tensors,
             source=StoreSource("", "", name, 0, nbytes, profile=profile),
-            steps=(Step("files", name, "", self._identity()),),
+            steps=(Step("files", name, "", self._identity),),
             state=self.still(),
             checked=False,
             assets=tuple(payload.files[number].path for number in assets),
             ignored=ignored,
         )
 
-    def _identity(self) -> str:
+    def _identify(self, assets: Sequence[int]) -> str:
         files = [[file.path, file.length] for file in self._payload.files]
-        return hashlib.sha256(json.dumps([files, [_shape(t) for t in self._tensors]]).encode()).hexdigest()
+        content = json.dumps([files, [_shape(t) for t in self._tensors]]).encode()
+        return hashlib.sha256(content + self._sample(assets)).hexdigest()
+
+    def _sample(self, assets: Sequence[int]) -> bytes:
+        """A digest of some bytes of each part of a tensor, and of all assets."""
+        extents = [part.extent for tensor in self._tensors for part in tensor.parts]
+        looked = sorted(middle(extent) for extent in spread(extents))
+        segments = (segment for extent in looked for segment in self._payload.segments(extent))
+        found = hashlib.sha256()
+        for number, there in groupby(segments, key=lambda segment: segment.file):
+            path = self._path(number)
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    for segment in there:
+                        found.update(os.pread(file.fileno(), segment.extent.length, segment.extent.start))
+            except OSError as error:
+                raise unreadable(path, error) from error
+        for number in assets:
+            found.update(self.asset(self._payload.files[number].path))
+        return found.digest()
 
     def _path(self, file: int) -> Path:
         return self._root if self._root.is_file() else self._root / self._payload.files[file].path
@@ -73,7 +95,7 @@ class FilesOrigin:
             except OSError as error:
                 raise unreadable(self._path(number), error) from error
             marks.append([file.path, status.st_size, status.st_mtime_ns])
-        return hashlib.sha256(json.dumps([self._identity(), marks]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self._identity, marks]).encode()).hexdigest()
 
     def grain(self, tensor: int) -> Grain:
         """Rows: any box can be read, but a disk wants them together."""

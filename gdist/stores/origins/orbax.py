@@ -32,7 +32,7 @@ from gdist.errors import CorruptError, RequestError, UnsupportedError
 from gdist.kvstore import kvstore_spec, local_path, shared_context
 from gdist.stores import Address, files_of
 from gdist.stores.origins import Contents, Held
-from gdist.stores.origins.arrays import OpenArrays
+from gdist.stores.origins.arrays import OpenArrays, sample_of
 from gdist.stores.origins.tree import files_below
 from gdist.stores.remote import ahead, translate
 
@@ -69,28 +69,31 @@ class OrbaxOrigin:
         arrays = _arrays(names, kvstore, NODE_V3 if tree.zarr3 else ARRAY_V2, self.where)
         self._arrays = OpenArrays(self.where, arrays, kvstore, zeros=not tree.dense)
         self._tensors = self._arrays.tensors
+        # What a commit wrote has a random name in OCDBT's manifest: that tells it from all others.
+        looked = "" if self._ocdbt is not None else sample_of(self.where, arrays.values(), kvstore)
+        self._identity = self._identify(looked)
         name = self.where.rstrip("/").rpartition("/")[2]
         nbytes = sum(tensor.spec.nbytes for tensor in self._tensors)
         self.contents = Contents(
             tensors=self._tensors,
             source=StoreSource("", "", name, 0, nbytes),
-            steps=(Step("orbax", name, "", self._identity()),),
+            steps=(Step("orbax", name, "", self._identity),),
             state=self.still(),
             checked=False,
             ignored=ignored,
         )
 
-    def _identity(self) -> str:
+    def _identify(self, looked: str) -> str:
         tensors = [[t.spec.name, t.spec.dtype.name, t.spec.shape] for t in self._tensors]
-        content = [self._metadata.decode("latin-1"), (self._ocdbt or b"").hex(), tensors]
+        content = [self._metadata.decode("latin-1"), (self._ocdbt or b"").hex(), tensors, looked]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def still(self) -> str:
         """Of a directory the lengths and times of change of all files, of a bucket what identifies it."""
         marks = _marks(self._address)
         if marks is None:
-            return self._identity()
-        return hashlib.sha256(json.dumps([self._identity(), marks]).encode()).hexdigest()
+            return self._identity
+        return hashlib.sha256(json.dumps([self._identity, marks]).encode()).hexdigest()
 
     def grain(self, tensor: int) -> Grain:
         """Chunks as stored: nothing less can be decoded."""

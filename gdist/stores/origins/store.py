@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from gdist.core.box import Box, tiles_of
 from gdist.core.layout import ShardLayout
-from gdist.core.reshard import Grain, identity_of, stored_tensor
+from gdist.core.reshard import Grain, contents_of, identity_of, stored_tensor
 from gdist.core.source_map import DIRECTORY
 from gdist.core.store_manifest import Step, StoreManifest, StoreTensor
 from gdist.errors import CorruptError, GdistError, RequestError
@@ -44,7 +44,7 @@ class StoreOrigin:
             tensors=tuple(map(stored_tensor, manifest.tensors)),
             source=manifest.source,
             steps=(*manifest.resharded, step),
-            state=identity,
+            state=f"{identity} {contents_of(manifest)}",
             checked=manifest.digested,
             assets=tuple(asset.path for asset in manifest.assets),
             source_files=tuple(file.path for file in manifest.source_files),

@@ -35,7 +35,7 @@ from gdist.errors import CorruptError, UnsupportedError
 from gdist.kvstore import kvstore_spec
 from gdist.stores.local import unreadable
 from gdist.stores.origins import Contents, Held
-from gdist.stores.origins.arrays import OpenArrays
+from gdist.stores.origins.arrays import OpenArrays, sample_of
 from gdist.stores.origins.tree import Marks, files_below
 
 INDEX_ENTRY_BYTES = 16  # of an inner chunk in its shard's index
@@ -67,24 +67,27 @@ class ZarrOrigin:
         name = root.absolute().name
         self._named = _chosen(named(_arrays(root, self._files), name), ignore, self.where)
         _check_sizes(self._named, self._files)
-        self._arrays = OpenArrays(self.where, self._named, kvstore_spec(root))
+        kvstore = kvstore_spec(root)
+        self._arrays = OpenArrays(self.where, self._named, kvstore)
+        self._identity = self._identify(sample_of(self.where, self._named.values(), kvstore), assets)
         nbytes = sum(tensor.spec.nbytes for tensor in self._arrays.tensors)
         self.contents = Contents(
             tensors=self._arrays.tensors,
             source=StoreSource("", "", name, 0, nbytes),
-            steps=(Step("zarr", name, "", self._identity()),),
+            steps=(Step("zarr", name, "", self._identity),),
             state=self._state(self._files),
             checked=False,
             assets=tuple(assets),
             ignored=tuple(sorted(ignore)),
         )
 
-    def _identity(self) -> str:
-        rows = [[name, array.metadata] for name, array in self._named.items()]
+    def _identify(self, looked: str, assets: Sequence[str]) -> str:
+        rows: list[object] = [[name, array.metadata] for name, array in self._named.items()]
+        rows += [looked, [[path, hashlib.sha256(self.asset(path)).hexdigest()] for path in assets]]
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
     def _state(self, marks: Marks) -> str:
-        rows = [self._identity(), sorted([path, *mark] for path, mark in marks.items())]
+        rows = [self._identity, sorted([path, *mark] for path, mark in marks.items())]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def still(self) -> str:
