@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gdist.core.even import even_mesh
 from gdist.core.grid import shards_of
+from gdist.core.journal import parse_journal
 from gdist.core.layout import ShardLayout
 from gdist.core.mesh import HostGroup
 from gdist.core.payload import Payload
@@ -190,11 +191,20 @@ def kept(tensor: StoreTensor, manifest: StoreManifest, host: HostGroup) -> tuple
 
 
 def all_here(dest: str | os.PathLike[str], host: HostGroup, work: Path | None = None) -> bool:
-    """True when this host's part of the store is complete, its manifest too.
+    """True when this host needs nothing more from the others: its shards are all committed, or the store is.
 
     When that is so on every host no move is needed; where it is not so on one, all take part.
     """
-    return read_manifest(find_destination(os.fspath(dest), host, work)) is not None
+    where = find_destination(os.fspath(dest), host, work)
+    shares, journal = shares_dir(where), where.work / "journal.jsonl"
+    if not (shares / TARGET_NAME).exists():
+        return read_manifest(where) is not None
+    if not journal.exists():
+        return False
+    progress, _ = parse_journal(journal.read_bytes())
+    target = read_shares(shares, host).target
+    wanted = {(t.name, index) for t in target.tensors for index in kept(t, target, host)}
+    return progress is not None and wanted <= progress.shards.keys()
 
 
 def _size(path: Path) -> int:
