@@ -513,8 +513,8 @@ def text(tmp_path: Path) -> Path:
         (lambda root: store(root / "a"), {"profile": "grok-1"}, RequestError, "--profile"),
         (lambda root: store(root / "a"), {"ignore": ["x"]}, RequestError, "--ignore"),
         (lambda root: [], {}, RequestError, "no source"),
-        (lambda root: store(root / "a"), {"memory": 0}, RequestError, "0 bytes of memory"),
-        (lambda root: store(root / "a"), {"memory": 1}, RequestError, "--memory 64KiB"),
+        (lambda root: store(root / "a"), {"memory": 0}, RequestError, "memory 0 is too little"),
+        (lambda root: store(root / "a"), {"memory": 1}, RequestError, "memory 1 is too little"),
     ],
 )
 def test_refusals_come_before_anything_is_written(

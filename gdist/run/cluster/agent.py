@@ -140,7 +140,7 @@ class _Agent:
             return self._alone(dest)
         try:
             done = self._exchanged(dest) if self._options.exchange == "collective" else self._fetched(dest)
-            self._afterwards(done)
+            self._note_done(local_path(done.path))
             return done
         finally:
             self._close()
@@ -332,6 +332,7 @@ class _Agent:
                 pieces.lend()
             yield pieces, catalogue
             self._serve(pieces, link)
+            self._note_done(opening.dest.root)  # before another rank of this host may look
         finally:
             if link.inside.wanted and not link.inside.done:
                 self._hand_over(link, learned.held)
@@ -355,6 +356,8 @@ class _Agent:
         They would wait for this host's needs otherwise; without host 0 they could not find each other; and
         who may use the outside, or still has pieces that others need, has to give them.
         """
+        if self._all_done(dest.text):  # written by the rank that this one waited for
+            return False
         try:
             station = self._open_station()
         except RequestError as error:
@@ -378,25 +381,21 @@ class _Agent:
 
     def _all_done(self, dest: str | os.PathLike[str] | None) -> bool:
         """True when an earlier run wrote down that all hosts are done."""
-        receipt = self._receipt(dest)
-        try:
-            return receipt is not None and receipt.read_text() == str(self._host.count)
-        except OSError:
-            return False
-
-    def _receipt(self, dest: str | os.PathLike[str] | None) -> Path | None:
         asked = self._options.fetch
         if dest is None:
             dest = default_dest(resolve(self._source, asked.manifest, asked.verify_key))
         root = local_path(dest)
-        return root / RECEIPT if root else None
+        try:
+            return root is not None and (root / RECEIPT).read_text() == str(self._host.count)
+        except OSError:
+            return False
 
-    def _afterwards(self, done: FetchResult) -> None:
-        """Writes down that all hosts are done."""
-        receipt, station = self._receipt(done.path), self._station
-        if receipt and station and (station.rendezvous.done() or station.link.inside.done):
+    def _note_done(self, root: Path | None) -> None:
+        """Writes into a store that all hosts are done, if they are."""
+        station = self._station
+        if root and station and (station.rendezvous.done() or station.link.inside.done):
             with contextlib.suppress(GdistError):  # it only saves a later run some seconds
-                write_atomically(receipt, str(self._host.count).encode(), sync=False)
+                write_atomically(root / RECEIPT, str(self._host.count).encode(), sync=False)
 
     # --- serving and leaving --------------------------------------------------------------------------
 

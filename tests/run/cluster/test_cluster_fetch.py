@@ -259,7 +259,7 @@ def test_hosts_that_are_complete_give_what_they_held_when_the_line_is_run_again(
         agents.start_all()
         assert agents.wait_all() == [0] * 4, agents.said()
         assert_whole(agents, grok[1])
-        assert_once(seeded, nbytes(grok))
+        assert nbytes(grok) <= seeded.stats().uploaded <= nbytes(grok) + AGAIN
 
 
 def test_a_gateway_that_is_complete_brings_in_for_others_when_the_line_is_run_again(
