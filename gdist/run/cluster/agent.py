@@ -437,7 +437,7 @@ class _Agent:
                     hint="start them with the same line",
                 )
             if over or now - alone_since > self._options.linger:
-                self._watch(Note(f"hosts {who} did not come; what they need comes in again when they do"))
+                self._watch(Note(f"hosts {who} are not here; what they need comes in again when they are"))
                 break
         link.flush(FLUSH_SECONDS)
 

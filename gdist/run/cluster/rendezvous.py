@@ -400,8 +400,8 @@ class Rendezvous:
             status = parse_agent_status(member.status)
         except GdistError:  # it has said nothing yet
             status = AgentStatus(member.index, self.count, member.name, "", Stage.JOIN, 0.0, live=True)
-        if member.state in ("lost", "left"):  # how fast it was when it said something last
-            status = replace(status, wan_rate=0, lan_in_rate=0, lan_out_rate=0, leased=0)
+        if member.state in ("lost", "left"):  # not what it did when it said something last
+            status = replace(status, wan_rate=0, lan_in_rate=0, lan_out_rate=0, held_bytes=0, leased=0)
         return MemberStatus(status, member.address, MemberState(member.state), now - member.seen)
 
 

@@ -41,7 +41,7 @@ def test_hosts_that_disagree_are_told_what_each_has(word: str, empty: str) -> No
 def test_a_host_that_left_has_no_rates_any_more() -> None:
     rendezvous = Rendezvous(0, "boot0", 2, {}, lambda address: "")
     post(rendezvous, "/join", {"port": 7, "gateway": True, "name": "h1", "job": {}})
-    rates = {"wan_rate": 3, "lan_in_rate": 4, "lan_out_rate": 5, "leased": 6}
+    rates = {"wan_rate": 3, "lan_in_rate": 4, "lan_out_rate": 5, "leased": 6, "held_bytes": 8}
     status = AgentStatus(1, 2, "h1", "", Stage.FETCH, 9.0, live=True, wan_bytes=7, **rates)
     post(rendezvous, "/poll", {"message": 1, "status": status.to_json(), "wait": 0})
     assert rendezvous.status(1.0).members[0].status == status
