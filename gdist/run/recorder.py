@@ -20,6 +20,7 @@ from gdist.core.status import AgentStatus, Binds, ClusterStatus, MemberState, Me
 
 MOST_SAMPLES = 480
 LEAST_SECONDS = 1e-3
+LEAST_SEEN = 0.5  # of the run, for rates that are likely to be the fastest
 WINDOW_SECONDS = 10.0  # a rate over less is luck
 LATE_SECONDS = 1.0  # how late bytes are counted: libtorrent adds up what is not a whole piece so often
 
@@ -86,8 +87,11 @@ class RunRecord:
     def bound(self) -> Bound | None:
         """The least time at the fastest rates that were seen; None where nothing came in.
 
-        What was there from an earlier run is not counted: no more than what moved in this one.
+        What was there from an earlier run is not counted: no more than what moved in this one. Who came to
+        coordinate late knows of no rate that tells how fast it could be: None too.
         """
+        if self.seconds - self.samples[0].seconds < LEAST_SEEN * self.seconds:
+            return None
         moved = [(host.status.bytes_wanted, host.wan_bytes + host.lan_in_bytes) for host in self.hosts]
         union = min(self.status.union_bytes, self.wan_bytes)
         if not union or not self.wan_rate or not self.link_rate:
@@ -151,13 +155,14 @@ class Recorder:
         for member in status.members:
             host = self._hosts.setdefault(member.status.index, _Host(status.seconds))
             host.see(status.seconds, member)
-        works = not status.done or any(member.works for member in status.members)
-        if works or self._works:
-            self._seconds = status.seconds
+        works, worked = not status.done or any(member.works for member in status.members), self._works
         self._works = works
+        if not works and not worked:  # some are waited for, perhaps for long
+            return
+        self._seconds = status.seconds
         sample = self._sample(status)
         self._wan_rate = max([self._wan_rate, *(_wan_rate(before, sample) for before in self._samples)])
-        if self._samples and sample.seconds - self._samples[-1].seconds < self._every:
+        if works and self._samples and sample.seconds - self._samples[-1].seconds < self._every:
             return
         self._samples.append(sample)
         if len(self._samples) > MOST_SAMPLES:
@@ -175,7 +180,7 @@ class Recorder:
         whole = max(self._seconds, LEAST_SECONDS)
         link_rate = max((host.link_rate for host in self._hosts.values()), default=0.0)
         link_most = max((story.wan_bytes + story.lan_in_bytes for story in stories), default=0)
-        if samples[-1].seconds < status.seconds:
+        if samples[-1].seconds < self._seconds:
             samples.append(self._sample(status))
         return RunRecord(
             status,
