@@ -98,7 +98,11 @@ def cluster_metrics(status: ClusterStatus) -> Iterator[Metric]:
             "The least time for what came so far, at the fastest rates seen.",
             status.bound_seconds,
         ),
-        ("gdist_cluster_bound_ratio", "That over the time since it began.", status.share_of_bound),
+        (
+            "gdist_cluster_bound_ratio",
+            "That over the time from the beginning until no host is at work.",
+            status.share_of_bound,
+        ),
     ]
     for name, says, value in values:
         if value is not None:
