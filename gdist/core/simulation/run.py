@@ -180,7 +180,7 @@ class _Run:
     def _tell(self, piece: int) -> None:
         """Everyone who needs a piece hears that it can be had; who hears it first is up to chance."""
         first = int(self._chance() * len(self._hosts))
-        relays = passed = False
+        relays, passed, patience = False, False, self._patience.seconds
         for host in (*self._hosts[first:], *self._hosts[:first]):
             if not host.needs[piece] or host.state[piece] != UNKNOWN or host.dead:
                 continue
@@ -191,7 +191,7 @@ class _Run:
             else:
                 relays = relays or self._stands[home].number != home
                 self._told.setdefault(piece, self._now)
-                self._at(self._now + self._patience.seconds, self._lose_patience, host, piece)
+                self._at(self._now + patience, self._lose_patience, host, piece)
         if passed and piece in self._told:
             self._patience.add(self._now - self._told.pop(piece))
         if relays:

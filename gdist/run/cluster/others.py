@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import random
 import threading
 import time
@@ -99,6 +98,7 @@ class Others:
             return ()
         with self._link.changed, self._lock:
             free, homes, found, now = self._free(), self._homes(), [], time.monotonic()
+            patience = self._patience.seconds
             holders = self._link.inside.holders
             mine = self._waiting & self._to_pass_on(homes)
             ahead = LOOKAHEAD if self._paced else None
@@ -110,7 +110,7 @@ class Others:
                 if not having:
                     continue
                 waited = now - self._since.setdefault(piece, now)
-                host = self._choose(piece, having, free, homes, waited)
+                host = self._choose(piece, having, free, homes, patient=waited < patience)
                 if host is None:
                     continue
                 found.append(place)
@@ -201,13 +201,17 @@ class Others:
         holders: Collection[int],
         free: set[int],
         homes: Sequence[int],
-        waited: float = math.inf,
+        *,
+        patient: bool = False,
     ) -> int | None:
-        """Which of those who have a piece, and are free, is to give it; None while its home is waited for."""
+        """Which of those who have a piece, and are free, is to give it; None while its home is waited for.
+
+        Where `patient`, that is also until the home has it.
+        """
         home = self._home(piece, homes)
         if home is not None and home in holders and self._suspects.get(home, 0.0) < time.monotonic():
             return home if home in free else None
-        if home not in (None, self._link.index) and waited < self._patience.seconds:
+        if patient and home not in (None, self._link.index):
             return None
         able = free.intersection(holders)
         return min(able, key=lambda host: (self._busy[host], random.random()), default=None)
