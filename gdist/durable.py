@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from gdist.errors import translate
@@ -39,11 +40,12 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = True, aside: Path 
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; -1 where it cannot be found."""
+    """Bytes of a plain file; -1 where there is none, or it cannot be seen."""
     try:
-        return path.stat().st_size
+        status = path.stat()
     except OSError:
         return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def sync_directory(path: Path) -> None:

@@ -184,14 +184,16 @@ def _window(
     extents = [source.payload.extent_of(piece) for piece in pieces]
     window = Extent(extents[0].start, extents[-1].stop - extents[0].start)
     view = buffer[: window.length]
-    done = source.read(window, view)
-    faults = [] if isinstance(done, bool) else done  # what a view cannot read has not its hash
+    if isinstance(source, Rebuilder):
+        faults, how = source.read(window, view), "rebuilt from"
+    else:
+        source.fill(window, view)
+        faults, how = [], "of"  # what a view cannot read has not its hash
     views = [view[extent.start - window.start : extent.stop - window.start] for extent in extents]
     right = list(pool.map(source.matches, pieces, views))
     wrong = [piece for piece, ok in zip(pieces, right, strict=True) if not ok]
     if wrong:
         why = f": {faults[0][1].message}" if faults else ""
-        how = "of" if isinstance(source, ViewTorrent) else "rebuilt from"
         verb = "differs" if len(wrong) == 1 else "differ"
         raise CorruptError(
             f"{source.describe(wrong)} {how} {source.where} {verb} from the torrent{why}",

@@ -17,7 +17,6 @@ import numpy as np
 
 from gdist.core.box import Box, boxes_of_run
 from gdist.core.extent import Extent, complement, locate
-from gdist.core.payload import Payload
 from gdist.core.source_map import DIRECTORY, MAP_NAME, REST_NAME, TORRENT_NAME, SourceMap, parse_source_map
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.tensor import Order, Part
@@ -25,8 +24,8 @@ from gdist.core.units import format_bytes
 from gdist.core.view import VIEW
 from gdist.errors import CorruptError, GdistError, RequestError
 from gdist.run.keeping import read_kept
-from gdist.sources.torrent.hashing import PieceHashes
-from gdist.sources.torrent.metadata import Metadata, load_torrent, piece_layers, read_metadata
+from gdist.run.torrent_files import TorrentPieces
+from gdist.sources.torrent.metadata import load_torrent, read_metadata
 from gdist.stores import Address, files_of_all, open_as
 from gdist.stores.buffers import numpy_dtype
 from gdist.stores.manifests import read_manifests
@@ -57,7 +56,7 @@ class Lack:
         return f"{self.where} ({format_bytes(self.nbytes)}): {self.why}"
 
 
-class Rebuilder:
+class Rebuilder(TorrentPieces):
     """Reads the payload of the store whose parts lie in these places; safe from any thread.
 
     `known` are files of another store's `source/`, by name, where these places have none: it is kept by the
@@ -75,16 +74,14 @@ class Rebuilder:
         self.manifests = read_manifests(*self._files)
         self.manifest = manifest = self.manifests.joined
         self.where = " and ".join(files.where for files in self._files)
-        self.torrent = self._kept(TORRENT_NAME)
-        self.metadata: Metadata = read_metadata(load_torrent(self.torrent))
+        torrent = self._kept(TORRENT_NAME)
+        super().__init__(torrent, read_metadata(load_torrent(torrent)))
         if self.metadata.info_hash.hex not in (manifest.source.info_hash_v1, manifest.source.info_hash_v2):
             raise CorruptError(
                 f"{DIRECTORY}/{TORRENT_NAME} of {self.where} is of {self.metadata.info_hash.hex}, the store "
                 f"of {manifest.source.info_hash}",
                 hint="fetch the store again",
             )
-        self._hashes = PieceHashes(self.metadata)
-        self._hashes.add_layers(piece_layers(self.torrent))
         about = self._kept(MAP_NAME)
         self.kept = {TORRENT_NAME: self.torrent, MAP_NAME: about}
         self.map: SourceMap = parse_source_map(about, f"{DIRECTORY}/{MAP_NAME} of {self.where}")
@@ -94,11 +91,6 @@ class Rebuilder:
         self._stops = [run.extent.stop for run in self.runs]
         self._small: dict[str, bytes] = {}
         self.store = open_as(self.places, self.manifests, verify=False)
-
-    @property
-    def payload(self) -> Payload:
-        """The torrent's files and pieces."""
-        return self.metadata.payload
 
     def _kept(self, path: str) -> bytes:
         manifest = self.manifest
@@ -227,6 +219,10 @@ class Rebuilder:
                 faults.append((gap, missing))
         return faults
 
+    def fill(self, extent: Extent, out: memoryview) -> bool:
+        """The same; False where something cannot be read."""
+        return not self.read(extent, out)
+
     def _read_run(self, run: Run, within: Extent, view: memoryview) -> None:
         if run.tensor is None or run.part is None:
             start = run.offset + within.start
@@ -266,21 +262,6 @@ class Rebuilder:
     def forget_small(self) -> None:
         """Reads small files anew from now on."""
         self._small.clear()
-
-    def knows(self, piece: int) -> bool:
-        """True when the piece can be checked."""
-        return self._hashes.knows(piece)
-
-    def matches(self, piece: int, data: memoryview) -> bool:
-        """True when these are the piece's bytes."""
-        return self._hashes.knows(piece) and self._hashes.matches(piece, data)
-
-    def piece(self, piece: int, out: memoryview | None = None) -> memoryview | None:
-        """A piece, when all of it is here and its hash is right; in the first bytes of `out`."""
-        extent = self.payload.extent_of(piece)
-        view = memoryview(bytearray(extent.length)) if out is None else out[: extent.length]
-        faults = self.read(extent, view)
-        return view if not faults and self.matches(piece, view) else None
 
     def describe(self, pieces: Iterable[int]) -> str:
         """Some pieces, and what of the store lies in them, for a message."""

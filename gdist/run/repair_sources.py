@@ -104,7 +104,7 @@ class StoreCopy:
 
     def read(self, extent: Extent, out: memoryview) -> bool:
         """The extent, rebuilt from that store."""
-        return not self._rebuilder.read(extent, out)
+        return self._rebuilder.fill(extent, out)
 
 
 def open_copy(

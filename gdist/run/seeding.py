@@ -171,7 +171,7 @@ def check_pieces(
     """
     wrong = wrong_pieces(
         lambda piece: held.read(piece) is not None,
-        held.pieces,
+        range(held.pieces),
         workers=workers,
         progress=progress,
         stop=stop,

@@ -33,7 +33,7 @@ from gdist.events import Event, Observer
 from gdist.kvstore import local_path
 from gdist.run.view_index import document_faults, small_documents
 from gdist.run.view_pieces import ViewTorrent
-from gdist.run.view_rest import Rest, in_words, wrong_pieces
+from gdist.run.view_rest import Rest, in_words, wrong_rest
 from gdist.stores import files_of, reader_of
 from gdist.stores.local import unreadable
 from gdist.stores.manifests import Files, Manifests, read_manifests
@@ -254,7 +254,7 @@ def _rest_faults(root: Path, manifests: Manifests, faults: Iterable[Fault], work
         elif fault.path in assets and (extent := source.extent_of_file(fault.path)):
             known.update(source.payload.pieces_of(extent))
     rest = Rest(source)
-    for piece in wrong_pieces(rest, source, known, workers):
+    for piece in wrong_rest(rest, source, known, workers):
         path, what = in_words(rest.gaps(piece), piece, source)
         yield Fault(path, what, piece=piece)
 

@@ -9,15 +9,14 @@ Nothing is said of bytes that a view never had: of files that were left out, of 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 
 from gdist.core.extent import Extent, coalesce, complement, locate
 from gdist.core.store_manifest import StoreManifest
 from gdist.durable import size_of
+from gdist.run.torrent_files import wrong_pieces
 from gdist.run.view_pieces import ViewTorrent
 
 
@@ -78,30 +77,21 @@ class Rest:
         return not self._source.manifest.select or any(True for _ in self._near(extent))
 
 
-def wrong_pieces(rest: Rest, source: ViewTorrent, known: Collection[int], workers: int) -> list[int]:
+def wrong_rest(rest: Rest, source: ViewTorrent, known: Collection[int], workers: int) -> list[int]:
     """Pieces with bytes that no digest covers which differ from the torrent, but for those in `known`.
 
     Files that are missing or of another length are left out too: all that is in them is known to be wrong.
     """
-    local = threading.local()
     files = zip(source.paths, source.payload.files, strict=True)
     sound = [size_of(path) == file.length for path, file in files]
 
-    def wrong(piece: int) -> bool:
+    def right(piece: int) -> bool:
         extent = source.payload.extent_of(piece)
-        if not all(sound[segment.file] for segment in source.payload.segments(extent)):
-            return False
-        if not hasattr(local, "buffer"):
-            local.buffer = memoryview(bytearray(source.payload.piece_length))
-        return source.piece(piece, local.buffer) is None
+        out = not all(sound[segment.file] for segment in source.payload.segments(extent))
+        return out or source.has(piece)
 
     pieces = [piece for piece in rest.pieces() if piece not in known]
-    with ThreadPoolExecutor(workers, thread_name_prefix="gdist-verify") as pool:
-        try:
-            return [piece for piece, bad in zip(pieces, pool.map(wrong, pieces), strict=True) if bad]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # an interrupt must not wait for all of them
-            raise
+    return wrong_pieces(right, pieces, workers=workers)
 
 
 def in_words(gaps: tuple[Gap, ...], piece: int, source: ViewTorrent) -> tuple[str, str]:

@@ -14,11 +14,11 @@ from pathlib import Path
 from gdist.core.magnet import format_magnet
 from gdist.core.store_manifest import StoreAsset, StoreSource
 from gdist.core.tensor import StoredTensor
-from gdist.durable import write_atomically
+from gdist.durable import size_of, write_atomically
 from gdist.errors import CorruptError, RequestError, UnsupportedError, translate
 from gdist.run.collect import gaps_of
 from gdist.run.keeping import MAX_REST_BYTES, write_source
-from gdist.run.torrent_files import TorrentFiles, size_of_file, wrong_pieces
+from gdist.run.torrent_files import TorrentFiles, wrong_pieces
 from gdist.sources.torrent import magnet_of
 from gdist.sources.torrent.metadata import load_torrent, read_metadata
 
@@ -43,7 +43,7 @@ class ViewedTorrent(TorrentFiles):
         metadata = read_metadata(load_torrent(content))
         files = metadata.payload.files
         bases = [directory.parent] if directory.is_file() else [directory, directory / metadata.name]
-        lacking = {base: [f.path for f in files if size_of_file(base / f.path) != f.length] for base in bases}
+        lacking = {base: [f.path for f in files if size_of(base / f.path) != f.length] for base in bases}
         self.base = min(bases, key=lambda base: len(lacking[base]))
         lacks = lacking[self.base]
         if lacks:
@@ -78,14 +78,7 @@ class ViewedTorrent(TorrentFiles):
                 f"the .torrent file lacks the hashes of {unknown} pieces",
                 hint="give one with its piece layers, as make-torrent and clients write it",
             )
-        local = threading.local()
-
-        def right(piece: int) -> bool:
-            if not hasattr(local, "buffer"):
-                local.buffer = memoryview(bytearray(self.payload.piece_length))
-            return self.piece(piece, local.buffer) is not None
-
-        bad = wrong_pieces(right, self.payload.pieces, workers=workers, stop=stop)
+        bad = wrong_pieces(self.has, range(self.payload.pieces), workers=workers, stop=stop)
         if bad:
             raise self._damaged(bad)
 

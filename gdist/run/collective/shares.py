@@ -25,6 +25,7 @@ from gdist.core.store_manifest import (
     manifest_name,
     parse_store_manifest,
 )
+from gdist.durable import size_of
 from gdist.errors import CorruptError, RequestError, translate
 from gdist.events import Event, Finished, Observer, ShardCommitted, Stage, StageStarted, TensorReady
 from gdist.run.destination import (
@@ -136,7 +137,8 @@ class Shares:
         found = []
         for tensor in self.manifest.tensors:
             nbytes = ShardLayout(tensor.grid, tensor.dtype.itemsize).file_nbytes if tensor.shards else 0
-            found.append(tuple(index for index in tensor.shards if _size(self.path(tensor, index)) == nbytes))
+            there = (index for index in tensor.shards if size_of(self.path(tensor, index)) == nbytes)
+            found.append(tuple(there))
         return tuple(found)
 
     def path(self, tensor: StoreTensor, index: Index) -> Path:
@@ -205,10 +207,3 @@ def all_here(dest: str | os.PathLike[str], host: HostGroup, work: Path | None = 
     target = read_shares(shares, host).target
     wanted = {(t.name, index) for t in target.tensors for index in kept(t, target, host)}
     return progress is not None and wanted <= progress.shards.keys()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
