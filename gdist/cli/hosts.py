@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gdist.cli.options import Option
+from gdist.cli.options import F, Option, option
 from gdist.core.hosts import parse_hosts
 from gdist.errors import RequestError
 
@@ -19,6 +20,11 @@ class HostCount(Option):
         """The number."""
         text = self.resolve_envvar_value(ctx)
         return text if text is None else str(read_hosts(text)[0])
+
+
+def hosts_option(help: str, **settings: Any) -> Callable[[F], F]:  # Any: as in click
+    """How many hosts there are: `--hosts N`."""
+    return option("--hosts", cls=HostCount, type=click.IntRange(1), metavar="N", help=help, **settings)
 
 
 def read_hosts(text: str) -> tuple[int, tuple[str, ...]]:

@@ -19,22 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from gdist.core.bound import Bound, Limit
+from gdist.core.exchanges import Exchange
 from gdist.core.extent import Extent
 from gdist.core.needs import Needs, band_of, pieces_in_order
 from gdist.core.plan import HostPlan, TensorPlan
 from gdist.core.units import format_bytes, format_seconds
 
 CLEARLY = 0.9  # of the other's cost: below it an exchange is chosen for its cost
-
-
-class Exchange(Enum):
-    """How bytes get from the host that brought them in to those that need them."""
-
-    SWARM = "swarm"
-    COLLECTIVE = "collective"
 
 
 @dataclass(frozen=True, slots=True)

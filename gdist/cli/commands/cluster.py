@@ -25,6 +25,7 @@ from gdist.cli.output import Output
 from gdist.cli.serving import reported
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import kept_nbytes
+from gdist.core.exchanges import EXCHANGES
 
 SCHEDULERS = (
     "auto",
@@ -40,7 +41,6 @@ SCHEDULERS = (
     "torchrun",
     "mpich",
 )
-EXCHANGES = ("swarm", "collective")
 REPORTS = (".html", ".htm")
 
 

@@ -9,7 +9,7 @@ import click
 
 from gdist import api
 from gdist.cli.files import check_target, write_whole
-from gdist.cli.hosts import HostCount
+from gdist.cli.hosts import hosts_option
 from gdist.cli.jsonlines import plain
 from gdist.cli.options import (
     given,
@@ -42,15 +42,7 @@ NAMED = 5  # of several tensors, in a hint
 @click.command()
 @source_argument
 @mesh_options(host=False, hosts=True)
-@option(
-    "--hosts",
-    cls=HostCount,
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Hosts that share the mesh.",
-)
+@hosts_option("Hosts that share the mesh.", default=1, show_default=True)
 @option("--tensor", metavar="NAME|REGEX", help="One tensor or pair, drawn; or all that are found.")
 @option("--plot", metavar="FILE.svg", help="Draw the one tensor or pair as SVG, too.")
 @option("--files", is_flag=True, help="List the files too.")

@@ -10,7 +10,7 @@ import click
 
 from gdist import api
 from gdist.cli.files import check_target, write_whole
-from gdist.cli.hosts import HostCount
+from gdist.cli.hosts import hosts_option
 from gdist.cli.jsonlines import plain
 from gdist.cli.options import (
     fetch_options,
@@ -36,15 +36,7 @@ if TYPE_CHECKING:
 @click.command()
 @source_argument
 @mesh_options()
-@option(
-    "--hosts",
-    cls=HostCount,
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="All N hosts.",
-)
+@hosts_option("All N hosts.", default=1, show_default=True)
 @option("--wan", metavar="RATE", help="Into the cluster, for example 10Gb/s: gives the least time.")
 @option("--lan", metavar="RATE", help="Of each host, in and out.  [default: no limit]")
 @option(

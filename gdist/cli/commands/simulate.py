@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gdist import api
-from gdist.cli.hosts import HostCount
+from gdist.cli.hosts import hosts_option
 from gdist.cli.jsonlines import plain
 from gdist.cli.options import (
     DTYPES,
@@ -34,14 +34,7 @@ if TYPE_CHECKING:
 @click.command()
 @source_argument
 @mesh_options(host=False, hosts=True)
-@option(
-    "--hosts",
-    cls=HostCount,
-    type=click.IntRange(1),
-    required=True,
-    metavar="N",
-    help="How many hosts there are.",
-)
+@hosts_option("How many hosts there are.", required=True)
 @option("--wan", metavar="RATE", required=True, help="Into the cluster, for example 100Gb/s.")
 @option("--lan", metavar="RATE", help="Of each host's link, in and out.  [default: no limit]")
 @option("--host-wan", metavar="RATE", help="Into one host from outside.  [default: its link]")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gdist.core.exchanges import EXCHANGES
 from gdist.core.text import count
 from gdist.errors import RequestError
 from gdist.exchange import parse_address
 from gdist.run.options import FetchOptions
 
 DEFAULT_PORT = 7611
-EXCHANGES = ("swarm", "collective")
 
 
 @dataclass(frozen=True, slots=True)
