@@ -193,7 +193,7 @@ def plan_host(
     Raises:
         RequestError: for every tensor without a rule or that the mesh does not divide, for rules of another
             model, and when the hosts do not divide the mesh.
-        UnsupportedError, CorruptError: as `check_storable`.
+        UnsupportedError: as `check_storable`.
     """
     hosts = (host or HostGroup(),)
     return plan_hosts(
@@ -216,7 +216,7 @@ def plan_hosts(
 
     Raises:
         RequestError: as `plan_host`.
-        UnsupportedError, CorruptError: as `check_storable`.
+        UnsupportedError: as `check_storable`.
     """
     check_storable(tensors, payload)
     mesh = complete_mesh(mesh, rules)
@@ -249,7 +249,6 @@ def plan_view(payload: Payload, tensors: Sequence[StoredTensor], *, identity: st
 
     Raises:
         UnsupportedError: for all tensors that do not lie there as they are, at once; and as `check_storable`.
-        CorruptError: as `check_storable`.
     """
     check_storable(tensors, payload)
     plans, whole = [], PartitionSpec(())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from gdist.core.order import loading_order
@@ -246,7 +246,7 @@ def check_storable(tensors: Iterable[StoredTensor], payload: Payload) -> None:
 
     Raises:
         UnsupportedError: naming up to `LISTED` of those that it cannot, each with its file in the payload;
-            and as `check_names`.
+            and for names that are those of groups, too.
     """
     by_name = {tensor.spec.name: tensor for tensor in tensors}
     refused = []
@@ -265,7 +265,7 @@ def check_storable(tensors: Iterable[StoredTensor], payload: Payload) -> None:
         raise UnsupportedError(
             listed(refused), hint="--select takes tensors with other names, and leaves these out"
         )
-    check_names(by_name)
+    _check_groups(by_name.keys())
 
 
 def _place(tensor: StoredTensor, payload: Payload) -> str:
@@ -292,6 +292,10 @@ def check_names(names: Iterable[str]) -> None:
             refused.append(error.message)
     if refused:
         raise UnsupportedError(listed(refused), hint="leave the files of these out with --ignore")
+    _check_groups(names)
+
+
+def _check_groups(names: Set[str]) -> None:
     groups = {name[:i] for name in names for i, char in enumerate(name) if char == "/"}
     if names & groups:
         both = [f"{name!r}" for name in sorted(names & groups)]

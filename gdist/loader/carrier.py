@@ -60,7 +60,7 @@ class XlaCarrier:
 
     def gathered(self, row: bytes, length: int = 0) -> list[bytes]:
         """Everybody's bytes, padded to a length that is the same for all."""
-        return reached(lambda: self._thread.submit(self._team.gathered, row, length).result())
+        return self._thread.submit(self._team.gathered, row, length).result()
 
     def start(self, one: Round, rows: Bytes) -> Callable[[], Bytes]:
         """Begins a round; what is called to get the rows received."""

@@ -175,18 +175,20 @@ def _check_tensors(
 
 def _check_rules(dest: Destination, manifest: StoreManifest, rules: Rules | None) -> None:
     """That the store was cut by the rules asked for; those for scales follow from their weight's."""
-    rule_names = [t.quantisation.pair if t.quantisation else t.name for t in manifest.tensors]
-    unmatched = [repr(name) for name in dict.fromkeys(rule_names) if rules and rules.spec_for(name) is None]
+    if rules is None:
+        return
+    names = {t.name: t.quantisation.pair if t.quantisation else t.name for t in manifest.tensors}
+    specs = {name: rules.spec_for(name) for name in dict.fromkeys(names.values())}
+    unmatched = [repr(name) for name, spec in specs.items() if spec is None]
     if unmatched:
         raise ResumeError(
             f"{dest.text} holds a store of {len(manifest.tensors)} tensors, and none of the rules asked for "
             f"matches {listed(unmatched)}",
             hint="choose another destination, with rules for all tensors",
         )
-    for tensor in manifest.tensors if rules else ():
-        pair = tensor.quantisation
-        asked = rules.spec_for(pair.pair if pair else tensor.name) if rules else None
-        if asked is None or (pair and pair.role == "scales"):
+    for tensor in manifest.tensors:
+        asked = specs[names[tensor.name]]
+        if asked is None or (tensor.quantisation and tensor.quantisation.role == "scales"):
             continue
         if any(asked.axes_of(d) != tensor.spec.axes_of(d) for d in range(len(tensor.shape))):
             raise ResumeError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import threading
 import time
@@ -59,11 +58,8 @@ from gdist.run.status_of_events import StatusOfEvents
 from gdist.run.timing import Timing
 from gdist.sinks.local import write_atomically
 
-_log = logging.getLogger(__name__)
-
 ATTACH_SECONDS = 0.5
 EVENT_SECONDS = 0.5
-PROBE_SECONDS = 1.0
 ANNOUNCE_SECONDS = 10.0  # in which a host that is complete looks for others that may not be
 QUIET_SECONDS = 10.0  # and host 0 waits so long for them
 HELD_NAME = "held.json"
@@ -72,7 +68,6 @@ HAND_OVER_SECONDS = 4.0  # of the ten that a host has between SIGTERM and its en
 IDLE_SECONDS = 1.0
 FLUSH_SECONDS = 3.0
 END_POLL_SECONDS = 0.05
-NO_SECRET = "gdist: no secret was given"
 
 
 def cluster_fetch(

@@ -171,9 +171,10 @@ class Station:
             return None
         status = self.rendezvous.status(time.monotonic() - self._started)
         record = self.record
-        if record is None or record.bound is None:
+        bound = record.bound if record else None
+        if record is None or bound is None:
             return status
-        return replace(status, bound_seconds=record.bound.seconds, share_of_bound=record.share_of_bound)
+        return replace(status, bound_seconds=bound.seconds, share_of_bound=record.share_of_bound)
 
     def _probe(self, address: str) -> str:
         """The boot id of the agent at an address; nothing when there is none."""
