@@ -385,7 +385,7 @@ def test_hosts_that_do_not_belong_together_refuse_each_other(
 
 
 def test_hosts_that_are_missing_at_the_deadline_are_named(seeded: Seeded, tmp_path: Path) -> None:
-    with Agents(seeded, tmp_path, 3, "--gateways", "2", "--deadline", "6s", mesh="data=3") as agents:
+    with Agents(seeded, tmp_path, 3, "--gateways", "2", "--deadline", "15s", mesh="data=3") as agents:
         agents.start(0)
         agents.start(1)
         assert agents.wait(0) == agents.wait(1) == 16
