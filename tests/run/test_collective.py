@@ -40,7 +40,7 @@ from gdist.events import (
     TensorsPlanned,
 )
 from gdist.run.collective import all_here, fetch_shares, move_shares
-from gdist.run.collective.move import lock_of
+from gdist.run.collective.opened import lock_of
 from gdist.run.destination import find_destination
 from gdist.run.fetch import FetchResult, fetch
 from gdist.run.verify import verify

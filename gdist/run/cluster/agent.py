@@ -125,7 +125,7 @@ class _Agent:
         self._status = StatusOfEvents("", self._host)
         self._changes: list[MemberChanged] = []
         self._told = 0.0
-        self._serving = self._complete = False
+        self._serving = self._complete = self._moved_all = False
         self._meters = Meters(self._host.count)
         self._shares_of: Destination | None = None  # of a collective fetch, while its shares come in
 
@@ -160,7 +160,7 @@ class _Agent:
     def _fetched(self, dest: str | os.PathLike[str] | None) -> FetchResult:
         """What this host's shards need, from outside and from the others."""
         asked = self._options.fetch
-        again = None if self._all_done(dest) or self._options.exchange == "collective" else self._others_wait
+        again = None if self._all_done(dest) else self._others_wait
         return fetch(
             self._source, dest, asked, observe=self._watch, stop=self._stop, opener=self._open, again=again
         )
@@ -180,7 +180,7 @@ class _Agent:
 
     def _shared_and_moved(self, where: Destination) -> FetchResult:
         """The same, of a destination that is locked; times are of both together."""
-        from gdist.run.collective import MoveRequest, all_here, fetch_shares, start_move
+        from gdist.run.collective import all_here, fetch_shares, finish_alone
 
         asked, timing = self._options.fetch, Timing()
         self._shares_of = where
@@ -199,8 +199,6 @@ class _Agent:
             self._watch(StageStarted(Stage.EXCHANGE))
         here = all_here(where.text, self._host, asked.work)
         coordinator = station.link.meet(here, free_port())
-        if coordinator is None:
-            return replace(shares, path=where.text)
 
         def watch(event: Event) -> None:
             if isinstance(event, Finished):
@@ -212,14 +210,37 @@ class _Agent:
             if event != StageStarted(Stage.EXCHANGE):  # which began when the shares were complete
                 self._watch(event)
 
-        request = MoveRequest(where.text, self._host, coordinator, memory=asked.memory, work=asked.work)
-        done = start_move(request, locked=True, observe=watch, stop=self._stop)
-        done = replace(done, seconds=timing.elapsed, timing=timing.table())
+        if coordinator is None:  # an earlier run ended between its last shard and its manifest
+            done = finish_alone(where.text, self._host, work=asked.work, locked=True, observe=watch)
+            station.link.announce(FLUSH_SECONDS)
+        else:
+            done = self._moved(where, coordinator, watch)
+            self._moved_all = True  # or it would have failed here, too
+            self._tell_end(station)
+        return replace(done, seconds=timing.elapsed, timing=timing.table())
+
+    def _moved(self, where: Destination, coordinator: str, watch: Observer) -> FetchResult:
+        """The move, which the deadline ends as well."""
+        from gdist.run.collective import MoveRequest, start_move
+
+        asked, limit = self._options.fetch, self._options.deadline
+        left = max(0.0, self._started + limit - time.monotonic()) if limit else float("inf")
+        request = MoveRequest(
+            where.text, self._host, coordinator, memory=asked.memory, work=asked.work, most_seconds=left
+        )
+        try:
+            return start_move(request, locked=True, observe=watch, stop=self._stop)
+        except InterruptedRun:
+            self.check_time()
+            raise
+
+    @staticmethod
+    def _tell_end(station: Station) -> None:
+        """Tells that this host is complete; the coordinator waits a little for the others to tell it."""
         station.link.tell_status()
-        end = time.monotonic() + FLUSH_SECONDS  # the coordinator waits a little for the others to tell it
+        end = time.monotonic() + FLUSH_SECONDS
         while (cluster := station.own_cluster()) and cluster.done < cluster.count and time.monotonic() < end:
             time.sleep(END_POLL_SECONDS)
-        return done
 
     # --- time, stops and what is told -----------------------------------------------------------------
 
@@ -349,7 +370,8 @@ class _Agent:
         """Of a store that was complete: tells the others; True where they need pieces that it can give.
 
         They would wait for this host's needs otherwise; without host 0 they could not find each other; and
-        who may use the outside, or still has pieces that others need, has to give them.
+        who may use the outside, or still has pieces that others need, has to give them. In an exchange by
+        XLA nobody takes pieces of a store that is complete; others may lack no more than the end.
         """
         if self._all_done(dest.text):  # written by the rank that this one waited for
             return False
@@ -360,16 +382,17 @@ class _Agent:
                 return False
             raise
         self._observe(Note("complete already: looking for hosts that are not"))
-        gives = self._options.gateway or bool(read_held(dest.work / HELD_NAME))
+        collective, met = self._options.exchange == "collective", station.rendezvous
+        gives = not collective and (self._options.gateway or bool(read_held(dest.work / HELD_NAME)))
         found = station.link.announce(ANNOUNCE_SECONDS)
-        while found and not (station.link.inside.done or station.rendezvous.done()):
+        while found and not (station.link.inside.done or (met.all_complete() if collective else met.done())):
             if self._host.index:
                 self._complete = gives
                 return gives
-            if gives and station.rendezvous.busy():
+            if gives and met.busy():
                 self._complete = True
                 return True
-            quiet = min(station.rendezvous.quiet(), time.monotonic() - self._started)
+            quiet = min(met.quiet(), time.monotonic() - self._started)
             if quiet > QUIET_SECONDS or self._stop.wait(EVENT_SECONDS):
                 break
         return False
@@ -387,10 +410,14 @@ class _Agent:
 
     def _note_done(self, root: Path | None) -> None:
         """Writes into a store that all hosts are done, if they are."""
-        station = self._station
-        if root and station and (station.rendezvous.done() or station.link.inside.done):
+        if root and self._station and self._know_all_done(self._station):
             with contextlib.suppress(GdistError):  # it only saves a later run some seconds
                 write_atomically(root / RECEIPT, str(self._host.count).encode(), sync=False)
+
+    def _know_all_done(self, station: Station) -> bool:
+        if self._options.exchange == "collective":  # leases there are of shares
+            return self._moved_all or station.rendezvous.all_complete()
+        return station.rendezvous.done() or station.link.inside.done
 
     # --- serving and leaving --------------------------------------------------------------------------
 

@@ -289,7 +289,12 @@ class Rendezvous:
     def done(self) -> bool:
         """True when every host of the job has all it needs."""
         with self.changed:
-            return self._leases.done() if self._leases else len(self._complete) == self.count
+            return self._leases.done() if self._leases else self.all_complete()
+
+    def all_complete(self) -> bool:
+        """True when every host has said that its store was complete when it came."""
+        with self.changed:
+            return len(self._complete) == self.count
 
     def busy(self) -> bool:
         """True while another host is at work here."""
@@ -315,9 +320,17 @@ class Rendezvous:
             self.changed.notify_all()
             while len(met := self._have_met()) < self.count and self._wait(deadline):
                 self._expire()
+            move = not all(here for here, _ in met.values())
+            absent = sorted(self._complete - self._met.keys())
+            if move and absent:  # they have all of their shards, and their shares are gone
+                raise RefusedError(
+                    f"shards are missing here or on another host, and the even shares that they would be "
+                    f"made of are gone: complete is host {', '.join(map(str, absent))}",
+                    hint="run the line on every host with --exchange swarm, which fetches what is missing",
+                )
             if len(met) < self.count:
                 return {"wait": True}
-            return {"move": not all(here for here, _ in met.values()), "port": met[0][1]}
+            return {"move": move, "port": met[0][1]}
 
     def _have_met(self) -> dict[int, tuple[bool, int]]:
         """Who waits for the exchange, or needs none."""

@@ -28,7 +28,7 @@ from gdist.core.failure import Failure
 from gdist.core.mesh import HostGroup
 from gdist.errors import InterruptedRun, StalledError, Unreachable
 from gdist.events import Event, Observer
-from gdist.run.collective.move import lock_of
+from gdist.run.collective.opened import lock_of
 from gdist.run.destination import find_destination
 from gdist.run.fetch import FetchResult
 
@@ -46,8 +46,8 @@ class MoveRequest:
 
     `coordinator` is where host 0's process listens for the others (`HOST:PORT`), a port that is free there.
     Not all there after `join_seconds`, one silent for `silence_seconds`, nothing done for `stall_seconds`:
-    each ends it. `platform` is one of JAX's (`cpu`, `cuda`, `tpu`; "": as JAX chooses), `rails` the devices
-    used of each host (None: all, on CPU one).
+    each ends it; not done after `most_seconds` stops it. `platform` is one of JAX's (`cpu`, `cuda`, `tpu`;
+    "": as JAX chooses), `rails` the devices used of each host (None: all, on CPU one).
     """
 
     dest: str
@@ -58,6 +58,7 @@ class MoveRequest:
     join_seconds: float = 300.0
     silence_seconds: float = 30.0
     stall_seconds: float = 300.0
+    most_seconds: float = float("inf")
     platform: str = ""
     rails: int | None = None
     python: str = field(default_factory=lambda: sys.executable)
@@ -127,7 +128,7 @@ class _Process:
 
     def follow(self, observe: Observer, stop: threading.Event) -> FetchResult:
         """Passes on what it tells, until it has said how it went."""
-        moved = time.monotonic()
+        moved = began = time.monotonic()
         stopped: float | None = None
         limit = self._request.stall_seconds + self._request.join_seconds  # first the others have to come
         while True:
@@ -146,7 +147,8 @@ class _Process:
             now = time.monotonic()
             if ended:
                 raise self._ended()
-            if stop.is_set() and stopped is None:
+            asked = stop.is_set() or now - began > self._request.most_seconds
+            if asked and stopped is None:
                 stopped = now
                 with contextlib.suppress(OSError):
                     self._ours.send("stop")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from gdist.core.even import even_mesh
 from gdist.core.grid import shards_of
-from gdist.core.journal import parse_journal
 from gdist.core.layout import ShardLayout
 from gdist.core.mesh import HostGroup
 from gdist.core.payload import Payload
@@ -35,7 +34,6 @@ from gdist.run.destination import (
     default_dest,
     find_destination,
     finished,
-    read_manifest,
 )
 from gdist.run.failures import left_behind
 from gdist.run.fetch import FetchResult, fetch
@@ -190,20 +188,3 @@ def plan_of(manifest: StoreManifest) -> HostPlan:
 def kept(tensor: StoreTensor, manifest: StoreManifest, host: HostGroup) -> tuple[Index, ...]:
     """The shards of a tensor that a host keeps, in C order."""
     return shards_of(tensor.grid, manifest.mesh, tensor.spec, host.devices(manifest.mesh))
-
-
-def all_here(dest: str | os.PathLike[str], host: HostGroup, work: Path | None = None) -> bool:
-    """True when this host needs nothing more from the others: its shards are all committed, or the store is.
-
-    When that is so on every host no move is needed; where it is not so on one, all take part.
-    """
-    where = find_destination(os.fspath(dest), host, work)
-    shares, journal = shares_dir(where), where.work / "journal.jsonl"
-    if not (shares / TARGET_NAME).exists():
-        return read_manifest(where) is not None
-    if not journal.exists():
-        return False
-    progress, _ = parse_journal(journal.read_bytes())
-    target = read_shares(shares, host).target
-    wanted = {(t.name, index) for t in target.tensors for index in kept(t, target, host)}
-    return progress is not None and wanted <= progress.shards.keys()

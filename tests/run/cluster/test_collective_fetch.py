@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,22 @@ from pathlib import Path
 import pytest
 
 from gdist import api
-from gdist.core.magnet import Magnet
-from gdist.core.status import AgentStatus, MemberStatus, Stage
+from gdist.cli.exits import code_of
+from gdist.core.magnet import Magnet, format_magnet
+from gdist.core.mesh import HostGroup
+from gdist.core.status import AgentStatus, MemberStatus
 from gdist.core.units import parse_bytes
-from gdist.errors import GdistError
+from gdist.errors import GdistError, RefusedError, Unreachable
+from gdist.events import Event, Stage, StageStarted
+from gdist.run.collective import fetch_shares, move_shares
+from gdist.run.fetch import FetchResult, fetch
+from gdist.run.verify import verify
 from gdist.run.watch import Watch
 from gdist.testing.agents import Agents
 from gdist.testing.checkpoints import write_grok1
+from gdist.testing.fetches import fetch_options
+from gdist.testing.meeting import Meeting, MeetingCarrier
+from gdist.testing.shares import assert_same
 from gdist.testing.swarm import LOCALHOST, Seeded, Slow, seed
 
 pytestmark = [pytest.mark.torrent, pytest.mark.slow, pytest.mark.jax]
@@ -72,3 +82,78 @@ def test_what_is_told_is_true_in_every_phase(
     between = re.search(r"went between hosts +([\d.]+ [kMG]?B)", page)
     assert between and parse_bytes(between[1], "bytes") > 0.98 * wire > 0
     assert re.search(r"2 of 2 hosts +complete", page) and "were lost, or left" not in page
+
+
+# --- when the end is missing --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def seeded(tmp_path: Path) -> Iterator[Seeded]:
+    write_grok1(tmp_path / "grok", layers=1, emb=64, ffn=128, vocab=256)
+    with seed(tmp_path / "grok", piece_length=1 << 15) as seeded:
+        yield seeded
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of ours takes note of it."""
+
+
+def moved_but(victims: set[int], seeded: Seeded, agents: Agents) -> None:
+    """Every host has all of its shards; the victims died before their manifest."""
+    magnet = format_magnet(seeded.magnet)
+    for index in range(2):
+        fetch_shares(magnet, agents.dest(index), fetch_options("2x2", f"{index}/2"))
+    meeting = Meeting(2)
+
+    def dies(event: Event) -> None:
+        if event == StageStarted(Stage.FINISH):
+            raise Killed
+
+    def one(carrier: MeetingCarrier) -> FetchResult:
+        mine = carrier.index
+        try:
+            return move_shares(
+                agents.dest(mine), HostGroup(mine, 2), carrier, observe=dies if mine in victims else None
+            )
+        except Killed:
+            meeting.leave()
+            raise
+
+    results = meeting.run(one)
+    assert [type(result) for result in results] == [
+        Killed if index in victims else Unreachable for index in range(2)
+    ]
+    for index in range(2):
+        there = (agents.dest(index) / f"gdist.host-0000{index}-of-00002.json").exists()
+        assert there == (index not in victims)
+
+
+@pytest.mark.parametrize("victims", [{0}, {1}, {0, 1}])
+def test_a_host_killed_before_its_manifest_ends_what_it_began(
+    victims: set[int], seeded: Seeded, tmp_path: Path
+) -> None:
+    with Agents(seeded, tmp_path, 2, "--exchange", "collective", mesh="2x2") as agents:
+        moved_but(victims, seeded, agents)
+        agents.start_all()
+        assert agents.wait_all() == [0, 0], agents.said()
+        for index in range(2):
+            plain = tmp_path / f"plain{index}"
+            fetch(format_magnet(seeded.magnet), plain, fetch_options("2x2", f"{index}/2"))
+            assert verify(agents.dest(index)).ok
+            (agents.dest(index) / ".gdist.hosts").unlink(missing_ok=True)
+            assert_same(plain, agents.dest(index))
+
+
+def test_where_shares_are_gone_the_other_exchange_fetches_what_is_missing(
+    seeded: Seeded, tmp_path: Path
+) -> None:
+    with Agents(seeded, tmp_path, 2, "--exchange", "collective", mesh="2x2") as agents:
+        moved_but({1}, seeded, agents)
+        shutil.rmtree(agents.dest(1))
+        agents.start_all()
+        assert agents.wait_all() == [0, code_of(RefusedError)], agents.said()
+        said = agents.errors(1)
+        assert "complete is host 0" in said and "--exchange swarm" in said
+        agents.start_all("--exchange", "swarm")
+        assert agents.wait_all() == [0, 0], agents.said()
+        assert all(verify(store).ok for store in agents.stores)
