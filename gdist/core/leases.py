@@ -149,11 +149,13 @@ class Leases:
         held: PieceSet,
         now: float,
         had: PieceSet = 0,
+        leased: PieceSet = 0,
         done: bool = False,
     ) -> None:
         """A host is here, or tells all anew: `needs` is what it has not placed yet.
 
         `had` is what it got or held before, in the same run: it counts as needed, and as brought in.
+        `leased` is what another coordinator had it bring in: half of it may be here.
         """
         before = self._hosts.get(index)
         self._finished.discard(index)
@@ -174,6 +176,9 @@ class Leases:
         self._bring(had)
         self._drop(index, host.held & ~held)
         self._hold(index, held, now)
+        if gateway:
+            for piece in members(leased & ~self._inside.some & ~self._leased):
+                self._lease(piece, index, now)
 
     def report(
         self,

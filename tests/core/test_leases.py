@@ -25,6 +25,7 @@ class Host:
     version: int | None = None
     got: set[int] = field(default_factory=set)
     held: set[int] = field(default_factory=set)
+    lease: PieceSet = 0
     brought: list[int] = field(default_factory=list)
     seen: dict[int, set[int]] = field(default_factory=dict)
 
@@ -36,7 +37,7 @@ class Host:
         for change in answer.changes:
             holders = self.seen.setdefault(change.piece, set())
             (holders.add if change.held else holders.discard)(change.host)
-        self.version = answer.version
+        self.version, self.lease = answer.version, answer.lease
         dropped = set(members(answer.spent))
         assert dropped <= self.held
         self.held -= dropped
@@ -65,6 +66,7 @@ class Host:
             gateway=self.gateway,
             needs=set_of(self.needs - self.got),
             held=set_of(self.held),
+            leased=self.lease & ~set_of(self.held),
             now=now,
         )
 
@@ -251,9 +253,13 @@ def test_a_new_coordinator_learns_who_has_what() -> None:
         for host in hosts:
             host.turn(leases, turn / 10)
     before = [set(host.brought) for host in hosts]
+    begun = [host.lease & ~set_of(host.held) for host in hosts]
+    assert any(begun)
     again = Leases([PIECE] * 30, 3)
     for host in hosts:
         host.enrol(again, 10.0)
+    for host, pieces in zip(hosts, begun, strict=True):
+        assert not pieces & ~again.answer(host.index, None, 10.0).lease, "half of them may be here"
     run(again, hosts, 10.0)
     brought = [piece for host in hosts for piece in host.brought]
     assert sorted(brought) == list(range(30)), f"each once, {before} before"

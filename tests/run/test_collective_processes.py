@@ -224,6 +224,11 @@ def test_a_stop_while_the_others_are_waited_for(shares: Path) -> None:
         assert host.end(15)[0] == "InterruptedRun"
 
 
+def test_what_takes_longer_than_it_may_is_stopped(shares: Path) -> None:
+    with hosts(shares, 2, [0], join_seconds=300, most_seconds=2) as (host,):
+        assert host.end(15)[0] == "InterruptedRun"
+
+
 def test_a_failure_of_one_host_is_told_by_all(shares: Path) -> None:
     files = (shares / "moved1/.gdist/gdist.host-00001-of-00002/shares/cut.words/c").rglob("*")
     path = next(path for path in files if path.is_file())

@@ -311,6 +311,7 @@ class Link:
                     "needs": needs,
                     "held": to_json(self._held),
                     "had": to_json(self._had),
+                    "leased": to_json(self.inside.lease & ~self._held),
                     "done": self._done,
                 }
         asked = self.way.address

@@ -256,6 +256,7 @@ class Rendezvous:
             needs=from_json(body["needs"]),
             held=from_json(body["held"]),
             had=from_json(body["had"]),
+            leased=from_json(body["leased"]),
             done=bool(body["done"]),
             now=time.monotonic(),
         )

@@ -29,8 +29,9 @@ pytestmark = [pytest.mark.torrent, pytest.mark.slow]
 
 PIECE = 1 << 16
 LINE = 6_000_000  # bytes a second into the cluster
-# What four seconds of one host's line bring in may come in again: leases, and what was not written down yet.
-AGAIN = 4 * LINE // 4
+# What four seconds of one host's line bring in may come in again: leases, and what was not written down yet;
+# and what was on its way, in buffers of the slow line.
+AGAIN = 4 * LINE // 4 + (2 << 20)
 COPIES = {"axes": ["data"], "rules": [[".*", []]]}
 
 
