@@ -4,15 +4,18 @@ import gc
 import sys
 from typing import NoReturn
 
-from gdist.cli import main
-
 OBJECTS_BETWEEN_COLLECTIONS = 50_000  # a start makes a hundred thousand that stay, and hardly any in cycles
 
 
 def run() -> NoReturn:
     """The program: `main` in a process of its own, which neither starts nor ends with looking for garbage."""
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
-    code = main()
+    try:
+        from gdist.cli import main
+
+        code = main()
+    except KeyboardInterrupt:  # before or after all that `main` watches over
+        sys.exit(130)
     gc.freeze()
     sys.exit(code)
 

@@ -6,6 +6,7 @@ decided here and in `gdist.cli.exits` alone: an error of ours never shows a trac
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -19,7 +20,7 @@ from gdist.cli import exits
 from gdist.cli.lazy import LazyGroup
 from gdist.cli.output import Output
 from gdist.cli.streams import ReaderGone, drop, open_streams, put, say
-from gdist.errors import GdistError
+from gdist.errors import GdistError, translate
 
 COMMANDS = {  # in the order of the help, each where it is imported from when it is asked for
     "fetch": "gdist.cli.commands.fetch:fetch",
@@ -42,6 +43,7 @@ COMMANDS = {  # in the order of the help, each where it is imported from when it
     "releases": "gdist.cli.commands.releases:releases",
     "completion": "gdist.cli.commands.completion:completion",
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 ISSUES = "run it again with --verbose and report what it shows"
 
 
@@ -81,15 +83,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BrokenPipeError, ReaderGone):
         return _pipe()
     except SystemExit as ended:
-        if isinstance(ended.__context__, BrokenPipeError):  # click's own answer to it is 1
+        if ended.code == 1:  # click's own answer to a reader that is gone, and nobody else's
             return _pipe()
         raise
     except Exception as error:
+        if _interrupted(error):
+            return _say(lambda: output.failure(exits.KEYBOARD, "Interrupted", "interrupted"))
+        if (
+            isinstance(error, OSError) and error.errno in FULL
+        ):  # click's own words; all of ours are translated
+            return _say(partial(output.error, translate(error, "writing to standard output")))
         # everything foreseen is a GdistError: this is a bug of ours
         if output.verbose:
             traceback.print_exc()
         message = f"gdist failed in a way nobody foresaw: {type(error).__name__}: {error}"
         return _say(partial(_internal, output, message))
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """True for what a library that was just being loaded made of Ctrl-C: NumPy, an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _internal(output: Output, message: str) -> int:

@@ -44,7 +44,10 @@ def put(text: str) -> None:
         SpaceError, FilesystemError: when it cannot be written to; what follows goes nowhere.
     """
     try:
-        sys.stdout.write(text)
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:  # a path that this encoding has no letters for: its own bytes
+            sys.stdout.buffer.write(os.fsencode(text))
         sys.stdout.flush()
     except BrokenPipeError as error:
         raise ReaderGone from error

@@ -31,6 +31,7 @@ from gdist.run.options import FetchOptions, default_work
 from gdist.run.resolve import Resolved
 from gdist.sinks.local import write_atomically
 from gdist.stores import files_of
+from gdist.stores.local import is_whole
 
 WORK = ".gdist"  # below a local destination: journal, unfinished shards, pieces on their way; gone at the end
 READ_ONLY = ("http://", "https://")
@@ -198,7 +199,7 @@ def _check_rules(dest: Destination, manifest: StoreManifest, rules: Rules | None
 
 
 def lost_shards(dest: Destination, manifest: StoreManifest) -> list[str]:
-    """Shards of a complete local store that are missing or, where they are uncompressed, cut short.
+    """Shards of a complete local store that are missing or cut short.
 
     Raises:
         CorruptError: for a store whose payload was kept: which of its pieces are good is not known any more.
@@ -208,11 +209,10 @@ def lost_shards(dest: Destination, manifest: StoreManifest) -> list[str]:
         if size_of(Path(dest.root or "", file.path)) != file.nbytes:
             lost.append(file.path)
     for tensor in manifest.tensors if dest.root and not manifest.files else ():
-        expected = ShardLayout(tensor.grid, tensor.dtype.itemsize).file_nbytes if tensor.shards else 0
         for index in tensor.shards:
             key = f"{tensor.name}/{shard_key(index)}"
-            found = size_of(Path(dest.root or "", key))
-            if found != expected and (found < 0 or manifest.codec == "none"):
+            layout = ShardLayout(tensor.grid, tensor.dtype.itemsize)
+            if not is_whole(Path(dest.root or "", key), layout, manifest.codec):
                 lost.append(key)
     if lost and dest.payload.is_dir():
         mending = "" if manifest.converted else "gdist verify --repair fetches what is damaged, or "
@@ -225,10 +225,12 @@ def lost_shards(dest: Destination, manifest: StoreManifest) -> list[str]:
 
 def reopen(dest: Destination, manifest: StoreManifest, job: str) -> None:
     """Makes a complete store unfinished again, with all that is there done: what is lost is made again."""
-    lines = [header_line(job)]
+    lines, lost = [header_line(job)], set(lost_shards(dest, manifest))
     for tensor in manifest.tensors:
         lines += [
-            shard_line(ShardRecord(tensor.name, index, digests)) for index, digests in tensor.shards.items()
+            shard_line(ShardRecord(tensor.name, index, digests))
+            for index, digests in tensor.shards.items()
+            if f"{tensor.name}/{shard_key(index)}" not in lost
         ]
     lines += [asset_line(asset.path, asset.nbytes, asset.digest) for asset in manifest.assets]
     lines += [rest_line(path, data) for path, data in kept_rest(files_of(dest.text), manifest).items()]

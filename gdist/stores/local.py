@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +16,21 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
+import google_crc32c
 from blake3 import blake3
 
 from gdist.core.box import Box, tiles_of
 from gdist.core.journal import kind_of, parse_journal
 from gdist.core.layout import ShardLayout, shard_key
 from gdist.core.store_manifest import MANIFEST_NAME, StoreTensor
+from gdist.durable import size_of
 from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError, ResumeError
 from gdist.stores.buffers import Array, Bytes, copy_arrays, map_file, numpy_dtype, region, threads_for
 from gdist.stores.faults import ChunkFault, raise_faults
 from gdist.stores.manifests import Manifests
+
+CHECKSUM_BYTES = 4  # CRC-32C, after a shard's index
+NO_CHUNK = 2**64 - 1  # in an index, for one that is not stored
 
 Index = tuple[int, ...]
 
@@ -247,6 +253,30 @@ class LocalReader:
         with self._lock:
             self._shards.clear()
             self._sound.clear()
+
+
+def is_whole(path: Path, layout: ShardLayout, codec: str) -> bool:
+    """True when a shard's file is there and not cut short; its bytes are not looked at.
+
+    A compressed one has a length of its own: it is whole when its index, at the very end, is sound, and what
+    that lists lies before it.
+    """
+    size = size_of(path)
+    if codec == "none":
+        return size == layout.file_nbytes
+    tail = layout.file_nbytes - layout.data_nbytes
+    if size < tail:
+        return False
+    try:
+        with open(path, "rb") as file:
+            file.seek(size - tail)
+            index, checksum = (data := file.read(tail))[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    except OSError:
+        return False
+    if google_crc32c.value(index) != int.from_bytes(checksum, "little"):
+        return False
+    ends = (offset + length for offset, length in struct.iter_unpack("<QQ", index) if offset != NO_CHUNK)
+    return max(ends, default=0) <= size - tail
 
 
 def first_hole(descriptor: int, length: int) -> int | None:

@@ -21,8 +21,9 @@ from gdist.core.journal import Progress, parse_journal
 from gdist.core.layout import ShardLayout, shard_key
 from gdist.core.store_manifest import MANIFEST_NAME, PLANNED_NAME, StoreManifest, StoreTensor
 from gdist.core.view import place_of
+from gdist.durable import size_of
 from gdist.errors import ResumeError
-from gdist.stores.local import Index, LocalFiles, unreadable
+from gdist.stores.local import Index, LocalFiles, is_whole, unreadable
 from gdist.stores.manifests import Files, parse_part
 
 WORK = ".gdist"
@@ -120,19 +121,13 @@ def read_plan(files: LocalFiles, name: str) -> StoreManifest | None:
 
 
 def is_there(root: Path, manifest: StoreManifest, tensor: StoreTensor, index: Index) -> bool:
-    """True when a shard that is listed has its file, and that its length."""
-    file = None
+    """True when a shard that is listed has its file, and that is not cut short."""
     if tensor.view:
         number, _ = place_of(tensor.view, tensor.grid, tensor.dtype.itemsize, index)
         file = manifest.files[number]
-    try:
-        size = os.stat(root / (file.path if file else f"{tensor.name}/{shard_key(index)}")).st_size
-    except OSError:
-        return False
-    if file:
-        return size == file.nbytes
-    whole = ShardLayout(tensor.grid, tensor.dtype.itemsize).file_nbytes
-    return size == whole or manifest.codec != "none"
+        return size_of(root / file.path) == file.nbytes
+    layout = ShardLayout(tensor.grid, tensor.dtype.itemsize)
+    return is_whole(root / tensor.name / shard_key(index), layout, manifest.codec)
 
 
 def held(lock: Path) -> bool:

@@ -296,6 +296,34 @@ def test_a_bug_of_ours_ends_with_70_and_no_traceback(capsys: pytest.CaptureFixtu
     assert "ZeroDivisionError" in err and "Traceback" not in err
 
 
+def test_what_a_library_makes_of_ctrl_c_while_it_is_loaded_is_ctrl_c(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @cli.command("load")
+    def load() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as pressed:
+            raise ImportError("numpy._core.umath failed to import") from pressed
+
+    try:
+        assert main(["load"]) == 130
+    finally:
+        del cli.commands["load"]
+    assert "error: interrupted" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_program_is_loaded() -> None:
+    """As early as Python can be interrupted."""
+    script = (
+        "import builtins, sys; from gdist.__main__ import run; load = builtins.__import__\n"
+        "def pressed(name, *rest): raise KeyboardInterrupt if name == 'gdist.cli' else AssertionError\n"
+        "builtins.__import__ = pressed; run()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     script = "import sys; from gdist.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", script, "inspect", "grok-1"]

@@ -326,9 +326,32 @@ def test_standard_output_without_space_ends_with_13(magnet: str, tmp_path: Path)
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment(), timeout=60)
         assert done.returncode == 13 and done.stderr.startswith(said) and b"Traceback" not in done.stderr
         assert (tmp_path / "store" / "gdist.json").exists()
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([*GDIST, "--help"], stdout=full, stderr=subprocess.PIPE, env=environment())
-    assert done.returncode == 13 and done.stderr.startswith(b"error: no space left")
+    for command in ("--help", "--version", "fetch --help", "completion bash"):
+        with open("/dev/full", "w") as full:
+            line = [*GDIST, *command.split()]
+            done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, env=environment(), timeout=60)
+        assert done.returncode == 13 and done.stderr.startswith(b"error: no space left"), command
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "fetch --help", "completion bash", "releases"])
+def test_whoever_never_reads_standard_output_is_no_error(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        line = [*GDIST, *command.split()]
+        done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, env=environment(), timeout=60)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_path_is_told_in_its_own_bytes_where_the_stream_has_no_letters_for_it(
+    magnet: str, tmp_path: Path
+) -> None:
+    command = [*GDIST, "fetch", magnet, str(tmp_path / "\u6f22"), "-q", *LOOPBACK]
+    variables = environment(PYTHONIOENCODING="ascii")
+    done = subprocess.run(command, capture_output=True, env=variables, timeout=60, check=False)
+    assert (done.returncode, done.stdout.decode()) == (0, f"{tmp_path / chr(0x6F22)}\n")
 
 
 def test_whoever_leaves_standard_output_ends_the_fetch_quietly(magnet: str, tmp_path: Path) -> None:

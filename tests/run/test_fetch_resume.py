@@ -24,6 +24,7 @@ from gdist.errors import InterruptedRun, ResumeError
 from gdist.events import Event, PieceVerified, Planned, Progress, ShardCommitted, Stage, StageStarted
 from gdist.run import coordinator
 from gdist.run.fetch import fetch
+from gdist.run.verify import verify
 from gdist.testing.checkpoints import write_safetensors
 from gdist.testing.fetches import Array, Recorder, fetch_options, tree_of
 from gdist.testing.swarm import LOCALHOST, Seeded, Slow, seed
@@ -287,6 +288,25 @@ def test_shards_that_vanish_are_written_again(
             os.truncate(shard, shard.stat().st_size - 1)
     fetch(magnet, dest, fetch_options(MESH))
     assert tree_of(dest) == whole
+
+
+@pytest.mark.parametrize("left", [0, 3, 30, 1000])
+def test_a_compressed_shard_of_a_complete_store_that_is_cut_short_is_written_again(
+    left: int, seeded: Seeded, tmp_path: Path
+) -> None:
+    magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
+    options = fetch_options(MESH, codec="zstd")
+    fetch(magnet, dest, options)
+    shards = sorted(path for path in dest.rglob("c/**/*") if path.is_file())
+    sizes = [shard.stat().st_size for shard in shards]
+    assert max(sizes) > 1000
+    assert fetch(magnet, dest, options).already
+    cut = shards[sizes.index(max(sizes))]
+    times = {shard: shard.stat().st_mtime_ns for shard in shards}
+    os.truncate(cut, left)
+    assert not fetch(magnet, dest, options).already
+    assert [shard for shard in shards if shard.stat().st_mtime_ns != times[shard]] == [cut]
+    assert [shard.stat().st_size for shard in shards] == sizes and verify(dest).ok
 
 
 def test_a_kept_payload_is_not_fetched_again(

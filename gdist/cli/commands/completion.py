@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from gdist.cli.streams import put
+
 HOW = {
     "bash": 'eval "$(gdist completion bash)"',
     "zsh": 'eval "$(gdist completion zsh)"',
@@ -23,4 +25,4 @@ def completion(shell: str) -> None:
     assert kind is not None, f"click completes {shell}"
     root = click.get_current_context().find_root().command
     made = kind(root, {}, "gdist", "_GDIST_COMPLETE")
-    print(made.source_template % made.source_vars())  # `source()` would run bash to learn its version
+    put(f"{made.source_template % made.source_vars()}\n")  # `source()` would run bash to learn its version
