@@ -272,10 +272,12 @@ class Leases:
 
     def _free(self, host: _Host) -> None:
         """Gives a host's leases to whoever asks."""
-        self._leased &= ~set_of(host.leased)
-        for piece in host.leased:
-            del self._lessees[piece]
-        host.leased = {}
+        self._take_back(host, set_of(host.leased))
+
+    def _take_back(self, host: _Host, pieces: PieceSet) -> None:
+        self._leased &= ~pieces
+        for piece in members(pieces):
+            del self._lessees[piece], host.leased[piece]
 
     # --- what hosts are told --------------------------------------------------------------------------
 
@@ -334,6 +336,7 @@ class Leases:
             return
         if now - self._reviewed > REVIEW_SECONDS:
             self._review(index, now)
+        self._take_back(host, set_of(host.leased) & ~self._open.some)  # told anew, and not needed any more
         if self._laden(index):
             return
         free = self._open.some & ~self._inside.some & ~self._leased & ~self._unable(index)

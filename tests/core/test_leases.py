@@ -265,6 +265,14 @@ def test_a_new_coordinator_learns_who_has_what() -> None:
     assert sorted(brought) == list(range(30)), f"each once, {before} before"
 
 
+def test_what_nobody_needs_any_more_is_not_brought_in_for_a_new_coordinator() -> None:
+    leases = Leases([PIECE] * 4, 2)
+    leases.enrol(0, "a", gateway=True, needs=0b0001, held=0, had=0b1110, leased=0b0111, now=0.0)
+    assert leases.answer(0, None, 0.1).lease == 0b0111, "the other host may need them"
+    leases.enrol(1, "b", gateway=True, needs=0b0010, held=0, had=0b1100, now=0.2)
+    assert leases.answer(0, None, 0.3).lease == 0b0011
+
+
 def test_a_new_coordinator_learns_what_came_in_and_went() -> None:
     leases = Leases([PIECE] * 6, 2)
     leases.enrol(0, "a", gateway=True, needs=0b110000, held=0b010000, had=0b011101, now=0.0)
