@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from gdist.core.magnet import parse_peer
 from gdist.core.mesh import HostGroup, Mesh
+from gdist.core.payload import check_piece_length
 from gdist.core.taking import AT_ONCE
 from gdist.core.units import parse_bytes, parse_memory, parse_rate, parse_seconds
 from gdist.core.view import VIEW
@@ -1153,7 +1154,11 @@ def _text(value: str | os.PathLike[str] | None) -> str | None:
 
 
 def _piece_length(value: int | str | None) -> int | None:
-    return None if value is None else parse_bytes(value, "piece-length")
+    if value is None:
+        return None
+    length = parse_bytes(value, "piece-length")
+    check_piece_length(length)
+    return length
 
 
 def _positive_rate(value: float | str | None, what: str) -> float | None:

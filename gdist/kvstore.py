@@ -35,6 +35,21 @@ def local_path(address: str | os.PathLike[str]) -> Path | None:
     return Path(unquote(path)) if scheme == "file" and host in ("", "localhost") else None
 
 
+def check_utf8(path: str | os.PathLike[str], why: str) -> None:
+    """That a path is text; `why` says what cannot be done with another.
+
+    Raises:
+        RequestError: it has a name that is not UTF-8.
+    """
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{os.fspath(path)!r} has a name that is not UTF-8, {why}",
+            hint="give it another name",
+        ) from error
+
+
 def _split(url: str) -> tuple[str, str, str]:
     """Scheme, bucket or host, and path; `?` and `#` are letters of a key here."""
     scheme, _, rest = url.partition("://")

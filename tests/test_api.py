@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,10 @@ from gdist.api import cluster_status, read_rules, torrent_options
 from gdist.core.magnet import format_magnet
 from gdist.core.mesh import HostGroup, Mesh, PartitionSpec, parse_mesh
 from gdist.core.plan import plan_host
-from gdist.errors import RefusedError, RequestError
+from gdist.errors import RefusedError, RequestError, UnsupportedError
 from gdist.exchange import Key, Request, Response, Server
 from gdist.releases import known_release
-from gdist.sources.torrent import TorrentOptions
+from gdist.sources.torrent import TorrentOptions, Version
 from gdist.testing.checkpoints import write_safetensors
 from gdist.testing.fetches import assert_holds
 from gdist.testing.swarm import seed
@@ -131,6 +132,50 @@ def test_make_torrent_gives_bytes_and_magnet(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model")
     torrent, magnet = gdist.make_torrent(tmp_path / "model", torrent_version="v2", piece_length="32KiB")
     assert torrent.startswith(b"d") and magnet.startswith("magnet:?xt=urn:btmh:1220")
+
+
+@pytest.mark.parametrize("length", [0, 3, 1000, 8192, "24KiB", "256MiB", "1GiB", "4GiB"])
+def test_a_piece_length_that_no_torrent_has_is_refused(length: int | str, tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(b"1")
+    for ask in (
+        lambda: gdist.plan("grok-1", mesh="8", piece_length=length),
+        lambda: gdist.simulate("grok-1", hosts=8, mesh="8x8", wan="10Gb/s", piece_length=length),
+        lambda: gdist.make_torrent(tmp_path / "model", piece_length=length),
+        lambda: gdist.publish(tmp_path / "model", tmp_path / "out", piece_length=length),
+    ):
+        with pytest.raises(RequestError, match=r"not a power of two of at least 16384 and at most 134217728"):
+            ask()
+    assert gdist.make_torrent(tmp_path / "model", piece_length="128MiB")
+
+
+def test_a_version_that_no_torrent_has_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(b"1")
+    with pytest.raises(RequestError, match="'v3' is none of v1, v2, hybrid"):
+        gdist.make_torrent(tmp_path / "model", torrent_version="v3")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "hybrid"])
+def test_files_that_a_torrent_cannot_name_are_named(version: Version, tmp_path: Path) -> None:
+    for names, word in (
+        (("A", "a"), "'both/A' and 'both/a' differ in upper and lower case alone"),
+        (("\udcff\udcfe",), "is not UTF-8"),
+        (("a\tb",), "has control characters"),
+    ):
+        made = tmp_path / "both"
+        made.mkdir()
+        for name in names:
+            (made / name).write_bytes(b"1")
+        with pytest.raises(UnsupportedError, match="a torrent cannot name what is in .*" + word) as caught:
+            gdist.make_torrent(made, torrent_version=version)
+        assert "hostile" not in caught.value.hint
+        shutil.rmtree(made)
+
+
+def test_a_torrent_of_what_has_no_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "\udcff").mkdir()
+    for path, word in (("/", "no name of its own"), (tmp_path / "\udcff", "not UTF-8")):
+        with pytest.raises(RequestError, match=word):
+            gdist.make_torrent(path)
 
 
 def test_a_cluster_s_status_says_why_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def making_options(function: F) -> F:
         ),
         option("--tracker", "trackers", multiple=True, metavar="URL", help="A tracker; may be repeated."),
         option(
-            "--piece-length", metavar="SIZE", help="A power of two from 16KiB on.  [default: by the size]"
+            "--piece-length", metavar="SIZE", help="A power of two, 16KiB to 128MiB.  [default: by the size]"
         ),
         option(
             "--torrent-version",

@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from gdist.core.extent import Extent, locate
+from gdist.errors import RequestError
+
+MIN_PIECE_BYTES = 1 << 14  # BEP 52's least, and one block
+MOST_PIECE_BYTES = 1 << 27  # the most that libtorrent (2.1) makes and reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +89,17 @@ class Payload:
             common = file.extent.intersect(extent)
             if common:
                 yield FileSegment(number, common.shift(-file.offset))
+
+
+def check_piece_length(nbytes: int) -> None:
+    """That pieces may have a length that somebody asks for.
+
+    Raises:
+        RequestError: it is no power of two from 16 KiB to 128 MiB.
+    """
+    if not MIN_PIECE_BYTES <= nbytes <= MOST_PIECE_BYTES or nbytes & (nbytes - 1):
+        raise RequestError(
+            f"piece length {nbytes} is not a power of two of at least {MIN_PIECE_BYTES} "
+            f"and at most {MOST_PIECE_BYTES}",
+            hint="for example 1MiB, or leave it out",
+        )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from gdist.core.magnet import parse_magnet
-from gdist.core.payload import Payload, PayloadFile
+from gdist.core.payload import MIN_PIECE_BYTES, Payload, PayloadFile
 from gdist.core.profile import FileArrays, Naming, join_arrays, listed
 from gdist.core.rules import Rules, parse_rules
 from gdist.core.source_files import (
@@ -219,7 +219,7 @@ def parse_source_manifest(text: str | bytes) -> SourceManifest:
         info_hash_v1=v1,
         info_hash_v2=v2,
         trackers=_texts(document, "trackers"),
-        piece_length=_nbytes(document, "piece_length"),
+        piece_length=_piece_length(document),
         profile=_text(document, "profile") or None,
         rules=parse_rules(rules) if rules is not None else None,
         about_nbytes=_nbytes(document, "about_nbytes"),
@@ -295,6 +295,13 @@ def _nbytes(document: Mapping[str, object], key: str) -> int | None:
     value = document.get(key)
     if value is not None and (type(value) is not int or not 0 < value < 1 << 63):
         _refuse(f"has {key} {value!r}, not a number of bytes or null")
+    return value
+
+
+def _piece_length(document: Mapping[str, object]) -> int | None:
+    value = _nbytes(document, "piece_length")
+    if value is not None and value < MIN_PIECE_BYTES:  # a plan of such pieces would fill any memory
+        _refuse(f"has piece_length {value}, less than {MIN_PIECE_BYTES} bytes")
     return value
 
 

@@ -44,7 +44,7 @@ from gdist.events import (
     TensorsPlanned,
     Waiting,
 )
-from gdist.kvstore import kvstore_spec
+from gdist.kvstore import check_utf8, kvstore_spec
 from gdist.run.catalogue import Catalogue
 from gdist.run.collect import Collector
 from gdist.run.coordinator import Coordinator, Keep
@@ -126,6 +126,7 @@ def fetch(
     resolved = resolve(source, asked.manifest, asked.verify_key)
     text = os.fspath(dest) if dest is not None else default_dest(resolved)
     where = find_destination(text, asked.host, asked.work, keep=asked.payload == "keep")
+    check_utf8(where.root or where.work, "where libtorrent cannot write")
     timing = Timing()
     tell: Observer = observe or (lambda event: None)
 

@@ -25,7 +25,7 @@ from gdist.run.catalogue import check_unread
 from gdist.run.describe import Described, Digester, describe
 from gdist.run.survey import Survey, SurveyOptions, survey_files
 from gdist.sinks.local import write_atomically
-from gdist.sources.torrent import Version, magnet_of, make_torrent
+from gdist.sources.torrent import Version, check_named, magnet_of, make_torrent
 from gdist.sources.torrent.metadata import load_torrent, read_metadata
 
 Progress = Callable[[int, int], None]  # bytes done, of all
@@ -98,6 +98,8 @@ def publish(
     """
     asked = options or PublishOptions()
     source = source.absolute()
+    if not asked.align:  # else it is of a copy
+        check_named(source)
     name = release_name(asked.name or (source.stem if source.is_file() else source.name))
     where = (directory or source.parent).absolute()
     _check_apart(source, where)

@@ -37,7 +37,7 @@ from gdist.events import (
     StageStarted,
     TensorsPlanned,
 )
-from gdist.kvstore import kvstore_spec
+from gdist.kvstore import check_utf8, kvstore_spec
 from gdist.run.destination import (
     Destination,
     check_empty,
@@ -122,6 +122,8 @@ def reshard(
     places = (source,) if isinstance(source, str | os.PathLike) else tuple(source)
     if not places:
         raise RequestError("no source was given", hint="give a store, or a checkpoint's directory")
+    for place in places:
+        check_utf8(place, "which the manifest of a store cannot hold")
     check_apart(places, text)
     where = find_destination(text, asked.host, asked.work)
     tell: Observer = observe or (lambda event: None)

@@ -38,6 +38,7 @@ from gdist.core.tensor import StoredTensor
 from gdist.core.view import VIEW, StoreFile, View, chunk_indexes, not_viewed, view_grid, views_of
 from gdist.errors import CorruptError, GdistError, InterruptedRun, RequestError, translate
 from gdist.events import Finished, Note, Observer, ShardCommitted, TensorsPlanned
+from gdist.kvstore import check_utf8
 from gdist.run.catalogue import check_unread
 from gdist.run.copies import one_copy
 from gdist.run.survey import Survey, SurveyOptions, survey_files
@@ -172,13 +173,7 @@ def _root(payload: Path, dest: str | os.PathLike[str] | None) -> Path:
         RequestError: it lies inside the payload, or is a file or somebody else's directory.
     """
     for path in (payload, payload if dest is None else Path(dest)):
-        try:
-            os.path.abspath(path).encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"{str(path)!r} has a name that is not UTF-8, which the view's documents cannot hold",
-                hint="give it another name",
-            ) from error
+        check_utf8(path, "which the view's documents cannot hold")
     if dest is None and payload.is_file():
         return payload.with_name(f"{payload.name}.view")
     root = payload if dest is None else Path(dest)

@@ -76,6 +76,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (["verify", "/nonexistent/store"], "/nonexistent/store"),
         (["seed", "/nonexistent.torrent", "/"], "cannot read '/nonexistent.torrent'"),
         (["make-torrent", "/nonexistent"], "neither a file nor a directory"),
+        (["make-torrent", "/"], "/ has no name of its own"),
     ],
 )
 @pytest.mark.parametrize("form", ["words", "json"])
@@ -109,6 +110,8 @@ def test_a_torrent_goes_where_a_file_can_be_or_nowhere(
         ("other", "other exists and has other content"),
         ("nowhere/t", "nowhere is no directory"),
         ("other/t", "other is no directory"),
+        ("m/m.torrent", "cannot lie in what the torrent is of"),
+        ("m/x", "cannot lie in what the torrent is of"),
     ):
         for force in ([], ["--force"]) if name != "other" else ([],):
             assert main(["make-torrent", str(tmp_path / "m"), "--output", str(tmp_path / name), *force]) == 2

@@ -161,6 +161,7 @@ def test_a_manifest_survives_json() -> None:
         ({"info_hash": [1]}, "v1 and v2"),
         ({"piece_length": 0}, "piece_length"),
         ({"piece_length": True}, "piece_length"),
+        ({"piece_length": 3}, "piece_length 3, less than 16384 bytes"),
         ({"trackers": "udp://x"}, "trackers"),
         ({"known_incomplete": [1]}, "known_incomplete"),
         ({"rules": {"rules": [["(", []]]}}, "regular expression"),

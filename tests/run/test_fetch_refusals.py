@@ -588,6 +588,12 @@ def test_a_file_is_no_destination(seeded: Seeded, tmp_path: Path) -> None:
     assert (tmp_path / "s").read_bytes() == b"mine"
 
 
+def test_a_destination_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="has a name that is not UTF-8"):
+        fetch("magnet:?xt=urn:btih:" + "1" * 40, tmp_path / "nu\udcff", fetch_options())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_destination_that_cannot_be_written_is_told(seeded: Seeded, tmp_path: Path) -> None:
     with (
         small_disk(tmp_path / "disk", "1m", ",ro") as disk,

@@ -226,6 +226,8 @@ def test_what_cannot_be_published_is_refused(tmp_path: Path) -> None:
     where, _ = content("Llama", tmp_path)
     for source, output, options, word in (
         (tmp_path / "absent", None, PublishOptions(), "neither a file nor"),
+        (Path("/"), tmp_path / "out", PublishOptions(), "no name of its own"),
+        (tmp_path / "\udcff", tmp_path / "out", PublishOptions(), "not UTF-8"),
         (where, where, PublishOptions(), "cannot lie in what is published"),
         (where, where / "out", PublishOptions(), "cannot lie in what is published"),
         (where, tmp_path / "out", PublishOptions(name="..."), "makes no name"),

@@ -342,6 +342,15 @@ def test_one_file_is_a_checkpoint_too(tmp_path: Path) -> None:
     assert_holds(tmp_path / "b", expected)
 
 
+def test_a_source_whose_name_no_manifest_can_hold_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    write_safetensors(tmp_path / "one\udcff")
+    with pytest.raises(RequestError, match="has a name that is not UTF-8"):
+        gdist.reshard(tmp_path / "one\udcff", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize("mesh", ["1x1", "4x2", "2x4"])
 def test_arrays_in_fortran_order(mesh: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)

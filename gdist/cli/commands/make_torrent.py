@@ -30,9 +30,12 @@ def make_torrent(path: str, output: Output, target: str | None, force: bool, **v
 
     Equal content gives an equal file: no date and no name of a tool go in.
     """
+    from gdist.sources.torrent import check_named  # libtorrent comes with it
+
     source = Path(path).absolute()
+    check_named(source)
     where = Path(target) if target else source.with_name(f"{source.name}.torrent")
-    before = _check_target(where, force=force)  # hashing may take hours
+    before = _check_target(where, source, force=force)  # hashing may take hours
     try:
         total = sum(file.stat().st_size for file in (source, *source.rglob("*")) if file.is_file())
     except OSError as error:
@@ -51,11 +54,11 @@ def make_torrent(path: str, output: Output, target: str | None, force: bool, **v
     output.result(magnet, {"magnet": magnet, "torrent": str(where), "nbytes": len(torrent)})
 
 
-def _check_target(where: Path, *, force: bool) -> bytes | None:
+def _check_target(where: Path, source: Path, *, force: bool) -> bytes | None:
     """What lies where the torrent goes, None with `force`; and that it can be written there.
 
     Raises:
-        RequestError: no file can be there, or something else than a file is.
+        RequestError: no file can be there, something else than a file is, or it is part of `source`.
         FilesystemError: the file system refuses.
     """
     hint = "give the name of a file with --output"
@@ -65,6 +68,11 @@ def _check_target(where: Path, *, force: bool) -> bytes | None:
             raise RequestError(f"{where} is {what}", hint=hint)
         if not where.parent.is_dir():
             raise RequestError(f"{where.parent} is no directory", hint=hint)
+        if where.resolve().is_relative_to(source.resolve()):
+            raise RequestError(
+                f"what is made cannot lie in what the torrent is of: {where} is in {source}",
+                hint="give another --output",
+            )
         if not os.access(where.parent, os.W_OK | os.X_OK):
             raise FilesystemError(f"{where.parent} cannot be written to", hint=hint)
         if force or not where.exists():

@@ -15,7 +15,14 @@
 Libtorrent has its own threads; what the caller's thread must do is said at `TorrentSource`.
 """
 
-from gdist.sources.torrent.create import Version, choose_piece_length, differs, magnet_of, make_torrent
+from gdist.sources.torrent.create import (
+    Version,
+    check_named,
+    choose_piece_length,
+    differs,
+    magnet_of,
+    make_torrent,
+)
 from gdist.sources.torrent.options import TorrentOptions, TransferStats
 from gdist.sources.torrent.seed import Seeder
 from gdist.sources.torrent.serve import PieceServer
@@ -28,6 +35,7 @@ __all__ = [
     "TorrentSource",
     "TransferStats",
     "Version",
+    "check_named",
     "choose_piece_length",
     "differs",
     "magnet_of",

@@ -10,12 +10,14 @@ from typing import Literal, NoReturn
 import libtorrent as lt
 
 from gdist.core.magnet import Magnet
+from gdist.core.payload import MIN_PIECE_BYTES, check_piece_length
+from gdist.core.profile import listed
 from gdist.errors import CorruptError, FilesystemError, RequestError, UnsupportedError
-from gdist.sources.torrent.metadata import load_torrent, read_metadata
+from gdist.kvstore import check_utf8
+from gdist.sources.torrent.metadata import load_torrent, name_fault, read_metadata
 
 Version = Literal["v1", "v2", "hybrid"]
 
-MIN_PIECE_BYTES = 1 << 14  # BEP 52's least, and one block
 MAX_PIECE_BYTES = 1 << 24
 _TARGET_PIECES = 1024  # enough to spread over a swarm's peers, small metadata
 _FLAGS = {"v1": lt.create_torrent.v1_only, "v2": lt.create_torrent.v2_only, "hybrid": 0}
@@ -52,10 +54,11 @@ def make_torrent(
     go in, files are sorted, so equal content gives equal bytes.
 
     Raises:
-        RequestError: nothing to share, or a piece length that is not a power of two from 16 KiB on.
+        RequestError: nothing to share, or a piece length that is not a power of two from 16 KiB to 128 MiB.
         UnsupportedError: a symlink, or a name a torrent cannot carry.
         FilesystemError: a file cannot be read.
     """
+    _check_version(version)
     files = _list_files(source)
     length = _piece_length_of(source, files, piece_length)
     entries = [lt.create_file_entry(name, size, 0, 0, "") for name, size in files]
@@ -80,7 +83,10 @@ def make_torrent(
     except RuntimeError as error:
         raise FilesystemError(f"cannot hash {source}: {error}") from error
     torrent = lt.bencode(creator.generate())
-    read_metadata(load_torrent(torrent))  # what we would refuse, we do not make
+    try:
+        read_metadata(load_torrent(torrent))  # what we would refuse, we do not make
+    except UnsupportedError as error:
+        raise _unnamed(source, [error.message]) from error
     return torrent
 
 
@@ -99,6 +105,7 @@ def differs(
     Raises:
         RequestError, UnsupportedError, FilesystemError: as `make_torrent` does.
     """
+    _check_version(version)
     files = _list_files(source)
     length = _piece_length_of(source, files, piece_length)
     try:
@@ -134,13 +141,26 @@ def magnet_of(torrent: bytes, peers: Sequence[tuple[str, int]] = ()) -> Magnet:
     )
 
 
+def check_named(source: Path) -> None:
+    """That a path says what the torrent's name would be.
+
+    Raises:
+        RequestError: it is the root of the file system, ends with `..`, or is not UTF-8.
+    """
+    root = source.absolute()
+    if root.name in ("", ".."):
+        named = root.resolve()
+        raise RequestError(
+            f"{source} has no name of its own, which the torrent would have",
+            hint=f"give {named}" if named.name else "give a directory in it",
+        )
+    check_utf8(source, "which a torrent cannot hold")
+
+
 def _list_files(source: Path) -> list[tuple[str, int]]:
     """Files below `source` as `root/part/part` and bytes, sorted by name."""
     root = source.absolute()
-    if root.name in ("", ".."):
-        raise RequestError(
-            f"{source} has no name of its own, which the torrent would have", hint=f"give {root.resolve()}"
-        )
+    check_named(source)
     if root.is_symlink():
         raise UnsupportedError(f"{source} is a symbolic link", hint="name what it points to")
     if root.is_file():
@@ -159,19 +179,42 @@ def _list_files(source: Path) -> list[tuple[str, int]]:
         for path in (Path(above, name) for name in names):
             _check_readable(path)
             found.append((path.relative_to(root.parent).as_posix(), path.stat().st_size))
-    return sorted(found, key=lambda item: item[0].encode("utf-8", "surrogateescape").split(b"/"))
+    _check_names(source, [path for path, _ in found])
+    return sorted(found, key=lambda item: item[0].encode().split(b"/"))
+
+
+def _check_names(source: Path, paths: Sequence[str]) -> None:
+    """That a torrent can hold these names, and libtorrent keeps them as they are."""
+    faults, seen = [], dict[bytes, str]()
+    for path in paths:
+        parts = os.fsencode(path).split(b"/")
+        fault = next(filter(None, map(name_fault, parts)), "")
+        other = seen.setdefault(os.fsencode(path).lower(), path)  # of ASCII's letters, as libtorrent does
+        if fault:
+            faults.append(f"{path!r} {fault}")
+        elif other != path:
+            faults.append(f"{other!r} and {path!r} differ in upper and lower case alone")
+    if faults:
+        raise _unnamed(source, faults)
+
+
+def _unnamed(source: Path, faults: Sequence[str]) -> UnsupportedError:
+    return UnsupportedError(
+        f"a torrent cannot name what is in {source}: {listed(faults)}", hint="give it other names"
+    )
+
+
+def _check_version(version: str) -> None:
+    if version not in _FLAGS:
+        raise RequestError(f"torrent version {version!r} is none of {', '.join(_FLAGS)}")
 
 
 def _piece_length_of(source: Path, files: Sequence[tuple[str, int]], asked: int | None) -> int:
     total = sum(size for _, size in files)
     if not total:
         raise RequestError(f"{source} has no bytes to share", hint="name a file or a directory with content")
-    length = asked or choose_piece_length(total)
-    if length < MIN_PIECE_BYTES or length & (length - 1):
-        raise RequestError(
-            f"piece length {length} is not a power of two of at least {MIN_PIECE_BYTES}",
-            hint="for example 1MiB, or leave it out: it then goes by the size",
-        )
+    length = choose_piece_length(total) if asked is None else asked
+    check_piece_length(length)
     return length
 
 

@@ -81,7 +81,7 @@ def read_metadata(params: lt.add_torrent_params) -> Metadata:
     entries = tuple(_v1_entries(raw) if v1 else _v2_entries(raw))
     layout = ti.layout()
     name = raw.content(b"name.utf-8", raw.content(b"name"))
-    if fault := _name_fault(name):
+    if fault := name_fault(name):
         raise UnsupportedError(
             f"the torrent's name {name.decode('utf-8', 'backslashreplace')!r} is not safe: it {fault}",
             hint="nothing was written; the torrent is broken or hostile",
@@ -238,7 +238,7 @@ def _checked_path(
     single = len(entries) == 1 and len(entry.parts) == 1 and b"files" not in raw.items
     parts = entry.parts if single else (root, *entry.parts)
     shown = "/".join(part.decode("utf-8", "backslashreplace") for part in entry.parts)
-    fault = next(filter(None, map(_name_fault, entry.parts)), "") if entry.parts else "is empty"
+    fault = next(filter(None, map(name_fault, entry.parts)), "") if entry.parts else "is empty"
     if b"l" in entry.attr or flags & _SYMLINK:
         fault = "is a symbolic link"
     if fault:
@@ -247,7 +247,7 @@ def _checked_path(
     return "/".join(part.decode() for part in parts), shown
 
 
-def _name_fault(part: bytes) -> str:
+def name_fault(part: bytes) -> str:
     """Why one name between slashes is refused, or nothing."""
     try:
         text = part.decode()
