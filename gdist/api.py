@@ -965,7 +965,7 @@ def publish(
     check_profile(profile)
     where = None if directory is None else Path(directory)
     if not isinstance(payload, str | os.PathLike):
-        payload = _write_tree(payload, where, name, parse_bytes(file_bytes, "file bytes"), stop)
+        payload = _write_tree(payload, where, name, file_bytes, stop)
     options = PublishOptions(
         name=name or "",
         title=title,
@@ -987,15 +987,16 @@ def publish(
 
 
 def _write_tree(
-    tree: object, where: Path | None, name: str | None, file_bytes: int, stop: threading.Event | None
+    tree: object, where: Path | None, name: str | None, file_bytes: int | str, stop: threading.Event | None
 ) -> Path:
     """A tree as files below `where`, in the directory of that name."""
     if where is None:
         raise RequestError("where to write the tree is not known", hint="give a directory")
     from gdist.run.publish import release_name
+    from gdist.run.safetensors_files import parse_file_bytes
     from gdist.run.tree_files import leaves_of, plain_leaves, write_tree
 
-    raw = plain_leaves(tree)
+    most, raw = parse_file_bytes(file_bytes), plain_leaves(tree)
     if raw is None:
         try:
             from gdist.loader.leaves import tree_leaves
@@ -1005,7 +1006,7 @@ def _write_tree(
             ) from error
         raw = tree_leaves(tree)
     target = where / release_name(name or where.absolute().name)
-    write_tree(leaves_of(raw), target, file_bytes=file_bytes, stop=stop)
+    write_tree(leaves_of(raw), target, file_bytes=most, stop=stop)
     return target
 
 

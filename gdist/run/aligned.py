@@ -19,7 +19,7 @@ from pathlib import Path
 from gdist.core.dtypes import DType
 from gdist.core.extent import Extent
 from gdist.core.tensor import FoundArray
-from gdist.errors import RequestError, UnsupportedError, translate
+from gdist.errors import RequestError, UnsupportedError
 from gdist.formats import safetensors
 from gdist.run.describe import Digester
 from gdist.run.output_files import OutputFiles, check_empty_directory
@@ -69,12 +69,7 @@ def write_aligned(source: Path, target: Path, stop: threading.Event | None = Non
     if not any(kind.format == safetensors.NAME for kind in kinds):
         raise RequestError(f"{source} holds no safetensors file to align", hint="leave out --align-tensors")
     digester, aligned, tensors = Digester(stop=stop), 0, 0
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise translate(error, f"making {target}") from error
-    out = OutputFiles(target, lambda event: None, lambda: None, "aligned copy")
-    try:
+    with OutputFiles(target, lambda event: None, lambda: None, "aligned copy") as out:
         out.expect(sum(path.stat().st_size for _, path in files))
         for (name, path), kind in zip(files, kinds, strict=True):
             out.begin(name)
@@ -84,8 +79,6 @@ def write_aligned(source: Path, target: Path, stop: threading.Event | None = Non
             else:
                 digester.feed(path, [(0, path.stat().st_size)], out.write)
             out.end()
-    finally:
-        out.close()
     return target, aligned, tensors
 
 

@@ -25,7 +25,7 @@ from gdist.core.profile import INDEX_SUFFIX
 from gdist.core.rename import RenameTable
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.view import VIEW
-from gdist.errors import CorruptError, InterruptedRun, RequestError, translate
+from gdist.errors import CorruptError, InterruptedRun, RequestError
 from gdist.events import Observer
 from gdist.formats.safetensors import ENCODINGS
 from gdist.kvstore import local_path
@@ -40,6 +40,7 @@ from gdist.run.safetensors_files import (
     file_name,
     header_of,
     index_of,
+    parse_file_bytes,
 )
 from gdist.run.view_pieces import ViewTorrent
 from gdist.stores import Address, files_of
@@ -68,16 +69,16 @@ def export(
     dest: Address,
     *,
     to: str = "payload",
-    file_bytes: int = FILE_BYTES,
+    file_bytes: int | str = FILE_BYTES,
     rename: RenameLike | None = None,
     observe: Observer | None = None,
     stop: threading.Event | None = None,
 ) -> ExportResult:
     """Writes the files of a store's torrent, or safetensors files of its tensors, below the directory `dest`.
 
-    `dest` must be empty or not exist; files get their names when they are whole. `file_bytes` bounds a
-    safetensors file, but for one tensor. `rename` is a renaming table, its name or its file: safetensors
-    files then hold what it makes of the tensors.
+    `dest` must be empty or not exist; an export that ends with an error leaves nothing there. `file_bytes`,
+    a number or a text like `5GB`, bounds a safetensors file, but for one tensor. `rename` is a renaming
+    table, its name or its file: safetensors files then hold what it makes of the tensors.
 
     Raises:
         RequestError: when `dest` is not empty, the store does not hold what is asked for, or the table does
@@ -94,38 +95,23 @@ def export(
             hint="--rename goes with --to safetensors",
         )
     table = None if rename is None else read_rename(rename)
+    most = parse_file_bytes(file_bytes)
     target = Path(os.fspath(dest))
     check_empty_directory(target)
     tell: Observer = observe or (lambda event: None)
 
     def check_stop() -> None:
         if stop is not None and stop.is_set():
-            raise InterruptedRun("the export was asked to stop", hint="files that are whole are complete")
+            raise InterruptedRun(
+                "the export was asked to stop", hint="nothing was kept; run the same command again"
+            )
 
-    out = OutputFiles(target, tell, check_stop)
-    with _made(target), contextlib.closing(out):
+    with OutputFiles(target, tell, check_stop) as out:
         if to == "payload":
             _export_payload(store, out)
         else:
-            _export_safetensors(store, out, file_bytes, table)
+            _export_safetensors(store, out, most, table)
     return ExportResult(str(target), tuple(out.files), out.nbytes)
-
-
-@contextlib.contextmanager
-def _made(target: Path) -> Iterator[None]:
-    """Makes a directory; what is refused leaves none that was not there."""
-    new = [path for path in (target, *target.parents) if not path.exists()]
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise translate(error, f"making {target}") from error
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # files that are whole stay
-            for path in new:
-                path.rmdir()
-        raise
 
 
 @contextlib.contextmanager

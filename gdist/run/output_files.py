@@ -1,4 +1,4 @@
-"""Files written below a directory, one after the other; each gets its name when it is whole."""
+"""Files written below a directory, one after the other: all of them in the end, or none."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ def check_empty_directory(target: Path) -> None:
     """That a directory is empty or not there.
 
     Raises:
-        RequestError: naming what is in it.
+        RequestError: naming what is in it; or it is a file.
     """
     try:
+        if target.exists() and not target.is_dir():
+            raise RequestError(
+                f"{str(target)!r} is a file", hint="give a directory that is empty or does not exist"
+            )
         there = sorted(os.listdir(target)) if target.exists() else []
     except OSError as error:
         raise translate(error, f"looking into {target}") from error
@@ -40,14 +44,47 @@ def check_empty_directory(target: Path) -> None:
 
 
 class OutputFiles:
-    """Files below a directory, written one after the other; what is not whole is removed at the end."""
+    """Files below the directory `root`, which is made, written one after the other, while it is entered.
+
+    A file gets its name when it is whole. Where it is left by an error, nothing stays that was made here: so
+    the same can be asked for again.
+    """
 
     def __init__(self, root: Path, observe: Observer, check_stop: Callable[[], None], doing: str = "export"):
         self._root, self._observe, self._check_stop, self._doing = root, observe, check_stop, doing
         self._file: BinaryIO | None = None
         self._path = root
+        self._made: list[Path] = []  # directories, the inner ones first
         self.files: list[str] = []
         self.nbytes = self.total = 0
+
+    def __enter__(self) -> OutputFiles:
+        self._make(self._root)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+                os.unlink(self._file.name)
+            self._file = None
+            self.files.pop()
+        for name in self.files:
+            with contextlib.suppress(OSError):
+                os.unlink(self._root / name)
+        self.files.clear()
+        for directory in self._made:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                directory.rmdir()
+
+    def _make(self, directory: Path) -> None:
+        self._made[:0] = [path for path in (directory, *directory.parents) if not path.exists()]
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise translate(error, f"making {directory}") from error
 
     def expect(self, total: int) -> None:
         """Says how much is to come, before any of it is written.
@@ -61,8 +98,8 @@ class OutputFiles:
     def begin(self, path: str) -> None:
         """Starts a file."""
         self._path = self._root / path
+        self._make(self._path.parent)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._part, "xb")  # noqa: SIM115  closed by end() or close()
         except OSError as error:
             raise translate(error, f"making {self._path}") from error
@@ -95,11 +132,3 @@ class OutputFiles:
         except OSError as error:
             raise translate(error, f"writing {self._path}") from error
         self._file = None
-
-    def close(self) -> None:
-        """Removes a file that was not ended."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-                os.unlink(self._file.name)
-            self.files.pop()

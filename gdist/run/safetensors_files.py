@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from gdist.core.dtypes import DType
-from gdist.errors import UnsupportedError
+from gdist.core.units import parse_bytes
+from gdist.errors import RequestError, UnsupportedError
 
 FILE_BYTES = 5 * 10**9  # of a safetensors file: what Hugging Face's own tools choose
 MAX_HEADER_BYTES = 100 * 10**6  # what the safetensors library reads
@@ -49,6 +50,18 @@ def check_types(tensors: Sequence[Described], hint: str) -> None:
             f"safetensors has no name for the type of {named}{more}",
             hint=hint,
         )
+
+
+def parse_file_bytes(value: int | str) -> int:
+    """Most bytes of a file.
+
+    Raises:
+        RequestError: it is no size, or nothing fits.
+    """
+    nbytes = parse_bytes(value, "file size")
+    if not nbytes:
+        raise RequestError(f"file size {value!r} holds nothing", hint="for example 5GB")
+    return nbytes
 
 
 def cut_files(tensors: Sequence[D], file_bytes: int) -> list[list[D]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from gdist.core.dtypes import BY_NAME, DType
 from gdist.core.order import loading_order
 from gdist.core.profile import INDEX_SUFFIX, check_names, listed
-from gdist.errors import InterruptedRun, RequestError, UnsupportedError, translate
+from gdist.errors import InterruptedRun, RequestError, UnsupportedError
 from gdist.run.output_files import OutputFiles, check_empty_directory
 from gdist.run.safetensors_files import (
     FILE_BYTES,
@@ -107,17 +106,14 @@ def write_tree(
     """
     check_empty_directory(target)
     check_types(leaves, "cast them first")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise translate(error, f"making {target}") from error
 
     def check_stop() -> None:
         if stop is not None and stop.is_set():
-            raise InterruptedRun("the run was asked to stop", hint="files that are whole are complete")
+            raise InterruptedRun(
+                "the run was asked to stop", hint="nothing was kept; run the same command again"
+            )
 
-    out = OutputFiles(target, lambda event: None, check_stop, "publish")
-    with contextlib.closing(out):
+    with OutputFiles(target, lambda event: None, check_stop, "publish") as out:
         total = sum(map(nbytes_of, leaves))
         out.expect(total)
         files = cut_files(leaves, file_bytes)

@@ -214,7 +214,7 @@ def test_damage_is_never_exported(harm: str, tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(CorruptError, match=r"pieces? .*differs? from the torrent"):
         export(tmp_path / "s", tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.part"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_destination_with_files_is_refused(tmp_path: Path) -> None:
@@ -226,19 +226,42 @@ def test_a_destination_with_files_is_refused(tmp_path: Path) -> None:
             export(tmp_path / "s", tmp_path / "out", to=to)
 
 
-def test_a_stop_leaves_whole_files_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["out", "deep/er/out", "mine"])
+def test_what_was_stopped_can_be_asked_for_again(place: str, tmp_path: Path) -> None:
     fetched(content("llama", tmp_path), tmp_path / "s")
-    stop = threading.Event()
+    (tmp_path / "mine").mkdir()
+    for most in (0, 30_000):  # in the first file, whose directory is made; where some are whole
+        stop = threading.Event()
 
-    def then(event: Event) -> None:
-        assert isinstance(event, Exported)
-        if event.nbytes > 30_000:
-            stop.set()
+        def then(event: Event, most: int = most, stop: threading.Event = stop) -> None:
+            assert isinstance(event, Exported)
+            if event.nbytes > most:
+                stop.set()
 
-    with pytest.raises(InterruptedRun):
-        export(tmp_path / "s", tmp_path / "out", observe=then, stop=stop)
-    there = tree_of(tmp_path / "out/llama")
-    assert there and there.items() <= tree_of(tmp_path / "llama").items()
+        with pytest.raises(InterruptedRun, match="asked to stop"):
+            export(tmp_path / "s", tmp_path / place, observe=then, stop=stop)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["llama", "mine", "s"]
+        assert not list((tmp_path / "mine").iterdir())
+    export(tmp_path / "s", tmp_path / place)
+    assert tree_of(tmp_path / place / "llama") == tree_of(tmp_path / "llama")
+
+
+def test_a_file_is_no_destination(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", {"w": np.zeros((4, 4), np.float32)})
+    (tmp_path / "out").touch()
+    for to in ("payload", "safetensors"):
+        with pytest.raises(RequestError, match=r"is a file$") as caught:
+            export(tmp_path / "s", tmp_path / "out", to=to)
+        assert type(caught.value) is RequestError
+
+
+def test_a_file_s_size_may_be_a_text_and_must_hold_something(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", {"w": np.zeros((4, 4), np.float32), "x": np.zeros((4, 4), np.float32)})
+    assert len(export(tmp_path / "s", tmp_path / "out", to="safetensors", file_bytes="64B").files) == 3
+    for wrong in (-1, 0, "0", "much"):
+        with pytest.raises(RequestError, match="file size"):
+            export(tmp_path / "s", tmp_path / "no", to="safetensors", file_bytes=wrong)
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])

@@ -10,7 +10,7 @@ from gdist.cli.options import option, output_options, rename_option
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import count
-from gdist.core.units import format_bytes, format_rate, format_seconds, parse_bytes
+from gdist.core.units import format_bytes, format_rate, format_seconds
 from gdist.events import Event
 
 KINDS = ("payload", "safetensors")
@@ -56,8 +56,7 @@ def export(
             assert isinstance(event, Exported)
             show(event.nbytes)
 
-        nbytes = parse_bytes(file_size)
-        done = run(store, dest, to=to, file_bytes=nbytes, rename=rename, observe=observe, stop=stop)
+        done = run(store, dest, to=to, file_bytes=file_size, rename=rename, observe=observe, stop=stop)
     seconds = time.monotonic() - start
     rate = format_rate(done.nbytes / max(seconds, 1e-3))
     output.say(
