@@ -83,7 +83,9 @@ class SourceMap:
         if taken and taken[-1].stop > payload.length:
             fault = "its extents leave the payload"
         if fault:
-            raise CorruptError(f"{where} cannot be true: {fault}", hint="fetch the store again")
+            raise CorruptError(
+                f"{where} cannot be true: {fault}", hint="delete the store, and fetch it again"
+            )
 
 
 def _overlap(boxes: Sequence[Box]) -> bool:
@@ -118,7 +120,7 @@ def parse_source_map(data: bytes, where: str) -> SourceMap:
         CorruptError: when it is damaged.
         RequestError: when a newer gdist wrote it.
     """
-    damaged = CorruptError(f"{where} is damaged", hint="fetch the store again")
+    damaged = CorruptError(f"{where} is damaged", hint="delete the store, and fetch it again")
     try:
         body: Any = json.loads(data)  # Any: checked field by field, all faults become one error
         if body["gdist_source"] != FORMAT:

@@ -24,6 +24,8 @@ from gdist.errors import CorruptError, RequestError
 
 FORMAT = 1
 MANIFEST_NAME = "gdist.json"
+# A fetch finds the store as it is: only without it does it begin again. A view's files are its payload's.
+_AGAIN = "delete the store, and fetch it again; of a view in its payload's directory delete this file alone"
 # Beside the journal of an unfinished fetch: the manifest, as yet without shards.
 PLANNED_NAME = "planned.json"
 # Beside even shares: the manifest, as yet without shards, of the store they are on their way to.
@@ -248,7 +250,7 @@ def parse_store_manifest(data: bytes, where: str) -> StoreManifest:
         body: Any = json.loads(data)  # Any: checked field by field below, all faults become one error
         version = body["gdist_store"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{where} is not a store manifest", hint="fetch the store again") from error
+        raise CorruptError(f"{where} is not a store manifest", hint=_AGAIN) from error
     if version != FORMAT:
         raise RequestError(
             f"{where} is of store format {version}, this gdist reads {FORMAT}", hint="update gdist"
@@ -256,12 +258,10 @@ def parse_store_manifest(data: bytes, where: str) -> StoreManifest:
     try:
         seal = body.pop("digest")
         if _seal(body) != seal:
-            raise CorruptError(
-                f"{where} was changed: its digest does not match", hint="fetch the store again"
-            )
+            raise CorruptError(f"{where} was changed: its digest does not match", hint=_AGAIN)
         return _parse_body(body)
     except (ValueError, KeyError, TypeError, ArithmeticError, AssertionError) as error:
-        raise CorruptError(f"{where} is damaged: {error!r}", hint="fetch the store again") from error
+        raise CorruptError(f"{where} is damaged: {error!r}", hint=_AGAIN) from error
 
 
 def _parse_body(body: Any) -> StoreManifest:

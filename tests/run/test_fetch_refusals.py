@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -664,13 +665,20 @@ def test_a_store_that_was_named_or_cut_otherwise_is_told(
     assert fetch(magnet, dest, fetch_options()).already
 
 
-def test_a_changed_manifest_of_a_store_is_told(seeded: Seeded, tmp_path: Path) -> None:
+def test_a_changed_manifest_of_a_store_is_told(
+    seeded: Seeded, content: tuple[Path, dict[str, Array]], tmp_path: Path
+) -> None:
     magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
     fetch(magnet, dest, fetch_options())
     path = dest / "gdist.json"
-    path.write_bytes(path.read_bytes().replace(b"float32", b"float64", 1))
-    with pytest.raises(CorruptError, match="digest"):
-        fetch(magnet, dest, fetch_options())
+    changed = path.read_bytes().replace(b"float32", b"float64", 1)
+    for data, said in ((changed, "digest"), (b"", "not a store manifest"), (b"{}", "not a store manifest")):
+        path.write_bytes(data)
+        with pytest.raises(CorruptError, match=said) as caught:
+            fetch(magnet, dest, fetch_options())
+        assert caught.value.hint.startswith("delete the store, and fetch it again")
+    shutil.rmtree(dest)
+    assert_holds(fetch(magnet, dest, fetch_options()).path, content[1])
 
 
 def test_a_payload_cannot_be_kept_beside_a_bucket(seeded: Seeded) -> None:
