@@ -33,7 +33,14 @@ from gdist.core.store_manifest import (
 )
 from gdist.core.tensor import StoredTensor
 from gdist.core.view import VIEW, StoreFile
-from gdist.errors import InterruptedRun, RequestError, ResumeError, translate
+from gdist.errors import (
+    CorruptError,
+    InterruptedRun,
+    RequestError,
+    ResumeError,
+    UnsupportedError,
+    translate,
+)
 from gdist.events import (
     Finished,
     Note,
@@ -215,11 +222,7 @@ class _Fetch:
             pass
 
     def _opening(self) -> Opening:
-        cached = self._dest.work / "source.torrent"
-        spec = self._resolved.spec
-        if cached.exists():
-            spec = cached.read_bytes()
-            self._check_identity(magnet_of(spec).info_hash)
+        spec = self._cached() or self._resolved.spec
         return Opening(
             self._resolved,
             self._dest,
@@ -232,6 +235,20 @@ class _Fetch:
             self._check_stop,
             self._enter,
         )
+
+    def _cached(self) -> bytes | None:
+        """The .torrent that an earlier run left here; one that is damaged is learnt anew."""
+        path = self._dest.work / "source.torrent"
+        if not path.exists():
+            return None
+        kept = path.read_bytes()
+        try:
+            found = magnet_of(kept).info_hash
+        except (CorruptError, UnsupportedError):
+            path.unlink(missing_ok=True)
+            return None
+        self._check_identity(found)
+        return kept
 
     def convert_directory(self, found: EncodedDirectory) -> StoreManifest:
         """What it takes instead where the torrent's arrays must be decoded from whole files."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from gdist import releases
 from gdist.core.magnet import InfoHash, Magnet, is_magnet, parse_magnet
 from gdist.core.source_manifest import SourceManifest, parse_source_manifest
-from gdist.errors import RequestError, TransferError
+from gdist.errors import CorruptError, RequestError, TransferError
 from gdist.kvstore import SCHEMES, local_path
 from gdist.sources.torrent import magnet_of
 from gdist.stores import files_of
@@ -236,7 +236,11 @@ def _from_bytes(data: bytes, where: str) -> Resolved:
             f"{where!r} is no .torrent file and no manifest",
             hint="a .torrent file is bencoded and starts with 'd'",
         )
-    return _with_manifest(data, magnet_of(data).info_hash)
+    try:
+        found = magnet_of(data)
+    except CorruptError as error:
+        raise CorruptError(f"{where!r}: {error.message}", hint="get the .torrent file again") from error
+    return _with_manifest(data, found.info_hash)
 
 
 def _may_pass(cause: BaseException | None) -> bool:

@@ -223,6 +223,21 @@ def test_a_damaged_journal_is_refused(seeded: Seeded, tmp_path: Path) -> None:
         fetch(magnet, dest, fetch_options(MESH))
 
 
+@pytest.mark.parametrize("payload", ["discard", "keep"])
+def test_a_damaged_torrent_of_the_run_before_is_learnt_anew(
+    payload: str, seeded: Seeded, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    magnet = format_magnet(seeded.magnet)
+    half_way(magnet, tmp_path / "s", payload)
+    data = (tmp_path / "s/.gdist/source.torrent").read_bytes()
+    for number, damaged in enumerate((b"", data[:-100], bytes(len(data)), b"de", b"d4:infodee")):
+        dest = tmp_path / str(number)
+        shutil.copytree(tmp_path / "s", dest)
+        (dest / ".gdist/source.torrent").write_bytes(damaged)
+        fetch(magnet, dest, fetch_options(MESH, payload=payload))
+        assert without_payload(dest) == whole
+
+
 # --- robbed -----------------------------------------------------------------------------------------------
 
 

@@ -111,7 +111,7 @@ def test_files_that_are_no_torrents_are_refused(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "x.torrent"
     for content, kind in ((b"<html>", RequestError), (b"", RequestError), (b"d4:spam3:abce", CorruptError)):
         path.write_bytes(content)
-        with pytest.raises(kind):
+        with pytest.raises(kind, match=r"x\.torrent'"):
             resolve(str(path))
     with pytest.raises(RequestError, match="is a directory"):
         resolve(str(tmp_path))
