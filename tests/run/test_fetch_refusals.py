@@ -111,6 +111,12 @@ def test_a_hash_nobody_has_says_what_was_tried(tmp_path: Path) -> None:
     assert_not_complete(tmp_path / "s")
 
 
+def test_a_peer_whose_name_is_not_known_is_named(tmp_path: Path) -> None:
+    torrent = replace(IMPATIENT, peers=(("no.such.invalid", 6881),))
+    with pytest.raises(NoPeersError, match=r"1 peers tried \(no\.such\.invalid:6881: name not known\)"):
+        fetch("ab" * 20, tmp_path / "s", fetch_options(torrent=torrent))
+
+
 def test_a_torrent_file_without_any_peer_says_so(seeded: Seeded, tmp_path: Path) -> None:
     (tmp_path / "t.torrent").write_bytes(seeded.torrent)
     with pytest.raises(NoPeersError, match="nothing arrived"):

@@ -17,7 +17,7 @@ from typing import Any
 
 import libtorrent as lt
 
-from gdist.core.magnet import Magnet, format_magnet
+from gdist.core.magnet import Magnet, format_magnet, format_peer
 from gdist.errors import CorruptError, NoPeersError, TransferError
 from gdist.sources.torrent.flushed import FlushWatch
 from gdist.sources.torrent.options import LOAD_LIMITS, TorrentOptions
@@ -30,11 +30,15 @@ _EMIT_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Where a torrent is asked for: trackers, web seeds and peers, peers as addresses."""
+    """Where a torrent is asked for: trackers, web seeds and peers, peers as addresses.
+
+    `unknown` are peers, `host:port`, whose names have no address.
+    """
 
     trackers: tuple[str, ...]
     web_seeds: tuple[str, ...]
     peers: tuple[tuple[str, int], ...]
+    unknown: tuple[str, ...] = ()
 
 
 def gather_links(named: Magnet | lt.add_torrent_params, options: TorrentOptions) -> Links:
@@ -52,10 +56,12 @@ def gather_links(named: Magnet | lt.add_torrent_params, options: TorrentOptions)
             trackers, web_seeds, peers = tuple(named.trackers), tuple(named.url_seeds), ()
         except UnicodeDecodeError as error:
             raise CorruptError("the torrent names a tracker or web seed whose URL is not text") from error
+    found = {peer: addresses_of(*peer) for peer in (*peers, *options.peers)}
     return Links(
         tuple(dict.fromkeys((*trackers, *options.trackers))),
         tuple(dict.fromkeys((*web_seeds, *options.web_seeds))),
-        tuple(dict.fromkeys(a for peer in (*peers, *options.peers) for a in addresses_of(*peer))),
+        tuple(dict.fromkeys(address for addresses in found.values() for address in addresses)),
+        tuple(format_peer(*peer) for peer, addresses in found.items() if not addresses),
     )
 
 

@@ -34,7 +34,7 @@ from gdist.errors import CorruptError, NoPeersError, StalledError, TransferError
 from gdist.events import MetadataReceived, Observer, PieceVerified
 from gdist.sources.torrent.files import PayloadFiles
 from gdist.sources.torrent.hashing import PieceHashes
-from gdist.sources.torrent.join import addresses_of, gather_links, learn_metadata, saved_state, start
+from gdist.sources.torrent.join import Links, addresses_of, gather_links, learn_metadata, saved_state, start
 from gdist.sources.torrent.metadata import (
     load_torrent,
     piece_layers,
@@ -104,13 +104,13 @@ class TorrentSource:
         if self._options.outside and self._options.listen != TorrentOptions().listen:
             session.check_listening(self._options.listen)  # a choice of somebody's, not the usual
         if isinstance(self._spec, Magnet):
-            links = gather_links(self._spec, self._options)
+            links = self._gather(self._spec)
             torrent, met = learn_metadata(session, self._spec, links, self._options, self._emit)
             links = replace(links, peers=tuple(dict.fromkeys((*links.peers, *met))))
             params = load_torrent(torrent)
         else:
             torrent, params = self._spec, load_torrent(self._spec)
-            links = gather_links(params, self._options)
+            links = self._gather(params)
         self._links = links
         self._metadata = read_metadata(params)
         if isinstance(self._spec, Magnet):
@@ -129,6 +129,12 @@ class TorrentSource:
         self._emit()
         nbytes = sum(file.length for file in self.payload.files)
         self._observe(MetadataReceived(self.info_hash, self.name, nbytes, self.payload.pieces))
+
+    def _gather(self, named: Magnet | lt.add_torrent_params) -> Links:
+        links = gather_links(named, self._options)
+        with self._open.changed:
+            self._open.swarm.tried.update(dict.fromkeys(links.unknown, "name not known"))
+        return links
 
     @property
     def info_hash(self) -> InfoHash:
