@@ -6,6 +6,7 @@ decided here and in `gdist.cli.exits` alone: an error of ours never shows a trac
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    output = Output(json="--json" in arguments)  # for errors that come before the options are read
+    output = Output(json=_asks_json(arguments))  # for errors that come before the options are read
     try:
         code = cli.main(arguments, prog_name="gdist", standalone_mode=False, obj=output)
         put("")
@@ -105,6 +106,14 @@ def _interrupted(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def _asks_json(arguments: Sequence[str]) -> bool:
+    if "--json" in arguments:
+        return True
+    with contextlib.suppress(click.BadParameter):  # which the option itself tells
+        return bool(click.BOOL.convert(os.environ.get("GDIST_JSON") or "no", None, None))
+    return False
 
 
 def _internal(output: Output, message: str) -> int:

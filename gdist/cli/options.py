@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -50,6 +51,19 @@ class Option(click.Option):
         if text is not None and self.multiple:
             return [item for item in re.split(self._separators, text.strip()) if item]
         return super().value_from_envvar(ctx)
+
+
+class Place(click.Path):
+    """A path or an address; none of no letters, which would be the working directory."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False)  # whoever opens it says what is wrong
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text as it was given.  Any: as in click."""
+        if not os.fspath(value):
+            self.fail("it is empty; the working directory is '.'", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def option(*names: str, **settings: Any) -> Callable[[F], F]:  # Any: click's own settings
@@ -235,7 +249,7 @@ def http_option(function: F) -> F:
 def watch_options(function: F) -> F:
     """Whose run to look at, from outside."""
     text = "Where unfinished shards of a bucket wait.  [default: the user's cache]"
-    function = option("--work-dir", type=click.Path(), metavar="DIR", help=text)(function)
+    function = option("--work-dir", type=Place(), metavar="DIR", help=text)(function)
     text = "Only this host's part, like 3/8.  [default: every part that is there]"
     return option("--host", metavar="I/N", help=text)(function)
 

@@ -77,12 +77,26 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (["seed", "/nonexistent.torrent", "/"], "cannot read '/nonexistent.torrent'"),
         (["make-torrent", "/nonexistent"], "neither a file nor a directory"),
         (["make-torrent", "/"], "/ has no name of its own"),
+        (["make-torrent", ""], "it is empty; the working directory is '.'"),
+        (["publish", ""], "it is empty"),
+        (["view", ""], "it is empty"),
+        (["reshard", "", "out"], "it is empty"),
+        (["reshard", "in", ""], "it is empty"),
+        (["export", "", "out"], "it is empty"),
+        (["verify", ""], "it is empty"),
+        (["make-torrent", "/etc/hostname", "--output", ""], "it is empty"),
     ],
 )
-@pytest.mark.parametrize("form", ["words", "json"])
+@pytest.mark.parametrize("form", ["words", "json", "variable"])
 def test_what_is_asked_wrongly_ends_with_2_and_one_sentence(
-    arguments: list[str], said: str, form: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    said: str,
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if form == "variable":
+        monkeypatch.setenv("GDIST_JSON", "1")
     assert main([*arguments, "--json"] if form == "json" else arguments) == 2
     out, err = capsys.readouterr()
     if form == "words":

@@ -19,7 +19,7 @@ from gdist.cli.commands.cluster import REPORTS
 from gdist.cli.commands.cluster import fetch as cluster_fetch
 from gdist.cli.files import check_target
 from gdist.cli.hosts import read_hosts
-from gdist.cli.options import option, output_options, source_argument
+from gdist.cli.options import Place, option, output_options, source_argument
 from gdist.cli.output import Output
 from gdist.clusters.membership import Membership
 from gdist.core.mesh import HostGroup
@@ -77,7 +77,7 @@ def job_options(function: F) -> F:
 
     decorated: Any = command  # functools.wraps keeps name and text; options are added from below
     decorated = click.argument("flags", nargs=-1, type=click.UNPROCESSED, metavar="[-- FLAGS]")(decorated)
-    decorated = click.argument("dest", type=click.Path(readable=False))(decorated)
+    decorated = click.argument("dest", type=Place())(decorated)
     decorated = source_argument(decorated)
     for decorate in reversed(_JOB_OPTIONS):
         decorated = decorate(decorated)

@@ -11,7 +11,7 @@ import click
 from gdist import api
 from gdist.cli.commands.cluster import SCHEDULERS
 from gdist.cli.jsonlines import JsonLines
-from gdist.cli.options import option, output_options
+from gdist.cli.options import Place, option, output_options
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.streams import put
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("dest", required=False, type=click.Path(readable=False))
+@click.argument("dest", required=False, type=Place())
 @option(
     "--cluster",
     type=click.Choice(SCHEDULERS),

@@ -11,6 +11,7 @@ from gdist.cli.commands.cluster_status import status
 from gdist.cli.files import check_target
 from gdist.cli.options import (
     CODECS,
+    Place,
     fetch_options,
     given,
     hint_at_quotes,
@@ -70,7 +71,7 @@ cluster.add_command(status)
 
 @cluster.command()
 @source_argument
-@click.argument("dest", required=False, type=click.Path(readable=False))
+@click.argument("dest", required=False, type=Place())
 @mesh_options(alone="the scheduler's")
 @option(
     "--cluster",
@@ -129,7 +130,7 @@ cluster.add_command(status)
 @reading_options
 @option(
     "--work-dir",
-    type=click.Path(),
+    type=Place(),
     metavar="DIR",
     help="Where unfinished shards of a bucket wait.  [default: the user's cache]",
 )

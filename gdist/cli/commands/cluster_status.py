@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from gdist import api
-from gdist.cli.options import option, output_options
+from gdist.cli.options import Place, option, output_options
 from gdist.cli.output import Output
 
 
 @click.command()
-@click.argument("dest", required=False, type=click.Path(readable=False))
+@click.argument("dest", required=False, type=Place())
 @option("--coordinator", metavar="HOST:PORT", help="Host 0's address.  [default: the scheduler's]")
 @option("--hosts", metavar="LIST|@FILE", help="Addresses of hosts; the first that answers is asked.")
 @option("--secret", metavar="TEXT|@FILE", help="Shared by the hosts of the job.")
@@ -19,7 +19,7 @@ from gdist.cli.output import Output
 @option("--host", metavar="I/N", help="Where hosts share DEST: the one to ask, like 3/8.")
 @option(
     "--work-dir",
-    type=click.Path(),
+    type=Place(),
     metavar="DIR",
     help="Where unfinished shards of a bucket wait.  [default: the user's cache]",
 )

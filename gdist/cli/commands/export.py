@@ -6,7 +6,7 @@ import time
 
 import click
 
-from gdist.cli.options import option, output_options, rename_option
+from gdist.cli.options import Place, option, output_options, rename_option
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import count
@@ -17,8 +17,8 @@ KINDS = ("payload", "safetensors")
 
 
 @click.command()
-@click.argument("store", nargs=-1, required=True, type=click.Path(readable=False))
-@click.argument("dest", type=click.Path(readable=False))
+@click.argument("store", nargs=-1, required=True, type=Place())
+@click.argument("dest", type=Place())
 @option(
     "--to",
     type=click.Choice(KINDS),

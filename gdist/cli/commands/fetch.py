@@ -9,6 +9,7 @@ import click
 from gdist import api
 from gdist.cli.options import (
     CODECS,
+    Place,
     fetch_options,
     given,
     hint_at_quotes,
@@ -28,7 +29,7 @@ from gdist.cli.words import kept_nbytes
 
 @click.command()
 @source_argument
-@click.argument("dest", required=False, type=click.Path(readable=False))
+@click.argument("dest", required=False, type=Place())
 @mesh_options()
 @fetch_options
 @option(
@@ -44,7 +45,7 @@ from gdist.cli.words import kept_nbytes
 @reading_options
 @option(
     "--work-dir",
-    type=click.Path(),
+    type=Place(),
     metavar="DIR",
     help="Where unfinished shards of a bucket wait.  [default: the user's cache]",
 )

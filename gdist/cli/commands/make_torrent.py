@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gdist import api
-from gdist.cli.options import making_options, option, output_options
+from gdist.cli.options import Place, making_options, option, output_options
 from gdist.cli.output import Output
 from gdist.durable import write_atomically
 from gdist.errors import FilesystemError, RequestError, translate
@@ -18,10 +18,8 @@ MAX_TORRENT_BYTES = 256 * 2**20  # what is larger is none
 
 
 @click.command("make-torrent")
-@click.argument("path", type=click.Path(readable=False))
-@option(
-    "--output", "target", type=click.Path(), metavar="FILE", help="Where it goes.  [default: PATH.torrent]"
-)
+@click.argument("path", type=Place())
+@option("--output", "target", type=Place(), metavar="FILE", help="Where it goes.  [default: PATH.torrent]")
 @option("--force", is_flag=True, help="Replace a file of other content.")
 @making_options
 @output_options

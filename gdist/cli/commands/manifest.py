@@ -7,7 +7,7 @@ import click
 from gdist import api
 from gdist.cli.commands.publish import size_of
 from gdist.cli.jsonlines import JsonLines, plain
-from gdist.cli.options import option, output_options
+from gdist.cli.options import Place, option, output_options
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.streams import put
@@ -23,8 +23,8 @@ def manifest() -> None:
 
 
 @manifest.command()
-@click.argument("manifest", type=click.Path(readable=False))
-@click.argument("target", type=click.Path(readable=False), metavar="PAYLOAD|STORE")
+@click.argument("manifest", type=Place())
+@click.argument("target", type=Place(), metavar="PAYLOAD|STORE")
 @option(
     "--verify-key",
     metavar="KEY",

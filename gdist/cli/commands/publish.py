@@ -10,7 +10,7 @@ import click
 
 from gdist import api
 from gdist.cli.jsonlines import plain
-from gdist.cli.options import given, making_options, option, output_options
+from gdist.cli.options import Place, given, making_options, option, output_options
 from gdist.cli.output import Output
 from gdist.core.text import count
 from gdist.core.units import format_bytes
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("payload", required=False, type=click.Path(readable=False))
+@click.argument("payload", required=False, type=Place())
 @option(
     "--output",
     "directory",
-    type=click.Path(),
+    type=Place(),
     metavar="DIR",
     help="Where what is made goes.  [default: beside PAYLOAD]",
 )
@@ -42,10 +42,8 @@ if TYPE_CHECKING:
 )
 @option("--rules", metavar="NAME|FILE", help="Partition rules to go with it.  [default: the profile's]")
 @option("--align-tensors", is_flag=True, help="Publish a copy whose tensors start at multiples of 64 bytes.")
-@option("--sign", type=click.Path(), metavar="KEY", help="Sign the manifest: the PEM file of a private key.")
-@option(
-    "--new-key", type=click.Path(), metavar="FILE", help="Make a private key for --sign, and nothing else."
-)
+@option("--sign", type=Place(), metavar="KEY", help="Sign the manifest: the PEM file of a private key.")
+@option("--new-key", type=Place(), metavar="FILE", help="Make a private key for --sign, and nothing else.")
 @option("--force", is_flag=True, help="Replace files of other content.")
 @output_options
 def publish(payload: str | None, output: Output, new_key: str | None, **values: Any) -> None:

@@ -7,22 +7,15 @@ from typing import Any
 import click
 
 from gdist import api
-from gdist.cli.options import (
-    CODECS,
-    given,
-    mesh_options,
-    naming_options,
-    option,
-    output_options,
-)
+from gdist.cli.options import CODECS, Place, given, mesh_options, naming_options, option, output_options
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import kept_nbytes
 
 
 @click.command()
-@click.argument("source", nargs=-1, required=True, type=click.Path(readable=False))
-@click.argument("dest", type=click.Path(readable=False))
+@click.argument("source", nargs=-1, required=True, type=Place())
+@click.argument("dest", type=Place())
 @mesh_options(job=True)
 @option(
     "--memory",
@@ -37,7 +30,7 @@ from gdist.cli.words import kept_nbytes
 @naming_options
 @option(
     "--work-dir",
-    type=click.Path(),
+    type=Place(),
     metavar="DIR",
     help="Where unfinished shards of a bucket wait.  [default: the user's cache]",
 )

@@ -13,7 +13,7 @@ import click
 
 from gdist import api
 from gdist.cli.jsonlines import JsonLines, plain
-from gdist.cli.options import given, option, output_options, swarm_options
+from gdist.cli.options import Place, given, option, output_options, swarm_options
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import count
@@ -27,7 +27,7 @@ LINE_SECONDS = 10.0
 
 
 @click.command()
-@click.argument("source", nargs=-1, required=True, type=click.Path(readable=False))
+@click.argument("source", nargs=-1, required=True, type=Place())
 @option("--advertise", metavar="HOST", help="Put HOST and the listening port into the magnet.")
 @option("--check/--no-check", default=True, help="Hash all of it first.  [default: check]")
 @swarm_options

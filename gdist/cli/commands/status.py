@@ -8,7 +8,7 @@ import click
 
 from gdist import api
 from gdist.cli.jsonlines import JsonLines
-from gdist.cli.options import option, output_options, watch_options
+from gdist.cli.options import Place, option, output_options, watch_options
 from gdist.cli.output import Output
 from gdist.cli.streams import put
 from gdist.core.ready import Readiness, check_ready
@@ -16,7 +16,7 @@ from gdist.errors import TransferError
 
 
 @click.command()
-@click.argument("dest", type=click.Path(readable=False))
+@click.argument("dest", type=Place())
 @option(
     "--ready",
     multiple=True,

@@ -11,7 +11,7 @@ import click
 
 from gdist import api
 from gdist.cli.jsonlines import JsonLines, plain
-from gdist.cli.options import given, option, output_options, swarm_options
+from gdist.cli.options import Place, given, option, output_options, swarm_options
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.streams import say
@@ -27,7 +27,7 @@ NAMED = 20  # faults in the error's own sentence; all are listed before it
 
 
 @click.command()
-@click.argument("store", type=click.Path(readable=False))
+@click.argument("store", type=Place())
 @option("--workers", type=click.IntRange(1), metavar="N", help="Threads that read.  [default: one a core]")
 @option("--repair", is_flag=True, help="Fetch the pieces of what is damaged, and mend it in place.")
 @option(

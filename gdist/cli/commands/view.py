@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from gdist import api
-from gdist.cli.options import given, naming_options, option, output_options
+from gdist.cli.options import Place, given, naming_options, option, output_options
 from gdist.cli.output import Output
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import count
@@ -15,8 +15,8 @@ from gdist.core.units import format_bytes, format_seconds
 
 
 @click.command()
-@click.argument("payload", type=click.Path(readable=False))
-@click.argument("dest", required=False, type=click.Path(readable=False))
+@click.argument("payload", type=Place())
+@click.argument("dest", required=False, type=Place())
 @naming_options
 @option(
     "--select",
@@ -34,7 +34,7 @@ from gdist.core.units import format_bytes, format_seconds
 )
 @option(
     "--torrent",
-    type=click.Path(readable=False),
+    type=Place(),
     metavar="FILE",
     help="Hold every piece against this .torrent file first; the view then knows what it is of.",
 )

@@ -12,7 +12,7 @@ import click
 from gdist import api
 from gdist.cli import words
 from gdist.cli.jsonlines import JsonLines
-from gdist.cli.options import option, output_options, watch_options
+from gdist.cli.options import Place, option, output_options, watch_options
 from gdist.cli.output import Output
 from gdist.core.units import format_bytes, parse_seconds
 
@@ -23,7 +23,7 @@ LINE_SECONDS = 10.0  # as `fetch` does where there is no terminal
 
 
 @click.command()
-@click.argument("dest", type=click.Path(readable=False))
+@click.argument("dest", type=Place())
 @option(
     "--ready",
     multiple=True,
