@@ -274,7 +274,7 @@ def _place(tensor: StoredTensor, payload: Payload) -> str:
     return f", in {payload.files[numbers[0]].path!r}" if numbers else ""
 
 
-def check_names(names: Iterable[str]) -> None:
+def check_names(names: Iterable[str], hint: str = "leave the files of these out with --ignore") -> None:
     """That names are allowed and that none is also a group of others (`a` and `a/b`).
 
     Names that differ only in case are allowed: they are different names to every model and to the file
@@ -291,7 +291,7 @@ def check_names(names: Iterable[str]) -> None:
         except UnsupportedError as error:
             refused.append(error.message)
     if refused:
-        raise UnsupportedError(listed(refused), hint="leave the files of these out with --ignore")
+        raise UnsupportedError(listed(refused), hint=hint)
     _check_groups(names)
 
 

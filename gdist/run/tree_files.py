@@ -71,18 +71,22 @@ def leaves_of(raw: Sequence[RawLeaf]) -> list[Leaf]:
     """The leaves as they are written, in loading order.
 
     Raises:
-        RequestError: there are none, or two of one name.
+        RequestError: there are none, one without a name, or two of one name.
         UnsupportedError: naming those with names that stores do not allow, or types gdist does not store.
     """
     if not raw:
         raise RequestError("the tree holds no arrays", hint="give a tree of arrays, or a path")
+    if any(not name for name, *_ in raw):
+        raise RequestError(
+            "an array of the tree has no name", hint="give a dict of arrays, or the path of files"
+        )
     twice = [name for name, count in Counter(name for name, *_ in raw).items() if count > 1]
     if twice:
         raise RequestError(f"paths of the tree, joined by '.', are there twice: {listed(twice)}")
     unknown = [f"{name!r} ({dtype})" for name, _, dtype, _ in raw if dtype not in BY_NAME]
     if unknown:
         raise UnsupportedError(f"gdist does not store the types of {listed(unknown)}", tensors=tuple(unknown))
-    check_names(name for name, *_ in raw)
+    check_names((name for name, *_ in raw), hint="give these other names in the tree")
     leaves = {name: Leaf(name, shape, BY_NAME[dtype], read) for name, shape, dtype, read in raw}
     return [leaves[name] for name in loading_order(leaves)]
 

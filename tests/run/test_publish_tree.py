@@ -138,9 +138,13 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
         ({"a": np.array([None])}, UnsupportedError, "does not store the types"),
         ({"a": np.ones(1, np.complex128)}, UnsupportedError, "no name for the type"),
         ({"a": "text"}, RequestError, "are no arrays"),
+        ({"c": np.ones(1)}, UnsupportedError, "'c'"),
+        (np.ones(1), RequestError, "has no name"),
+        (5, RequestError, "has no name"),
     ):
-        with pytest.raises(kind, match=word):
+        with pytest.raises(kind, match=word) as caught:
             gdist.publish(value, tmp_path / "out")
+        assert "--ignore" not in caught.value.hint
     with pytest.raises(RequestError, match="where to write the tree"):
         gdist.publish({"a": np.ones(1)})
     gdist.publish({"a": np.ones(1)}, tmp_path / "out")
