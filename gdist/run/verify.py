@@ -35,6 +35,7 @@ from gdist.run.view_index import document_faults, small_documents
 from gdist.run.view_pieces import ViewTorrent
 from gdist.run.view_rest import Rest, in_words, wrong_rest
 from gdist.stores import files_of, reader_of
+from gdist.stores.buffers import workers_of
 from gdist.stores.local import unreadable
 from gdist.stores.manifests import Files, Manifests, read_manifests
 from gdist.stores.views import ViewReader
@@ -119,11 +120,12 @@ def verify(
     `ShardVerified` for each shard, in loading order, on the caller's thread.
 
     Raises:
-        RequestError: when there is no store, or one without digests.
+        RequestError: when there is no store, or one without digests; or there are no workers.
         FilesystemError: when its directory may not be read.
         TransferError: when a server does not answer, or only for whole files.
         CorruptError: when its manifest itself is damaged; all other damage is in the report.
     """
+    threads = workers_of(workers)
     check_access(store)
     files = files_of(store)
     manifests = read_manifests(files)
@@ -137,7 +139,7 @@ def verify(
     faults = [*documents(files, manifests), *_asset_faults(files, manifest), *_unlisted(manifests)]
     tasks = [_Task(tensor, index) for tensor in manifest.tensors for index in sorted(tensor.shards)]
     nbytes = 0
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="gdist-verify") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="gdist-verify") as pool:
         check = _checker(store, manifests)
         try:
             for task, (size, found) in zip(tasks, pool.map(check, tasks), strict=True):
@@ -150,7 +152,7 @@ def verify(
             raise
     root = local_path(store)
     if root is not None and manifest.codec == VIEW:
-        faults += _rest_faults(root, manifests, faults, workers or os.cpu_count() or 1)
+        faults += _rest_faults(root, manifests, faults, threads)
     return VerifyReport(
         files.where, len(tasks), nbytes, len(manifest.assets), tuple(faults), manifests.absent
     )

@@ -44,6 +44,7 @@ from gdist.run.copies import one_copy
 from gdist.run.survey import Survey, SurveyOptions, survey_files
 from gdist.run.view_index import write_documents
 from gdist.run.view_torrent import ViewedTorrent
+from gdist.stores.buffers import workers_of
 from gdist.stores.faults import raise_faults
 from gdist.stores.local import LocalFiles
 from gdist.stores.manifests import Manifests
@@ -121,6 +122,7 @@ def make_view(
     began = time.monotonic()
     asked, tell = options or ViewOptions(), observe or (lambda event: None)
     check_patterns(asked.select)
+    workers = workers_of(asked.workers)
     where = Path(payload)
     if not where.exists():
         raise RequestError(f"{str(where)!r} does not exist", hint="give the directory of a finished download")
@@ -149,7 +151,7 @@ def make_view(
     tell(TensorsPlanned(tuple(tensor.name for tensor in manifest.tensors)))
     for why in left_out:
         tell(Note(f"left out: {why}"))
-    workers, ended = asked.workers or os.cpu_count() or 1, stop or threading.Event()
+    ended = stop or threading.Event()
     with _linked(where, root):
         if torrent:
             torrent.check(workers, ended)

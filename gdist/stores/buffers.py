@@ -26,6 +26,7 @@ from gdist.core.dtypes import DType
 from gdist.core.layout import CACHE_LINE
 from gdist.core.store_manifest import StoreTensor
 from gdist.core.tensor import Order
+from gdist.errors import RequestError
 
 Array = NDArray[Any]  # Any: the element types of ml_dtypes have no static type
 Bytes = NDArray[np.uint8]
@@ -51,6 +52,17 @@ _BLOCK = 8 << 20  # bytes that one thread copies at a time
 def threads_for(nbytes: int) -> int:
     """How many threads are worth starting to hash or copy so many bytes: one, or one a core."""
     return (os.cpu_count() or 1) if nbytes >= _MANY else 1
+
+
+def workers_of(asked: int | None) -> int:
+    """So many threads as were asked for: one a core where none were named.
+
+    Raises:
+        RequestError: fewer than one.
+    """
+    if asked is not None and asked < 1:
+        raise RequestError(f"{asked} workers do nothing", hint="give 1 or more, or none: one a core")
+    return asked or os.cpu_count() or 1
 
 
 def copy_arrays(pairs: Iterable[tuple[Array, Array]], nbytes: int) -> None:

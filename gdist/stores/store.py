@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from types import EllipsisType, TracebackType
@@ -16,7 +15,7 @@ from gdist.core.mesh import PartitionSpec
 from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.core.tensor import Quantisation
 from gdist.errors import RequestError
-from gdist.stores.buffers import Array, aligned_empty, numpy_dtype
+from gdist.stores.buffers import Array, aligned_empty, numpy_dtype, workers_of
 
 
 class Reader(Protocol):
@@ -298,12 +297,13 @@ class Store(Mapping[str, LazyArray]):
 
         Raises:
             CorruptError: naming everything missing, cut or different from its digest.
-            RequestError: naming every shard that another host has.
+            RequestError: naming every shard that another host has; or there are no workers.
         """
+        threads = workers_of(workers)
         requests = [
             (self._tensors[name], box) for name, wanted in boxes.items() for box in wanted if box.size
         ]
-        self._reader.check(requests, workers or os.cpu_count() or 1)
+        self._reader.check(requests, threads)
 
     def check_listed(self, boxes: Mapping[str, Iterable[Box]]) -> None:
         """That the manifests list every shard that these boxes meet; reads nothing.

@@ -57,6 +57,16 @@ def test_a_sound_store_has_no_fault(root: Path) -> None:
     assert gdist.verify is verify
 
 
+@pytest.mark.parametrize("workers", [0, -1])
+def test_without_workers_nothing_is_verified(workers: int, root: Path) -> None:
+    with pytest.raises(RequestError, match=f"{workers} workers do nothing"):
+        verify(root, workers=workers)
+    with gdist.open(root) as store, pytest.raises(RequestError, match="do nothing"):
+        store.check({}, workers=workers)
+    with pytest.raises(RequestError, match="do nothing"):
+        gdist.view(root, workers=workers)
+
+
 def test_a_shard_that_may_not_be_read_is_not_called_damaged(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
