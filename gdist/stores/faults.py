@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gdist.core.box import Box
 from gdist.core.store_manifest import StoreTensor
-from gdist.errors import CorruptError, FilesystemError, GdistError, RequestError
+from gdist.errors import CorruptError, GdistError, TransferError
 
 # A fetch looks only for shards that are missing or cut short: of other damage it says that all is complete.
 MEND = (
@@ -67,25 +67,23 @@ def copy_hint(manifests: Sequence[str]) -> str:
 
 
 def raise_faults(faults: Sequence[GdistError]) -> None:
-    """Raises one error for all faults, of the kind of the first; damage comes before absence.
+    """Raises one error for all faults, of the first's class: damage, then what stays, then what may pass.
 
     Raises:
         CorruptError: when any of them is one.
-        FilesystemError: else, where the first is one.
-        RequestError: else.
+        RequestError: else, when any is one, or of a class below it.
+        TransferError: when trying again may help with all of them.
     """
     if not faults:
         return
-    ordered = sorted(faults, key=lambda fault: not isinstance(fault, CorruptError))
+    ordered = sorted(faults, key=lambda f: isinstance(f, TransferError) - isinstance(f, CorruptError))
     if len(ordered) == 1:
         raise ordered[0]
     messages = [fault.message for fault in ordered]
     text = "; ".join(messages[:SHOWN])
     if len(messages) > SHOWN:
         text += f"; and {len(messages) - SHOWN} more"
-    kinds = (CorruptError, FilesystemError, RequestError)
-    family = next((kind for kind in kinds if isinstance(ordered[0], kind)), RequestError)
     facts = {**ordered[0].facts, "faults": tuple(messages)}
     absent = dict.fromkeys(str(fault.manifests) for fault in ordered if "manifests" in fault.facts)
     hint = copy_hint([*absent]) if "manifests" in facts else ordered[0].hint
-    raise family(text, hint=hint, **facts)
+    raise type(ordered[0])(text, hint=hint, **facts)
