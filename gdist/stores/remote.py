@@ -47,15 +47,15 @@ def ahead(asked: Iterable[tuple[K, Any]]) -> Iterator[tuple[K, Any]]:
 
 def translate(error: Exception, doing: str) -> GdistError:
     """TensorStore's error as ours, by the status code its message starts with."""
-    if "was ignored by server" in str(error):  # TensorStore's words for it; the status says corrupt
-        return TransferError(
-            f"{doing}: the server does not give parts of files (HTTP range requests): {error}",
-            hint="serve the store with a server that does, or read a copy of it on disk",
-        )
     if re.search(NO_BUCKET, str(error)):
         return RequestError(f"{doing}: the bucket does not exist", hint="create it, or check the address")
     status = re.match(r"[A-Z_]+", str(error))
     error = type(error)(re.split(ANNEX, str(error))[0])
+    if "was ignored by server" in str(error):  # TensorStore's words for it; the status says corrupt
+        return RequestError(
+            f"{doing}: the server does not give parts of files (HTTP range requests): {error}",
+            hint="serve the store with a server that does, or read a copy of it on disk",
+        )
     match status[0] if status else "":
         case "NOT_FOUND":
             return CorruptError(f"{doing}: something is missing: {error}", hint=MEND)
