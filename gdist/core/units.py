@@ -43,7 +43,9 @@ def parse_memory(value: str | int) -> int:
     """
     nbytes = parse_bytes(value, "memory")
     if nbytes < LEAST_MEMORY:
-        raise RequestError(f"memory {value!r} is too little for any payload", hint="give 64MiB or more")
+        raise RequestError(
+            f"memory {value!r} is too little for any payload", hint=f"give {LEAST_MEMORY >> 10}KiB or more"
+        )
     return nbytes
 
 

@@ -35,8 +35,9 @@ def test_sizes(text: str | int, nbytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["0", 0, "0GiB", "7", "32767"])
 def test_memory_in_which_nothing_can_be_done_is_refused(text: str | int) -> None:
-    with pytest.raises(RequestError, match="too little for any payload"):
+    with pytest.raises(RequestError, match="too little for any payload") as error:
         parse_memory(text)
+    assert error.value.hint == "give 32KiB or more"
     assert parse_memory("32KiB") == 2**15
 
 
