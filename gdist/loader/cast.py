@@ -109,6 +109,10 @@ def finisher(tensor: Given, sharding: Sharding) -> Callable[..., jax.Array] | No
         return lambda *_: jax.make_array_from_single_device_arrays(
             tensor.tensor.shape, sharding, [], dtype=dtype
         )
+    if 0 in tensor.tensor.shape:  # XLA (jaxlib 0.10) gives every device all of a result without elements
+        return lambda *_: jax.make_array_from_callback(
+            tensor.tensor.shape, sharding, lambda index: np.zeros(tensor.tensor.shape, dtype)[index]
+        )
     if len(tensor.stored) == 1:
         return _cast(dtype, sharding, donate=tensor.stored[0].dtype.itemsize == dtype.itemsize)
     return partial(_dequantized, dtype, sharding)

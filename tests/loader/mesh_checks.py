@@ -193,7 +193,18 @@ def types_are_cast_and_pairs_dequantised_the_same_everywhere(directory: Path) ->
             quantised[f"{name}.{role}"] = Quantisation(name, role, groups, 1)
         value = np.repeat(arrays[f"{name}.scales"], 64 // groups, axis=1) * arrays[f"{name}.weight"]
         expected[name] = value.astype(ml_dtypes.bfloat16)
-    rules = {"rules": [["w1", [None, None, ["data", "model"]]], ["w", [None, "data", "model"]], [".*", []]]}
+    for name in ("nothing", "void.weight"):  # without elements, and split even so
+        arrays[name] = np.zeros((2, 0, 64), np.int8 if "." in name else np.float32)
+        expected[name.removesuffix(".weight")] = np.zeros((2, 0, 64), ml_dtypes.bfloat16)
+    arrays["void.scales"] = np.zeros((2, 1, 64), np.float32)
+    quantised |= {f"void.{role}": Quantisation("void", role, 1, 1) for role in ("weight", "scales")}
+    rules = {
+        "rules": [
+            ["w1|nothing|void", [None, None, ["data", "model"]]],
+            ["w", [None, "data", "model"]],
+            [".*", []],
+        ]
+    }
     write_store(directory / "s", arrays, mesh="8x8", rules=rules, quantised=quantised)
     for sizes in ((1, 1), (1, 8), (8, 1), (2, 4), (8, 8), (4, 16)):
         explicit = jax.make_mesh(sizes, ("data", "model"), devices=jax.devices()[: int(np.prod(sizes))])
@@ -203,6 +214,8 @@ def types_are_cast_and_pairs_dequantised_the_same_everywhere(directory: Path) ->
             for name, array in expected.items():
                 assert (tree[name].dtype, tree[name].sharding.mesh) == (array.dtype, mesh), name
                 assert np.asarray(tree[name]).tobytes() == array.tobytes(), (name, sizes)
+                slab = tree[name].sharding.shard_shape(array.shape)
+                assert all(shard.data.shape == slab for shard in tree[name].addressable_shards), name
 
     wanted = NamedSharding(mesh_of(4, 4), P(None, ("model", "data")))
     target = {
