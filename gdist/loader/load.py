@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from gdist import __version__
+from gdist.core.rename import RenameTable
 from gdist.core.select import check_patterns
 from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.core.units import parse_bytes
@@ -73,8 +74,8 @@ def load(
             pair's name), or a function that says yes; default: everything.
         rename: the name of a renaming table or a file with one: the store's tensors get the names that it
             gives them, transposed and stacked as it says; rules, target and select then speak of those. Or,
-            from the path of a target's leaf to the tensor's name: a mapping, a function, or pairs of a
-            regular expression and its replacement, each substituted in turn.
+            with `target`, from the path of its leaf to the tensor's name: a mapping, a function, or pairs of
+            a regular expression and its replacement, each substituted in turn.
         verify: compare digests, of everything that is needed here, before any array is built. (A `Store`
             was opened with or without.)
         dtype: a floating type; floating tensors are cast to it on the devices, and a quantised pair becomes
@@ -101,20 +102,14 @@ def load(
         CorruptError: naming all shards that are missing, cut, or differ from their digests.
         TransferError: when a remote store does not answer.
     """
-    limit, as_type = parse_bytes(memory, "memory"), parse_dtype(dtype)
-    if broadcast and exchange:
-        raise RequestError("broadcast and exchange are both asked for", hint="exchange reads once, too")
-    table, names = table_or_names(rename)
-    if table and exchange:
-        raise RequestError(
-            "exchange goes by the shards as they are stored, a renaming table makes others",
-            hint="load from a store that every process can read, with broadcast=True if that is slow",
-        )
     devices = concerned(mesh, target)
     team = Team(devices)
     told = {"another release": "", "other tensors, shardings or options": ""}
     with ExitStack() as stack:
         with team.together(told):
+            limit, as_type = _parse_memory(memory), parse_dtype(dtype)
+            table, names = table_or_names(rename, target)
+            _check_ways(broadcast, exchange, table)
             opened = nullcontext(store) if isinstance(store, Store) else open_store(store, verify=verify)
             source = stack.enter_context(opened)
             stored = source.manifest
@@ -151,6 +146,23 @@ def load(
             if others:
                 others.check()
             return build(arrays)
+
+
+def _parse_memory(memory: int | str) -> int:
+    nbytes = parse_bytes(memory, "memory")
+    if not nbytes:
+        raise RequestError(f"memory {memory!r} holds nothing", hint="for example 64MiB; 1GiB is the default")
+    return nbytes
+
+
+def _check_ways(broadcast: bool, exchange: bool, table: RenameTable | None) -> None:
+    if broadcast and exchange:
+        raise RequestError("broadcast and exchange are both asked for", hint="exchange reads once, too")
+    if table and exchange:
+        raise RequestError(
+            "exchange goes by the shards as they are stored, a renaming table makes others",
+            hint="load from a store that every process can read, with broadcast=True if that is slow",
+        )
 
 
 def _job(store: Store, leaf: Wanted, shares: Shares, staging: Staging, others: Others | None) -> Job:

@@ -14,14 +14,19 @@ Rename = Mapping[str, str] | Iterable[tuple[str, str]] | Callable[[str], str]
 RenameLike = Rename | RenameTable | str | os.PathLike[str] | None
 
 
-def table_or_names(rename: RenameLike) -> tuple[RenameTable | None, Rename | None]:
+def table_or_names(rename: RenameLike, target: object) -> tuple[RenameTable | None, Rename | None]:
     """A table that gives a store's tensors other names, or what finds a leaf's tensor; one of them is None.
 
     Raises:
-        RequestError: when there is no such table.
+        RequestError: when there is no such table, or no `target` that has leaves.
     """
     if isinstance(rename, RenameTable | str | os.PathLike):
         return read_rename(rename), None
+    if rename is not None and target is None:
+        raise RequestError(
+            "rename= of paths needs target=; a renaming table does not",
+            hint="give the tree whose leaves it is about, or name a table",
+        )
     return None, rename
 
 

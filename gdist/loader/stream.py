@@ -133,19 +133,19 @@ def stream(
             job.check()
         notices.check()
 
-    table, names = table_or_names(rename)
-    if table:
-        raise RequestError(
-            "stream gives tensors as they are stored, and takes no renaming table",
-            hint="gdist.load takes one",
-        )
-    limits = parse_seconds(timeout, "timeout"), parse_seconds(start_timeout, "start_timeout")
     team = Team(concerned(mesh, target), STREAMING)
     notices = Notices(team)
     told = {"another release": "", "other tensors or shardings": ""}
     opened: _Opened | None = None
     try:
         with team.together(told):
+            table, names = table_or_names(rename, target)
+            if table:
+                raise RequestError(
+                    "stream gives tensors as they are stored, and takes no renaming table",
+                    hint="gdist.load takes one",
+                )
+            limits = parse_seconds(timeout, "timeout"), parse_seconds(start_timeout, "start_timeout")
             opened = _open(store, verify, limits, tick)
             source = opened.store
             steps = _steps(source.manifest, mesh, rules, target, select, names)

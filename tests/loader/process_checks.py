@@ -215,6 +215,34 @@ def streams_agree_before_their_first_array(root: Path, index: int, count: int) -
 
 
 @check
+def an_argument_that_is_wrong_on_one_process_stops_all(root: Path, index: int, count: int) -> None:
+    both: list[tuple[dict[str, Any], str]] = [
+        ({"rename": root / "nowhere.yaml"}, "nowhere.yaml"),
+        ({"rename": {"a": "b"}}, "needs target="),
+    ]
+    loading: list[tuple[dict[str, Any], str]] = [
+        ({"memory": "xx"}, "memory 'xx'"),
+        ({"memory": 0}, "memory 0 holds nothing"),
+        ({"dtype": "int8"}, "no floating type"),
+        ({"broadcast": True, "exchange": True}, "are both asked for"),
+        ({"rename": "hf-flax", "exchange": True}, "a renaming table makes others"),
+    ]
+    streaming: list[tuple[dict[str, Any], str]] = [
+        ({"timeout": "soon"}, "timeout 'soon'"),
+        ({"start_timeout": "soon"}, "start_timeout 'soon'"),
+        ({"rename": "hf-flax"}, "takes no renaming table"),
+    ]
+    cases = [("load", gdist.load, case) for case in both + loading]
+    cases += [("stream", first_of_stream, case) for case in both + streaming]
+    for doing, start, (wrong, said) in cases:
+        options = wrong if index == 1 else {}
+        texts = [f"process 1 cannot {doing}", said]
+        assert_all_raise(
+            RequestError, texts, lambda start=start, options=options: start(root / "all", **options)
+        )
+
+
+@check
 def a_stream_that_fails_is_heard_of_by_the_others(root: Path, index: int, count: int) -> None:
     broken = root / f"cut{index}"
     shutil.copytree(root / f"own{index}", broken)

@@ -282,6 +282,8 @@ def test_staging_and_memory_are_what_they_are_called(root: Path) -> None:
         gdist.load(root, staging="disk")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="memory 'lots' is not a number of bytes"):
         gdist.load(root, memory="lots")
+    with pytest.raises(RequestError, match="memory '0GiB' holds nothing"):
+        gdist.load(root, memory="0GiB")
     for staging in ("ring", "pinned"):
         found = gdist.load(root, staging=staging, memory="1KiB", select="embed|layer|int4|scalar")
         for name in ("embed", "int4", "scalar"):

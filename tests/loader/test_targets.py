@@ -56,6 +56,13 @@ def test_pairs_that_are_none_are_named_together(root: Path) -> None:
         gdist.load(root, target=target(), rename="kernel")
 
 
+@pytest.mark.parametrize("rename", [{"kernel": "layers.0.up.w"}, RENAME, str.lower])
+def test_paths_are_renamed_of_a_target_only(root: Path, rename: Any) -> None:
+    for start in (gdist.load, lambda *given, **options: next(gdist.stream(*given, **options))):
+        with pytest.raises(RequestError, match="rename= of paths needs target="):
+            start(root, rename=rename)
+
+
 def test_what_is_missing_is_named_as_it_was_looked_for(root: Path) -> None:
     with pytest.raises(RequestError) as caught:
         gdist.load(root, target=target(), rename=RENAME[:-1])
