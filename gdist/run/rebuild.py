@@ -103,7 +103,8 @@ class Rebuilder(TorrentPieces):
         if any(file.path == path for file in manifest.source_files):
             raise CorruptError(
                 f"{DIRECTORY}/{path} of {self.where} is missing or differs from its digest",
-                hint="fetch the store again",
+                hint="gdist verify --repair brings it back --from another store of this torrent, or from its "
+                "files with the .torrent beside them",
             )
         outside = manifest.source.nbytes - manifest.nbytes - sum(asset.nbytes for asset in manifest.assets)
         hosts = self.manifests.absent

@@ -263,12 +263,15 @@ class _Repair:
                 self._mended.append(path)
 
     def _copy_small(self, damage: _Damage, copies: Iterable[Address]) -> None:
-        """Small files that another store has as they must be."""
+        """Small files that another store has as they must be; the torrent's files give those of `source/`."""
         for copy in copies:
-            files = files_of(copy)
+            files, known = files_of(copy), {}
+            if any(path.startswith(f"{DIRECTORY}/") for path in damage.small):
+                known = known_source(self._manifest, [copy])
             for path, entry in list(damage.small.items()):
-                data = files.read(path)
-                if data is not None and blake3(data).hexdigest() == entry.digest:
+                found = files.read(path), known.get(path.removeprefix(f"{DIRECTORY}/"))
+                data = next((d for d in found if d is not None and _is(d, entry)), None)
+                if data is not None:
                     write_atomically(self._root / path, data)
                     self._mended.append(path)
                     self._copied.setdefault(os.fspath(copy), []).append(path)
@@ -314,7 +317,7 @@ class _Repair:
         finally:
             sink.close()
         for path, content in small.whole():
-            if blake3(content).hexdigest() == damage.small[path].digest:
+            if _is(bytes(content), damage.small[path]):
                 write_atomically(self._root / path, bytes(content))
                 self._mended.append(path)
 
@@ -491,6 +494,10 @@ def _index_in(path: str, tensor: StoreTensor) -> Index:
     with contextlib.suppress(ValueError):
         return tuple(map(int, inside.split("/"))) if inside else ()
     return (-1,)
+
+
+def _is(data: bytes, entry: StoreAsset) -> bool:
+    return blake3(data).hexdigest() == entry.digest
 
 
 def _digest_of(tensor: StoreTensor, index: Index, chunk: Index) -> str:

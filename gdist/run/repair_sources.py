@@ -15,7 +15,7 @@ from typing import Protocol
 
 from gdist.core.extent import Extent
 from gdist.core.magnet import parse_magnet
-from gdist.core.source_map import DIRECTORY, MAP_NAME, TORRENT_NAME, SourceMap, source_map_to_json
+from gdist.core.source_map import DIRECTORY, MAP_NAME, TORRENT_NAME
 from gdist.core.store_manifest import StoreManifest, StoreSource
 from gdist.errors import CorruptError, GdistError, RequestError
 from gdist.events import Event, Observer
@@ -167,9 +167,9 @@ def _hashes_of(metadata: Metadata) -> set[str]:
 
 
 def known_source(manifest: StoreManifest, copies: Sequence[Address]) -> dict[str, bytes]:
-    """The .torrent of a store, and the map of its tensors, from a copy that can give both; or nothing.
+    """The files of a store's `source/`, by name, from a copy that has the .torrent and the map; or nothing.
 
-    A store has them in its `source/`; of a payload with its .torrent the headers are read.
+    A store has them in its own; of a payload with its .torrent the headers are read.
     """
     for address in copies:
         with contextlib.suppress(GdistError):  # what is wrong with a copy is said when it is opened
@@ -195,9 +195,14 @@ def _read_payload(manifest: StoreManifest, torrent: Path, directory: Path) -> di
         return {}
     options = SurveyOptions(manifest.source.profile or None, manifest.ignored)
     found = survey_files(viewed.base, options, payload=viewed.payload)
-    names = {tensor.name for tensor in manifest.tensors}
-    parts = {t.spec.name: t.parts for t in found.tensors if t.spec.name in names and not t.factors}
-    return {TORRENT_NAME: viewed.torrent, MAP_NAME: source_map_to_json(SourceMap(parts, {}))}
+    names = {tensor.name for tensor in manifest.tensors if not tensor.stored}
+    tensors = (tensor for tensor in found.tensors if tensor.spec.name in names)
+    apart = {*found.assets, *found.ignored}
+    if manifest.select or manifest.converted:  # the rest of these is not kept
+        apart = {*range(len(viewed.payload.files))}
+    kept: dict[str, bytes] = {}
+    viewed.keep(kept.__setitem__, tensors, apart)
+    return {path.removeprefix(f"{DIRECTORY}/"): data for path, data in kept.items()}
 
 
 def swarm_pieces(

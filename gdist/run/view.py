@@ -36,6 +36,7 @@ from gdist.core.store_manifest import (
 )
 from gdist.core.tensor import StoredTensor
 from gdist.core.view import VIEW, StoreFile, View, chunk_indexes, not_viewed, view_grid, views_of
+from gdist.durable import write_atomically
 from gdist.errors import CorruptError, GdistError, InterruptedRun, RequestError, translate
 from gdist.events import Finished, Note, Observer, ShardCommitted, TensorsPlanned
 from gdist.kvstore import check_utf8
@@ -159,7 +160,8 @@ def make_view(
             manifest = _digested(manifest, root, workers, tell, ended)
     _unpublish(root)
     if torrent:
-        kept = torrent.keep(root, found.tensors, {*found.assets, *found.ignored})
+        apart = {*found.assets, *found.ignored}
+        kept = torrent.keep(lambda path, data: write_atomically(root / path, data), found.tensors, apart)
         manifest = replace(manifest, source_files=kept)
     write_documents(root, manifest)
     seconds = time.monotonic() - began

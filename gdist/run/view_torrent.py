@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from gdist.core.magnet import format_magnet
 from gdist.core.store_manifest import StoreAsset, StoreSource
 from gdist.core.tensor import StoredTensor
-from gdist.durable import size_of, write_atomically
+from gdist.durable import size_of
 from gdist.errors import CorruptError, RequestError, UnsupportedError, translate
 from gdist.run.collect import gaps_of
 from gdist.run.keeping import MAX_REST_BYTES, write_source
@@ -96,9 +96,10 @@ class ViewedTorrent(TorrentFiles):
         )
 
     def keep(
-        self, root: Path, tensors: Sequence[StoredTensor], apart: Collection[int]
+        self, write: Callable[[str, bytes], None], tensors: Iterable[StoredTensor], apart: Collection[int]
     ) -> tuple[StoreAsset, ...]:
-        """Writes below a view what leads back to the torrent; files `apart` are assets, or are left out."""
+        """Gives `write` what leads back to the torrent; files `apart` are assets, or are left out."""
+        tensors = tuple(tensors)
         files = [number for number in range(len(self.payload.files)) if number not in apart]
         gaps = gaps_of(self.payload, tensors, files)
         if sum(gap.length for extents in gaps.values() for gap in extents) > MAX_REST_BYTES:
@@ -114,8 +115,4 @@ class ViewedTorrent(TorrentFiles):
             except OSError as error:
                 raise translate(error, f"reading {path}") from error
         names = {self.payload.files[number].path: extents for number, extents in gaps.items()}
-
-        def write(path: str, data: bytes) -> None:
-            write_atomically(root / path, data)
-
         return write_source(write, self.torrent, tensors, names, bytes(rest))

@@ -255,6 +255,32 @@ def test_what_is_copied_from_another_store_is_said(path: str, stores: Path, tmp_
     assert tree_of(tmp_path / "s") == before
 
 
+@pytest.mark.parametrize(
+    "lost", [("source.torrent",), ("parts.json",), ("rest.bin", "source.torrent", "parts.json")]
+)
+@pytest.mark.parametrize(
+    "changes", [{}, {"select": ("moe",)}, {"ignore": ("README.md",)}, {"dtype": "float32"}]
+)
+def test_the_torrents_files_bring_back_what_leads_to_it(
+    changes: dict[str, Any], lost: tuple[str, ...], origin: Path, seeded: Seeded, tmp_path: Path
+) -> None:
+    root = tmp_path / "s"
+    fetch(format_magnet(seeded.magnet), root, fetch_options("2x4", **changes))
+    before = tree_of(root)
+    for name in lost:
+        (root / "source" / name).unlink()
+    if not changes:
+        flip(large(root), 5000)
+    shutil.copytree(origin, tmp_path / "down/tiny")
+    with pytest.raises(GdistError) as caught:
+        repair(root, copies=[tmp_path / "down/tiny"], swarm=False)
+    assert ".torrent beside" in caught.value.hint
+    (tmp_path / "down/any.torrent").write_bytes(seeded.torrent)
+    report = repair(root, copies=[tmp_path / "down/tiny"], swarm=False)
+    assert report.ok and tree_of(root) == before
+    assert {path for _, paths in report.copied for path in paths} == {f"source/{name}" for name in lost}
+
+
 def test_nobody_there_is_said_and_nothing_is_lost(stores: Path, tmp_path: Path) -> None:
     copied(stores / "1", tmp_path / "s")
     flip(large(tmp_path / "s"), 5000)

@@ -144,7 +144,7 @@ def _repair(
     elif report.ok and report.mended and not report.copied:
         output.say("nothing had to be fetched")
     if not report.ok:
-        mending = "give --from a store or the files of the same torrent"
+        mending = "give --from another store of this torrent, or its files with the .torrent beside them"
         mending += ", or leave --offline out" if offline else ""
         hint = way_out(store, report.left, mending)
         raise _told(report.left, f"in {report.store} could not be mended", hint, told, output)
