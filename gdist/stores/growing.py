@@ -31,8 +31,6 @@ from gdist.stores.unfinished import WORK, Part, held, is_there, read_plan, work_
 POLL_SECONDS = 0.02  # how late a commit may be noticed; a look costs one `stat` of one file
 LOOK_SECONDS = 0.5  # how often, while nothing comes, fetches are looked for and asked whether they live
 
-_AGAIN = "run the same gdist fetch again: it goes on where it stopped, and a stream goes on with it"
-
 
 class Growing:
     """The store in a directory, complete or not; `store` reads what is here, `wait` waits for the rest.
@@ -198,19 +196,22 @@ class Growing:
         now = time.monotonic()
         if alive:
             self._hope = now
-        if now - self._hope > self._start_seconds:
+        waited, stalled = now - self._hope, now - self._moved
+        if waited <= self._start_seconds and stalled <= self._stall_seconds:
+            return
+        kind = self._files.unfinished() or "fetch"
+        again = f"run the same gdist {kind} again: it goes on where it stopped, and a stream goes on with it"
+        if waited > self._start_seconds:
             raise TransferError(
-                f"no fetch {host}into {self._root} ran for {now - self._hope:.0f} seconds, and {what}",
-                hint=_AGAIN,
+                f"no {kind} {host}into {self._root} ran for {waited:.0f} seconds, and {what}",
+                hint=again,
                 path=str(self._root),
             )
-        if now - self._moved > self._stall_seconds:
-            waited = f"{now - self._moved:.0f} seconds"
-            raise StalledError(
-                f"the fetch into {self._root} committed nothing for {waited}, and {what}",
-                hint="look at what it says; end it and " + _AGAIN,
-                path=str(self._root),
-            )
+        raise StalledError(
+            f"the {kind} into {self._root} committed nothing for {stalled:.0f} seconds, and {what}",
+            hint=f"look at what it says; end it and {again}",
+            path=str(self._root),
+        )
 
 
 def _check_same(first: StoreManifest, other: StoreManifest) -> None:

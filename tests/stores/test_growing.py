@@ -9,8 +9,10 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pytest
 
+import gdist
 from gdist.core.box import Box
 from gdist.core.journal import header_line
 from gdist.core.magnet import format_magnet
@@ -22,13 +24,14 @@ from gdist.errors import (
     StalledError,
     TransferError,
 )
-from gdist.events import Event, TensorReady
+from gdist.events import Event, ShardCommitted, TensorReady
 from gdist.run.fetch import fetch
 from gdist.run.journal_file import Lock
 from gdist.stores.growing import Growing
 from gdist.stores.unfinished import held
 from gdist.testing.checkpoints import write_safetensors
 from gdist.testing.fetches import Array, Recorder, fetch_options
+from gdist.testing.stores import write_store
 from gdist.testing.swarm import Seeded, seed
 
 pytestmark = pytest.mark.torrent
@@ -96,6 +99,24 @@ def growing() -> Iterator[Open]:
             return stack.enter_context(closing(found))
 
         yield opened
+
+
+def test_an_unfinished_reshard_is_called_one(growing: Open, tmp_path: Path) -> None:
+    write_store(tmp_path / "s", {"w": np.ones((64, 64), np.float32), "b": np.ones(8, np.float32)})
+    stop = threading.Event()
+    with pytest.raises(InterruptedRun):
+        gdist.reshard(
+            tmp_path / "s",
+            tmp_path / "w4",
+            mesh="1x4",
+            stop=stop,
+            observe=lambda event: stop.set() if isinstance(event, ShardCommitted) else None,
+        )
+    with pytest.raises(TransferError, match=r"no reshard into .* ran for") as caught:
+        found = growing(tmp_path / "w4")
+        for name in found.store:
+            found.wait(whole(found, name))
+    assert "run the same gdist reshard again" in caught.value.hint
 
 
 def whole(found: Growing, name: str) -> dict[str, list[Box]]:
