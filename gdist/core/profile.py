@@ -263,7 +263,8 @@ def check_storable(tensors: Iterable[StoredTensor], payload: Payload) -> None:
                 refused.append(what + _place(tensor, payload))
     if refused:
         raise UnsupportedError(
-            listed(refused), hint="--select takes tensors with other names, and leaves these out"
+            listed(refused),
+            hint="fetch, plan and view take others with --select; reshard leaves files out with --ignore",
         )
     _check_groups(by_name.keys())
 

@@ -251,7 +251,7 @@ def test_what_cannot_be_kept_is_named_with_its_file_where_it_is_chosen() -> None
     check_storable([a], payload)
     with pytest.raises(UnsupportedError, match=r"'\.\./up' is not a plain relative path, in 'f'$") as caught:
         check_storable([up, a], payload)
-    assert "--select" in caught.value.hint
+    assert "--select" in caught.value.hint and "reshard leaves files out with --ignore" in caught.value.hint
     four = dataclasses.replace(a, spec=dataclasses.replace(a.spec, encoding=f"{UNREAD}F4"))
     with pytest.raises(UnsupportedError, match=r"'a' has element type F4, .*, in 'g'$"):
         check_storable([four], payload)
