@@ -120,9 +120,10 @@ def verify(
     `ShardVerified` for each shard, in loading order, on the caller's thread.
 
     Raises:
-        RequestError: when there is no store, or one without digests; or there are no workers.
+        RequestError: when there is no store, or one without digests; there are no workers; or a server gives
+            only whole files.
         FilesystemError: when its directory may not be read.
-        TransferError: when a server does not answer, or only for whole files.
+        TransferError: when a server does not answer.
         CorruptError: when its manifest itself is damaged; all other damage is in the report.
     """
     threads = workers_of(workers)
@@ -161,13 +162,16 @@ def verify(
 def way_out(store: str | os.PathLike[str], faults: Iterable[Fault], mending: str) -> str:
     """What to do about these faults of a store; `mending` is the advice for what its torrent's pieces mend.
 
-    No piece has the bytes of a tensor that was converted: it has to be made again.
+    No piece has the bytes of a tensor that was converted: it has to be made again. What is remote is not
+    mended in place.
     """
+    root = local_path(store)
+    if root is None:
+        mending = "delete the damaged files, and run the same gdist fetch or gdist reshard again"
     converted = {tensor.name for tensor in read_manifests(files_of(store)).joined.tensors if tensor.stored}
     made = [f.tensor in converted and not f.path.endswith("zarr.json") for f in faults]
     if not any(made):
         return mending
-    root = local_path(store)
     kept = root is not None and (root / "payload").is_dir()
     what = "the store" if kept else "their damaged shards"
     again = (

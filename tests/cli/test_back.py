@@ -9,13 +9,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gdist.core.magnet import format_magnet
 from gdist.run.fetch import fetch
 from gdist.testing.checkpoints import write_grok1
 from gdist.testing.fetches import fetch_options, tree_of
-from gdist.testing.swarm import seed
+from gdist.testing.stores import write_store
+from gdist.testing.swarm import WebSeed, seed
 
 pytestmark = pytest.mark.torrent
 
@@ -71,6 +73,14 @@ def test_export_gives_the_files_back(store: Path, origin: Path, tmp_path: Path) 
     assert done.code == 0 and done.last["event"] == "result", done.out
     assert "model.safetensors.index.json" in done.last["files"]  # type: ignore[operator]
     assert (tmp_path / "hf/README.md").read_text() == "hello\n"
+
+
+def test_verify_of_a_remote_store_hints_at_what_can_be_done(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", {"w": np.ones((4, 4), np.float32)})
+    (tmp_path / "s/w/zarr.json").write_text("{}")
+    with WebSeed(tmp_path) as server:
+        bad = gdist("verify", f"{server.url.rstrip('/')}/s")
+    assert bad.code == 12 and "delete the damaged files" in bad.err and "--repair" not in bad.err, bad.err
 
 
 def test_verify_repairs(store: Path, origin: Path, tmp_path: Path) -> None:
