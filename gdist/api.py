@@ -544,7 +544,7 @@ def inspect(
     devices_per_host: int | None = None,
     device_order: OrderLike = None,
     rules: RulesLike = None,
-    hosts: int = 1,
+    hosts: int | None = None,
     tensor: str | None = None,
     rename: RenameLike | None = None,
     select: str | Iterable[str] = (),
@@ -559,7 +559,9 @@ def inspect(
     """What a source, a store (directory or URL) or a local checkpoint holds; fetches headers at most.
 
     `tensor` is a name, or a regular expression searched in names; where it means one tensor or one quantised
-    pair, the result's `pictures` say which devices of how many `hosts` hold what of it, and what feeds them.
+    pair, the result's `pictures` say which devices of how many `hosts` (default: those that wrote a store,
+    else 1) hold what of it, and what feeds them. With `mesh` or `rules` a store's tensors are told as they
+    would be split so.
     `rename` is a renaming table, its name or its file: the result's `renamed` says what it makes of them all.
 
     Raises:
@@ -568,7 +570,7 @@ def inspect(
     """
     _check_keywords("inspect", swarm)
     source = _source(source)
-    if hosts < 1:
+    if hosts is not None and hosts < 1:
         raise RequestError(f"{hosts} hosts hold nothing", hint="give 1 or more")
     if tensor is not None:
         try:
@@ -579,7 +581,7 @@ def inspect(
     from gdist.run.inspect import inspect as run
 
     table = read_rules(rules)
-    devices = all_devices(devices, devices_per_host, hosts)
+    devices = all_devices(devices, devices_per_host, hosts or 1)
     cut = read_mesh(mesh, axes=axes, devices=devices, device_order=device_order, rules=table)
     names = None if rename is None else read_rename(rename)
     described = _survey(profile, ignore, select, manifest, verify_key, swarm)

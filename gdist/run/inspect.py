@@ -22,7 +22,7 @@ from gdist.core.tensor import Quantisation, StoredTensor
 from gdist.errors import RequestError
 from gdist.events import Observer
 from gdist.kvstore import is_url, local_path
-from gdist.run.picture import choose, pictures_of_store, pictures_of_survey
+from gdist.run.picture import choose, pictures_of_store, pictures_of_survey, split_on
 from gdist.run.survey import Survey, SurveyOptions, is_checkpoint, survey, survey_files
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InspectOptions:
-    """`mesh`, `rules` and `hosts` say how tensors of a source would be split; a store has its own.
+    """`mesh`, `rules` and `hosts` say how tensors would be split; without them a store's are as it is cut.
 
     `tensor` is a name, or a regular expression searched in names: what it finds is `Inspection.chosen`. Where
     that is one tensor or one quantised pair there are pictures of it, of a store on another `mesh` too.
@@ -40,7 +40,7 @@ class InspectOptions:
 
     mesh: Mesh | None = None
     rules: Rules | None = None
-    hosts: int = 1
+    hosts: int | None = None  # None: those that wrote a store, on its own mesh; else one
     tensor: str | None = None
     rename: RenameTable | None = None
     survey: SurveyOptions = field(default_factory=SurveyOptions)
@@ -74,10 +74,11 @@ class FileInfo:
 class Inspection:
     """What there is; `kind` is "release", "torrent", "files", "arrays" or "store".
 
-    `nbytes` is of all files of a source, of all tensors of a store. `piece_length` is None where there are no
-    pieces or their length is not known. `absent_hosts` have a part of the store that is not here. `chosen`
-    are those of `tensors` that were asked for, and `pictures` are of them where they are one. `renamed` is
-    what a table makes of all `tensors`.
+    `nbytes` is of all files of a source, of all tensors of a store. `mesh` is that of a store itself, and
+    `shown_on` the one that its tensors are told on, where that was asked for. `piece_length` is None where
+    there are no pieces or their length is not known. `absent_hosts` have a part of the store that is not
+    here. `chosen` are those of `tensors` that were asked for, and `pictures` are of them where they are one.
+    `renamed` is what a table makes of all `tensors`.
     """
 
     kind: str
@@ -95,6 +96,7 @@ class Inspection:
     chosen: tuple[TensorInfo, ...] = ()
     pictures: tuple[TensorPicture, ...] = ()
     renamed: RenamePlan | None = None
+    shown_on: Mesh | None = None
 
 
 def inspect(
@@ -190,9 +192,20 @@ def _of_store(found: Manifests, options: InspectOptions, where: str) -> Inspecti
     names = [t.quantisation.pair if t.quantisation else t.name for t in manifest.tensors]
     selected = chosen_names(names, options.survey.select)
     kept = [number for number, name in enumerate(names) if name in selected]
-    tensors = tuple(_kept(manifest.tensors[number], manifest.mesh) for number in kept)
+    tensors = [_kept(manifest.tensors[number], manifest.mesh) for number in kept]
     chosen, one = _choose(tensors, options, where)
     drawn = tuple(kept[number] for number in chosen) if one else ()
+    pictures = pictures_of_store(found, drawn, options.mesh, options.rules, options.hosts)
+    shown_on = None
+    if options.mesh is not None or options.rules is not None:
+        shown_on = complete_mesh(options.mesh or manifest.mesh, options.rules)
+        if one:  # the others may not fit
+            split = {picture.tensor.name: (picture.spec, picture.slab) for picture in pictures}
+        else:
+            split = split_on(shown_on, options.rules, [manifest.tensors[number] for number in kept])
+        for number in chosen:
+            spec, slab = split[tensors[number].name]
+            tensors[number] = replace(tensors[number], spec=spec, slab=slab)
     return Inspection(
         kind="store",
         name=manifest.source.name,
@@ -201,12 +214,13 @@ def _of_store(found: Manifests, options: InspectOptions, where: str) -> Inspecti
         piece_length=manifest.source.piece_length,
         mesh=manifest.mesh,
         profile=manifest.source.profile,
-        tensors=tensors,
+        tensors=tuple(tensors),
         files=tuple(FileInfo(asset.path, asset.nbytes, 0) for asset in manifest.assets),
         codec=manifest.codec,
         absent_hosts=found.absent,
         chosen=tuple(tensors[number] for number in chosen),
-        pictures=pictures_of_store(found, drawn, options.mesh, options.rules, options.hosts),
+        pictures=pictures,
+        shown_on=shown_on,
     )
 
 
@@ -250,7 +264,7 @@ def _of_survey(found: Survey, options: InspectOptions) -> Inspection:
         ),
         notes=found.notes,
         chosen=tuple(tensors[number] for number in chosen),
-        pictures=pictures_of_survey(found, drawn, options.mesh, rules, options.hosts),
+        pictures=pictures_of_survey(found, drawn, options.mesh, rules, options.hosts or 1),
     )
 
 

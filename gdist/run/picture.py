@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gdist import releases
 from gdist.core.box import Box
 from gdist.core.extent import Extent
-from gdist.core.fits import faults_of
+from gdist.core.fits import faults_of, fit
 from gdist.core.mesh import Mesh, PartitionSpec, split_counts
 from gdist.core.picture import (
     Place,
@@ -26,7 +26,7 @@ from gdist.core.picture import (
     shards_of_box,
     side_by_side,
 )
-from gdist.core.rules import Rule, Rules, complete_mesh, resolve_specs
+from gdist.core.rules import Rule, Rules, complete_mesh, kept_specs, resolve_specs
 from gdist.core.store_manifest import StoreManifest, StoreTensor
 from gdist.core.tensor import Part, Quantisation, StoredTensor, TensorSpec
 from gdist.errors import RequestError
@@ -90,7 +90,7 @@ def pictures_of_survey(
 
 
 def pictures_of_store(
-    store: Manifests, numbers: Sequence[int], mesh: Mesh | None, rules: Rules | None, hosts: int
+    store: Manifests, numbers: Sequence[int], mesh: Mesh | None, rules: Rules | None, hosts: int | None
 ) -> tuple[TensorPicture, ...]:
     """Pictures of some tensors of a store: on its own mesh, or as a load onto another would read it.
 
@@ -105,10 +105,11 @@ def pictures_of_store(
         tensor = manifest.tensors[number]
         own = TensorSpec(tensor.name, tensor.shape, tensor.dtype, tensor.encoding)
         if mesh is None and rules is None:
-            on, spec, shared_by = manifest.mesh, tensor.spec, store.count
+            on, spec = manifest.mesh, tensor.spec
         else:
             on = complete_mesh(mesh or manifest.mesh, rules)
-            spec, shared_by = _spec_of(manifest, tensor, on, rules), hosts if mesh else store.count
+            spec = _spec_of(manifest, tensor, on, rules)
+        shared_by = hosts or (store.count if mesh is None else 1)
         picture = _picture(own, on, spec, shared_by, tensor.quantisation)
         regions = tuple(_from_shards(region, tensor) for region in picture.regions)
         picture = replace(picture, grid=tensor.grid, regions=regions)
@@ -189,6 +190,28 @@ def _spec_of(manifest: StoreManifest, tensor: StoreTensor, mesh: Mesh, rules: Ru
         halves = [tensor]
     specs = resolve_specs(mesh, rules, [_stored(half) for half in halves])
     return next(spec for half, spec in zip(halves, specs, strict=True) if half.name == tensor.name)
+
+
+def split_on(
+    mesh: Mesh, rules: Rules | None, tensors: Sequence[StoreTensor]
+) -> dict[str, tuple[PartitionSpec, tuple[int, ...]]]:
+    """The spec of each tensor of a store on a mesh, and what one device holds of it; as the pictures have it.
+
+    Raises:
+        RequestError: naming every tensor without a rule, and every one that the mesh does not divide.
+    """
+    stored = [_stored(tensor) for tensor in tensors]
+    if rules is None:
+        specs = kept_specs(mesh, zip(stored, (tensor.spec for tensor in tensors), strict=True))
+        if not (found := fit(mesh, stored, specs)).ok:
+            raise found.error()
+    else:
+        specs = resolve_specs(mesh, rules, stored)
+    split = {}
+    for tensor, spec in zip(tensors, specs, strict=True):
+        counts = split_counts(mesh, spec, len(tensor.shape))
+        split[tensor.name] = spec, tuple(n // count for n, count in zip(tensor.shape, counts, strict=True))
+    return split
 
 
 def _stored(tensor: StoreTensor) -> StoredTensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,31 @@ def test_a_store_on_another_mesh_shows_what_a_load_reads(store: Path) -> None:
     assert one(store, "layers.0.w", mesh="8", rules=rules).slab == (1, 16)
     with pytest.raises(RequestError, match="does not divide"):
         one(store, "layers.0.w", mesh="3x1")
+
+
+def test_all_of_a_store_is_told_on_another_mesh(store: Path) -> None:
+    def slabs(**options: Any) -> dict[str, tuple[int, ...] | None]:
+        found = api.inspect(str(store), **options)
+        assert found.mesh == Mesh((("data", 2), ("model", 4)))
+        assert (found.shown_on is None) == (not options)
+        return {tensor.name: tensor.slab for tensor in found.chosen}
+
+    assert slabs() == {"layers.0.w": (4, 4), "norm": (8,)}
+    assert slabs(mesh="1x2") == {"layers.0.w": (8, 8), "norm": (8,)}
+    rules = {"axes": ["data", "model"], "rules": [[".*", ["model"]]]}
+    assert slabs(rules=rules) == {"layers.0.w": (2, 16), "norm": (2,)}
+    assert slabs(mesh="8", rules=rules, tensor="layers|norm") == {"layers.0.w": (1, 16), "norm": (1,)}
+    assert slabs(mesh="1x16", tensor="layers.0.w") == {"layers.0.w": (8, 1)}
+    with pytest.raises(RequestError, match=r"does not divide .*'layers.0.w'"):
+        slabs(mesh="3x1")
+
+
+def test_hosts_of_a_stores_own_mesh_are_as_asked(store: Path) -> None:
+    assert one(store, "layers.0.w", hosts=1).hosts == 1
+    assert one(store, "layers.0.w", hosts=4).hosts == 4
+    assert one(store, "layers.0.w", mesh="1x2").hosts == 1
+    with pytest.raises(RequestError, match="hosts"):
+        one(store, "layers.0.w", hosts=3)
 
 
 def test_a_part_of_a_store_says_what_is_not_here(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ NAMED = 5  # of several tensors, in a hint
 @click.command()
 @source_argument
 @mesh_options(host=False, hosts=True)
-@hosts_option("Hosts that share the mesh.", default=1, show_default=True)
+@hosts_option("Hosts that share the mesh.  [default: those that wrote a store, else 1]")
 @option("--tensor", metavar="NAME|REGEX", help="One tensor or pair, drawn; or all that are found.")
 @option("--plot", metavar="FILE.svg", help="Draw the one tensor or pair as SVG, too.")
 @option("--files", is_flag=True, help="List the files too.")
@@ -151,6 +151,8 @@ def _totals(found: Inspection) -> Iterator[str]:
         size = format_bytes(found.nbytes)
         files = count(len(found.files), "file")
         yield f"{kind[found.kind]}: {files}, {size}, {len(assets)} without tensors{pieces}"
+    if found.shown_on:
+        yield f"shown on mesh {found.shown_on}"
     if found.info_hash:
         yield f"info-hash {found.info_hash}"
     if found.profile:
