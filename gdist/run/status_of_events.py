@@ -86,6 +86,11 @@ class StatusOfEvents:
             self._moved = self._clock()
             self._take(event)
 
+    def waits(self) -> None:
+        """It is alive, and nothing else is to be told: it waits for others."""
+        with self._lock:
+            self._moved = self._clock()
+
     def goes_to(self, dest: str) -> None:
         """Where it writes to is known now."""
         with self._lock:

@@ -166,6 +166,10 @@ def test_a_run_lives_as_long_as_it_gives_signs() -> None:
         clock.now += LIVE_SECONDS - 1
         assert found.status().live
         found(Waiting(Stage.METADATA, 0))
+    for _ in range(10):
+        clock.now += LIVE_SECONDS - 1
+        assert found.status().live
+        found.waits()
     clock.now += LIVE_SECONDS
     assert not found.status().live
     found(PROGRESS)

@@ -198,7 +198,7 @@ class _Agent:
         if self._status.status().stage is not Stage.EXCHANGE:
             self._watch(StageStarted(Stage.EXCHANGE))
         here = all_here(where.text, self._host, asked.work)
-        coordinator = station.link.meet(here, free_port())
+        coordinator = station.link.meet(here, free_port(), self._options.linger)
 
         def watch(event: Event) -> None:
             if isinstance(event, Finished):
@@ -274,6 +274,8 @@ class _Agent:
             return {peer.index for peer in link.inside.peers.values() if peer.state in ("live", "done")}
 
     def _tick(self) -> None:
+        if self._pieces is None:
+            self._status.waits()
         if not self._serving:  # then it ends in its own way
             if self._stop.is_set():
                 raise InterruptedRun(
@@ -433,6 +435,8 @@ class _Agent:
         alone_since = time.monotonic()
         while pieces.serve():
             if self._stop.is_set():
+                if self._shares_of:  # of which no store is made yet
+                    break
                 if link.inside.wanted and not link.inside.done:
                     raise InterruptedRun(
                         "the run was asked to stop: the store here is complete, others still need its pieces",

@@ -27,6 +27,7 @@ RETRY_SECONDS = 0.25
 TELL_SECONDS = 0.02  # what changes within it is told in one message
 POLL_WAIT_SECONDS = 1.0
 LOCALHOST = "127.0.0.1"  # host 0's own process listens on all of its addresses
+STATUS_SECONDS = 3.0  # for who asks this host: it waits five itself
 SILENT_SECONDS = 10.0  # without an answer, until it is told why
 PATIENCE_SECONDS = 1800.0  # for hosts without which nothing can begin: pods may wait long for their node
 
@@ -152,16 +153,18 @@ class Link:
             HostsMissing: no host that may use the outside came for `PATIENCE_SECONDS`.
             GdistError: from `stop`.
         """
-        began = time.monotonic()
+        began, told = time.monotonic(), False
+        why = "no host that may use the outside has found the torrent's metadata"
         while True:
             self._stop()
             self.check()
-            if time.monotonic() - began > PATIENCE_SECONDS:
-                raise HostsMissing(
-                    "no host that may use the outside has found the torrent's metadata",
-                    hint="start the hosts of --gateways, or look at what they say",
-                )
-            found = self._request("POST", "/catalogue", {"have": False}, timeout=ANSWER_SECONDS + 10)
+            waited = time.monotonic() - began
+            if waited > PATIENCE_SECONDS:
+                raise HostsMissing(why, hint="start the hosts of --gateways, or look at what they say")
+            if waited > SILENT_SECONDS and not told:
+                told = True
+                self.on_silence(f"{why} yet; one is waited for up to {format_seconds(PATIENCE_SECONDS)}")
+            found = self._request("POST", "/catalogue", {"have": False}, timeout=ANSWER_SECONDS)
             if found is not None and not found.get("wait"):
                 return None if found.get("scout") else found
 
@@ -364,25 +367,43 @@ class Link:
         inside.done, inside.brought = bool(found["done"]), int(found["brought"])
         inside.union, inside.slowest = int(found["union"]), found["slowest"]
 
-    def meet(self, here: bool, port: int) -> str | None:
+    def meet(self, here: bool, port: int, patience: float) -> str | None:
         """Waits until every host has its even share; where JAX's processes meet then, at host 0.
 
         None when all hosts have all of their shards (`here`) already. `port` is free on this host.
 
         Raises:
+            HostsMissing: some that are not at work did not come for `patience` seconds.
             GdistError: from `stop`.
         """
+        since, told, gone = time.monotonic(), "", ""
         while True:
             self._stop()
             self.check()
             found = self._request("POST", "/meet", {"here": here, "port": port}, timeout=ANSWER_SECONDS)
-            if found is None or found.get("wait"):
+            if found is None:
+                continue
+            now = time.monotonic()
+            if found.get("wait"):
+                who = ", ".join(map(str, found["gone"]))
+                since, gone = (now, who) if who != gone or not who else (since, gone)
+                if who and now - since > patience:
+                    raise HostsMissing(
+                        f"hosts {who} are not here, and all hosts have to exchange their shares",
+                        hint="start them with the same line; the same command goes on",
+                    )
+                if who and now - since > min(SILENT_SECONDS, patience) / 2 and who != told:
+                    told = who
+                    self.on_silence(f"waiting up to {format_seconds(patience)} for hosts {who} to come")
                 continue
             if not found["move"]:
                 return None
             with self.changed:
-                first = self.inside.peers[0].address if self.index else ""
-            host = parse_address(first)[0] if first else LOCALHOST
+                first = self.inside.peers.get(0)
+            if self.index and first is None:  # who is here comes with the next poll
+                self._closing.wait(RETRY_SECONDS)
+                continue
+            host = parse_address(first.address)[0] if self.index and first else LOCALHOST
             return format_address(host, found["port"])
 
     # --- the end --------------------------------------------------------------------------------------
@@ -409,7 +430,7 @@ class Link:
 
     def ask_cluster(self) -> object:
         """Where the cluster stands, from the coordinator."""
-        return self.way.client(self.way.address).json("GET", "/cluster", None, timeout=ANSWER_SECONDS)
+        return self.way.client(self.way.address).json("GET", "/cluster", None, timeout=STATUS_SECONDS)
 
     def flush(self, seconds: float) -> None:
         """Waits until everything here was told, at most so long."""

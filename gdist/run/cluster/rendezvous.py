@@ -30,7 +30,6 @@ from gdist.exchange import Request, Response
 
 FINAL_PHASE = 1  # what the torrent holds is known; before that its pieces are counted as they lie
 POLL_SECONDS = 1.0  # the longest that an answer is held back; a host is late by as much after a lost message
-CATALOGUE_SECONDS = 10.0
 WAKE_SECONDS = 0.25  # how late the passing of time is noticed
 COALESCE_SECONDS, COALESCE_SECONDS_PER_HOST = 0.02, 0.0005  # between two answers to one host
 
@@ -162,7 +161,7 @@ class Rendezvous:
     # --- the catalogue --------------------------------------------------------------------------------
 
     def _ask_catalogue(self, request: Request, body: Json) -> Json:
-        deadline = time.monotonic() + CATALOGUE_SECONDS
+        deadline = time.monotonic() + POLL_SECONDS
         with self.changed:
             while True:
                 member = self._member(body)
@@ -330,7 +329,8 @@ class Rendezvous:
                     hint="run the line on every host with --exchange swarm, which fetches what is missing",
                 )
             if len(met) < self.count:
-                return {"wait": True}
+                working = {m.index for m in self.members.values() if m.state in ("live", "done")}
+                return {"wait": True, "gone": sorted(set(range(self.count)) - met.keys() - working)}
             return {"move": move, "port": met[0][1]}
 
     def _have_met(self) -> dict[int, tuple[bool, int]]:

@@ -16,7 +16,7 @@ from gdist.core.magnet import Magnet, format_magnet
 from gdist.core.mesh import HostGroup
 from gdist.core.status import AgentStatus, MemberStatus
 from gdist.core.units import parse_bytes
-from gdist.errors import GdistError, RefusedError, Unreachable
+from gdist.errors import GdistError, HostsMissing, RefusedError, Unreachable
 from gdist.events import Event, Stage, StageStarted
 from gdist.run.collective import fetch_shares, move_shares
 from gdist.run.fetch import FetchResult, fetch
@@ -155,5 +155,30 @@ def test_where_shares_are_gone_the_other_exchange_fetches_what_is_missing(
         said = agents.errors(1)
         assert "complete is host 0" in said and "--exchange swarm" in said
         agents.start_all("--exchange", "swarm")
+        assert agents.wait_all() == [0, 0], agents.said()
+        assert all(verify(store).ok for store in agents.stores)
+
+
+def test_hosts_that_do_not_come_are_named_and_waited_for_as_long_as_was_asked(
+    seeded: Seeded, tmp_path: Path
+) -> None:
+    options = ("--exchange", "collective", "--linger", "2s")
+    with Agents(seeded, tmp_path, 2, *options, mesh="2x2") as agents:
+        fetch_shares(format_magnet(seeded.magnet), agents.dest(0), fetch_options("2x2", "0/2"))
+        agents.start(0)
+        assert agents.wait(0) == code_of(HostsMissing), agents.said()
+        said = agents.errors(0)
+        assert "hosts 1 are not here" in said
+        assert any("for hosts 1 to come" in note["text"] for note in agents.told(0, "note"))
+
+
+def test_hosts_that_have_their_shares_already_meet_at_once(seeded: Seeded, tmp_path: Path) -> None:
+    """Where host 0 is comes with the first poll, which may be later than the answer that all are here."""
+    with Agents(seeded, tmp_path, 2, "--exchange", "collective", mesh="2x2") as agents:
+        for index in range(2):
+            fetch_shares(format_magnet(seeded.magnet), agents.dest(index), fetch_options("2x2", f"{index}/2"))
+        agents.start(0)
+        agents.until(lambda: agents.told(0, "member_changed"))
+        agents.start(1)
         assert agents.wait_all() == [0, 0], agents.said()
         assert all(verify(store).ok for store in agents.stores)
