@@ -24,7 +24,7 @@ from gdist.errors import (
     StalledError,
     TransferError,
 )
-from gdist.events import Event, ShardCommitted, TensorReady
+from gdist.events import Event, ReshardPlanned, TensorReady
 from gdist.run.fetch import fetch
 from gdist.run.journal_file import Lock
 from gdist.stores.growing import Growing
@@ -110,7 +110,7 @@ def test_an_unfinished_reshard_is_called_one(growing: Open, tmp_path: Path) -> N
             tmp_path / "w4",
             mesh="1x4",
             stop=stop,
-            observe=lambda event: stop.set() if isinstance(event, ShardCommitted) else None,
+            observe=lambda event: stop.set() if isinstance(event, ReshardPlanned) else None,
         )
     with pytest.raises(TransferError, match=r"no reshard into .* ran for") as caught:
         found = growing(tmp_path / "w4")
