@@ -69,6 +69,24 @@ def test_every_node_gets_the_line_as_it_was_given(
 
 @pytest.mark.slow
 @slurm_is_there
+def test_nodes_have_the_secret_where_a_job_exports_nothing(
+    slurm: SlurmCluster, standin: Any, submit: Callable[..., int]
+) -> None:
+    """Slurm hands `--export=NONE` on to the steps of the job."""
+    number = submit(None, "--export=NONE")
+    assert slurm.wait(number)["JobState"] == "COMPLETED", slurm.output(number)
+    (secret,) = {call["environ"].get("GDIST_SECRET") for call in standin.calls()}
+    assert secret and len(secret) == 64
+
+
+def test_every_step_exports_what_the_script_sets() -> None:
+    text = slurm_script(job(), Slurm(directives=("--export=NONE",)))
+    steps = [line for line in text.splitlines() if line.lstrip("# ").startswith("srun --")]
+    assert len(steps) == 2 and all("srun --export=ALL " in line for line in steps)
+
+
+@pytest.mark.slow
+@slurm_is_there
 def test_a_code_that_asking_again_does_not_help_ends_the_job_at_once(
     slurm: SlurmCluster, standin: Any, submit: Callable[..., int]
 ) -> None:
