@@ -12,14 +12,18 @@ from gdist.clusters.membership import HalfSet, Membership, Variables, group, hal
 from gdist.core.hosts import parse_hosts
 from gdist.errors import RequestError
 
+GROUP = ("LWS_WORKER_INDEX", "LWS_GROUP_SIZE", "LWS_LEADER_ADDRESS")
 WORLD = "set GDIST_WORLD in the manifest to the number of pods, or GDIST_HOSTS to their names"
 
 
 def find(variables: Variables, hostname: str) -> Membership | None:
     """The pod among its Job's, or its group's; None where there is no index."""
-    if variables.has("LWS_LEADER_ADDRESS") or variables.has("LWS_WORKER_INDEX"):
+    if any(variables.has(name) for name in GROUP):
         return _of_group(variables)
     if not variables.has("JOB_COMPLETION_INDEX"):
+        # JOB_INDEX alone may be of anything.
+        if any(variables.has("JOB_INDEX", name) for name in ("JOBSET_NAME", "JOB_REPLICAS", "PODS_PER_JOB")):
+            return _of_jobset(variables, hostname)
         return None
     if variables.has("JOB_INDEX") or variables.has("PODS_PER_JOB"):
         return _of_jobset(variables, hostname)
@@ -86,10 +90,11 @@ def _of_jobset(variables: Variables, hostname: str) -> Membership:
 
 def _of_group(variables: Variables) -> Membership:
     """A LeaderWorkerSet's group: a leader `NAME-GROUP.DOMAIN` and workers `NAME-GROUP-INDEX.DOMAIN`."""
-    index, count = variables.needs("kubernetes", "LWS_WORKER_INDEX", "LWS_GROUP_SIZE")
-    leader = variables.text("LWS_LEADER_ADDRESS")
-    if not leader:
-        raise half_set("kubernetes", ["LWS_LEADER_ADDRESS"], ["LWS_WORKER_INDEX", "LWS_GROUP_SIZE"])
+    missing = [name for name in GROUP if not variables.has(name)]
+    if missing:
+        raise half_set("kubernetes", missing, [name for name in GROUP if name not in missing])
+    index, count = variables.needs("kubernetes", *GROUP[:2])
+    leader = variables.text(GROUP[2])
     host = group("kubernetes", index, count, variables)
     name, _, domain = leader.partition(".")
     hosts = (leader, *(f"{name}-{n}.{domain}" for n in range(1, count))) if domain else ()

@@ -95,13 +95,13 @@ class Variables:
         """The numbers of these variables.
 
         Raises:
-            HalfSet: naming those that are not set, and those that are.
+            HalfSet: naming those that are not set, and those that are: these, or others that were read.
         """
         values = {name: self.number(name) for name in names}
         found = tuple(value for value in values.values() if value is not None)
         if len(found) < len(names):
             missing = [name for name, value in values.items() if value is None]
-            raise half_set(cluster, missing, [name for name in names if name not in missing])
+            raise half_set(cluster, missing, self._used)
         return found
 
     def has(self, *names: str) -> bool:
@@ -110,8 +110,10 @@ class Variables:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """Those that were read and set, as `NAME=value`."""
-        return tuple(f"{name}={shorten(value, SHOWN)}" for name, value in self._used.items())
+        """Those that were read and set, as `NAME=value`, each on one line."""
+        return tuple(
+            f"{name}={shorten(' '.join(value.split()), SHOWN)}" for name, value in self._used.items()
+        )
 
 
 def half_set(cluster: str, missing: Iterable[str], there: Iterable[str]) -> HalfSet:

@@ -9,7 +9,7 @@ NAMES = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 
 def find(variables: Variables, hostname: str) -> Membership | None:
     """The host of this rank; None where no such mpiexec started it."""
-    if not variables.has("PMI_RANK") or not variables.has("PMI_SIZE"):
+    if not variables.has("PMI_RANK") and not variables.has("PMI_SIZE"):
         return None
     rank, size, local_rank, local_size = variables.needs("mpich", *NAMES)
     host = hosts_of_ranks("mpich", rank, size, local_rank, local_size, variables)

@@ -17,9 +17,9 @@ RANKS = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
 
 def find(variables: Variables, hostname: str) -> Membership | None:
     """The host of this rank; None where mpirun did not start it."""
-    if not variables.has("OMPI_COMM_WORLD_SIZE"):
-        return None
     names = [f"OMPI_COMM_WORLD_{name}" for name in RANKS]
+    if not any(variables.has(name) for name in names):
+        return None
     rank, size, local_rank, local_size = variables.needs("openmpi", *names)
     host = hosts_of_ranks("openmpi", rank, size, local_rank, local_size, variables)
     job, coordinator = _launcher(variables)

@@ -10,11 +10,12 @@ RANK, COUNT, ADDRESSES = "SKYPILOT_NODE_RANK", "SKYPILOT_NUM_NODES", "SKYPILOT_N
 
 def find(variables: Variables, hostname: str) -> Membership | None:
     """The node among the task's; None outside SkyPilot."""
-    if not variables.has(RANK) and not variables.has(ADDRESSES):
-        return None
+    there = [name for name in (RANK, COUNT) if variables.has(name)]
     addresses = tuple(variables.text(ADDRESSES).split())  # one a line
     if not addresses:
-        raise half_set("skypilot", [ADDRESSES], [RANK])
+        if (there == [COUNT] and variables.number(COUNT) == 1) or not there:
+            return None
+        raise half_set("skypilot", [name for name in (RANK, ADDRESSES) if name not in there], there)
     (index,) = variables.needs("skypilot", RANK)
     count = variables.number(COUNT)
     if count not in (None, len(addresses)):

@@ -29,6 +29,7 @@ def find(variables: Variables, hostname: str) -> Membership | None:
             hint="say --host INDEX/COUNT, the same COUNT on every host",
         )
     if not there:
+        _check_half(variables)
         return None
     if len(there) == 1:
         raise half_set("torchrun", {"RANK", "WORLD_SIZE"} - set(there), there)
@@ -37,6 +38,18 @@ def find(variables: Variables, hostname: str) -> Membership | None:
     local_size = variables.number("LOCAL_WORLD_SIZE") or 1
     host = hosts_of_ranks("torchrun", rank, size, local_rank, local_size, variables)
     return _member(variables, host.index, host.count)
+
+
+def _check_half(variables: Variables) -> None:
+    """That nothing is set, where no rank is, which only one of several hosts has.
+
+    Raises:
+        HalfSet: naming it, and what is missing.
+    """
+    if variables.has("TORCHELASTIC_RUN_ID") and any(variables.has(name) for name in GROUP):
+        variables.needs("torchrun", *GROUP)
+    if (variables.number(NODES[0]) or 0) > 0 or (variables.number(NODES[1]) or 1) > 1:
+        variables.needs("torchrun", *NODES)
 
 
 def _member(variables: Variables, index: int, count: int) -> Membership:

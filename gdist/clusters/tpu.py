@@ -17,6 +17,11 @@ def find(variables: Variables, hostname: str) -> Membership | None:
     """The host among those of all slices; None where no worker is named."""
     listed = variables.text(ADDRESSES) or variables.text(NAMES)
     if not listed:
+        # Worker 0 of one slice may be a lone host's.
+        if (variables.number("TPU_WORKER_ID") or 0) > 0 or (
+            variables.number("MEGASCALE_NUM_SLICES") or 1
+        ) > 1:
+            raise half_set("tpu", [NAMES], [item.partition("=")[0] for item in variables.used])
         return None
     processes = [host_part(item.strip()) for item in listed.split(",") if item.strip()]
     hosts = tuple(dict.fromkeys(processes))

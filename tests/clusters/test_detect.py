@@ -44,6 +44,12 @@ POD = {"JOB_COMPLETION_INDEX": "3", "KUBERNETES_SERVICE_HOST": "10.96.0.1"}
         ({}, (0, 1), "alone", "", "nothing is there"),
         ({"PATH": "/bin", "HOSTNAME": "x"}, (0, 1), "alone", "", "nothing of ours is there"),
         ({"MASTER_ADDR": "h0"}, (0, 1), "alone", "", "an address alone says nothing"),
+        ({"TPU_WORKER_ID": "0"}, (0, 1), "alone", "", "a lone TPU VM's may be set by hand"),
+        ({"SKYPILOT_NUM_NODES": "1"}, (0, 1), "alone", "", "a count of one is no larger job"),
+        ({"JOB_INDEX": "2"}, (0, 1), "alone", "", "a name that others use"),
+        ({"GROUP_RANK": "1"}, (0, 1), "alone", "", "not of torchrun's agent"),
+        ({"PET_NNODES": "1", "PET_NODE_RANK": ""}, (0, 1), "alone", "", "torchrun on one host"),
+        (SLURM | {"PMI_RANK": "2", "PMI_SIZE": "4"}, (2, 4), "slurm", "n0", "Slurm's own PMI"),
         ({"RAY_ADDRESS": "h0:6379"}, (0, 1), "alone", "", "a plain Ray task has no rank"),
         (SLURM, (2, 4), "slurm", "n0", ""),
         (SLURM | {"JAX_COORDINATOR_ADDRESS": "10.0.0.9:1234"}, (2, 4), "slurm", "10.0.0.9", "JAX is told so"),
@@ -158,6 +164,24 @@ def test_who_is_believed(
             {"SKYPILOT_NODE_RANK": "0", "SKYPILOT_NODE_IPS": "a\nb", "SKYPILOT_NUM_NODES": "3"},
             "SKYPILOT_NUM_NODES is 3",
         ),
+        (
+            {"SKYPILOT_NUM_NODES": "4"},
+            "SKYPILOT_NUM_NODES is set, SKYPILOT_NODE_RANK and SKYPILOT_NODE_IPS are",
+        ),
+        ({"SKYPILOT_NODE_IPS": "a\nb"}, "skypilot: SKYPILOT_NODE_IPS is set, SKYPILOT_NODE_RANK is not"),
+        ({"PMI_RANK": "1"}, "PMI_RANK is set, PMI_SIZE and MPI_LOCALRANKID and MPI_LOCALNRANKS are not"),
+        ({"PMI_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}, "OMPI_COMM_WORLD_RANK is set, OMPI_COMM_WORLD_SIZE"),
+        ({"TPU_WORKER_ID": "3"}, "tpu: TPU_WORKER_ID is set, TPU_WORKER_HOSTNAMES is not"),
+        ({"MEGASCALE_NUM_SLICES": "2"}, "MEGASCALE_NUM_SLICES is set, TPU_WORKER_HOSTNAMES is not"),
+        (
+            {"TPU_WORKER_HOSTNAMES": "a", "TPU_WORKER_ID": "0", "MEGASCALE_NUM_SLICES": "2"},
+            "TPU_WORKER_ID and MEGASCALE_NUM_SLICES are set, MEGASCALE_SLICE_ID is not",
+        ),
+        ({"LWS_GROUP_SIZE": "4"}, "LWS_GROUP_SIZE is set, LWS_WORKER_INDEX and LWS_LEADER_ADDRESS are not"),
+        ({"LWS_LEADER_ADDRESS": "l"}, "LWS_LEADER_ADDRESS is set, LWS_WORKER_INDEX and LWS_GROUP_SIZE are"),
+        ({"JOB_INDEX": "2", "JOBSET_NAME": "x"}, "JOB_INDEX is set, JOB_COMPLETION_INDEX and"),
+        ({"GROUP_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, "GROUP_RANK is set, GROUP_WORLD_SIZE is not"),
+        ({"PET_NODE_RANK": "1"}, "PET_NODE_RANK is set, PET_NNODES is not"),
         ({"JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES is not"),
         (
             {"JAX_COORDINATOR_ADDRESS": "h0:1234"},
@@ -190,6 +214,13 @@ def test_what_is_refused(environ: Mapping[str, str], says: str) -> None:
         detect(environ, hostname="me", addresses=("10.0.0.9",))
     assert says in caught.value.message
     assert caught.value.hint
+
+
+def test_what_decided_is_told_on_one_line() -> None:
+    """SkyPilot has an address a line."""
+    environ = {"SKYPILOT_NODE_RANK": "0", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    member = detect(environ, hostname="me")
+    assert "SKYPILOT_NODE_IPS=10.0.0.1 10.0.0.2" in member.evidence and "\n" not in str(member)
 
 
 def test_ranks_inside_a_schedulers_task_are_ranks_of_its_host() -> None:
