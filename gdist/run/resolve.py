@@ -187,6 +187,24 @@ def _resolve(text: str) -> Resolved:
     return _with_manifest(magnet, magnet.info_hash, tuple(notes))
 
 
+def check_source(text: str) -> None:
+    """That a source can be one on other hosts, whose files are not seen from here.
+
+    Raises:
+        RequestError: when it is no magnet, URL, path from the root, info-hash or known release.
+    """
+    text = text.strip()
+    if is_magnet(text) or _is_hash(text):
+        parse_magnet(text)
+    elif _URL.match(text):
+        _check_scheme(text)
+    elif not os.path.isabs(text) and releases.known_release(text) is None:
+        raise RequestError(
+            f"{text[:120]!r} is no magnet, info-hash, path from the root or URL, nor a known release",
+            hint=f"known releases: {', '.join(releases.release_names())}; a file is given from the root",
+        )
+
+
 def _refuse_store(where: str) -> None:
     if files_of(where).manifests():
         raise RequestError(

@@ -161,6 +161,11 @@ def test_what_is_refused(words: list[str], says: str, capsys: pytest.CaptureFixt
         (["--", "--mesh", "4x4"], "--mesh is given before -- and after it"),
         (["--encrypt", "--", "--encrypt"], "--encrypt is given before -- and after it"),
         (["--", "--manifest", "./m.json"], "'./m.json' is relative"),
+        (["--", "--manifest", "rel.json"], "'rel.json' is relative"),
+        (["--", "--verify-key", "zz"], "'zz' is relative"),
+        (["--", "--work-dir", "rel"], "'rel' is relative"),
+        (["--secret-file", "rel"], "'rel' is relative"),
+        (["--", "--select", "("], "select is no regular expression: '('"),
     ],
 )
 @pytest.mark.parametrize("kind", COMMANDS)
@@ -207,6 +212,20 @@ def test_a_file_that_lies_here_is_not_the_hosts(
     for source in ("local.torrent", "./local.torrent", "../other.torrent"):
         assert main(["bootstrap", "slurm", source, "/d", *COMMON]) == 2
         assert f"the file '{source}' is relative" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["not-a-thing", "elsewhere.torrent", "ftp://x/a.torrent", "magnet:?dn=x"])
+def test_a_source_that_can_be_none(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bootstrap", "slurm", source, "/d", *COMMON]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "error: " in err and "hint: " in err
+
+
+def test_what_stands_for_a_file_is_no_path(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--manifest", "grok-1", "--verify-key", "ab" * 32, "--work-dir", "/scratch/w"]
+    for source in ("ab" * 20, "https://x/a.torrent"):
+        assert main(["bootstrap", "slurm", source, "/d", *COMMON, "--", *flags]) == 0
+    assert main(["bootstrap", "slurm", "ab" * 20, "/d", *COMMON, "--", "--manifest", "https://x/m.json"]) == 0
 
 
 @pytest.mark.parametrize(

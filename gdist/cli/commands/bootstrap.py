@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,13 @@ from gdist.cli.options import Place, option, output_options, source_argument
 from gdist.cli.output import Output
 from gdist.clusters.membership import Membership
 from gdist.core.mesh import HostGroup
+from gdist.core.select import check_patterns
 from gdist.errors import RequestError
+from gdist.kvstore import is_url
+from gdist.releases import known_release
 from gdist.run.bootstrap.job import BootstrapJob
 from gdist.run.bootstrap.kubernetes import VOLUMES
+from gdist.run.resolve import check_source
 
 F = TypeVar("F", bound=Callable[..., Any])  # Any: click passes a command's options by name
 
@@ -42,6 +47,8 @@ _NOT_IN_LINE = {
 }
 _SPEAKS = ("json", "quiet", "verbose", "report")  # the command's, not the library's
 _FILES = ("rules", "device_order", "profile", "manifest", "verify_key", "work_dir")
+
+_ONLY_FILES = ("manifest", "verify_key", "work_dir", "secret_file")  # others may be names, known here
 
 
 class _Group(click.Group):
@@ -151,6 +158,7 @@ def _job(
         program=tuple(_split(gdist, "--gdist")),
         then=then or "",
     )
+    _check_paths({"secret_file": job.secret_file})
     return job, _check(job, own, flags)
 
 
@@ -170,6 +178,8 @@ def _check(job: BootstrapJob, own: tuple[str, ...], flags: tuple[str, ...]) -> d
             raise RequestError(f"--{name} is given before -- and after it", hint="give it once")
     asked = before | after
     _check_paths({"source": job.source} | asked)
+    check_source(job.source)
+    check_patterns(asked.get("select", ()))
     if "report" in asked:  # its directory is to be on a host, not here
         check_target("--report", Path(asked["report"]).name, REPORTS)
     # what is a file of the hosts alone, they will read
@@ -199,14 +209,31 @@ def _parsed(job: BootstrapJob, flags: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _check_paths(asked: dict[str, Any]) -> None:
-    """That no file is named which other hosts would look for in another directory."""
-    for name in ("source", *_FILES):
+    """That no file is named which other hosts would look for in another directory.
+
+    Raises:
+        RequestError: naming the file.
+    """
+    for name in ("source", "secret_file", *_FILES):
         path = asked.get(name, "")
-        if path.startswith(("./", "../")) or (not os.path.isabs(path) and os.path.isfile(path)):
+        if not path or os.path.isabs(path) or is_url(path) or _is_no_path(name, path):
+            continue
+        if name in _ONLY_FILES or path.startswith(("./", "../")) or os.path.isfile(path):
             raise RequestError(
                 f"the file {path!r} is relative, and the hosts look for it elsewhere",
                 hint="give it from the root, as every host has it, or a URL",
             )
+
+
+def _is_no_path(name: str, text: str) -> bool:
+    """True for what an option takes in place of a file, and is one whatever lies here."""
+    match name:
+        case "manifest":
+            return known_release(text) is not None
+        case "verify_key":
+            return re.fullmatch(r"[0-9a-fA-F]{64}", text.strip()) is not None
+        case _:
+            return False
 
 
 def _split(text: str, what: str) -> list[str]:
