@@ -323,6 +323,15 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"port: {port}: " in capsys.readouterr().err
 
 
+def test_a_port_of_ones_own_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """The fetch with this --port would end so, on any host."""
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        where = ["--host", "1/2", "--coordinator", f"127.0.0.1:{free_port()}"]
+        assert main(["bootstrap", "check", *where, "--port", str(port)]) == 2
+    assert f"port: {port}: " in capsys.readouterr().err
+
+
 def test_another_program_on_the_coordinators_port(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,7 +339,9 @@ def test_another_program_on_the_coordinators_port(
     with socket.create_server(("127.0.0.1", 0)) as other:
         where = f"127.0.0.1:{other.getsockname()[1]}"
         assert main(["bootstrap", "check", "--host", "1/2", "--coordinator", where]) == 2
-    assert f"coordinator: {where} answers, and is no host of a fetch" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"coordinator: {where} takes connections, and does not speak as gdist does" in err
+    assert "does not answer" not in err
 
 
 @pytest.mark.parametrize("words", [["--together", "1s"], ["--host", "0/2", "--together", "0s"]])

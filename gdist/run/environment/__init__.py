@@ -133,7 +133,8 @@ def _network(options: EnvironmentOptions, member: Membership, findings: list[Fin
     port = (
         known[1] if known else options.port if options.port is not None else DEFAULT_PORT if index == 0 else 0
     )
-    findings.append(about_port(port, needed=count > 1 and (index == 0 or known is not None)))
+    asked = index == 0 or known is not None or bool(options.port)
+    findings.append(about_port(port, needed=count > 1 and asked))
     if count == 1:
         return
     others = {n: where for n, where in addresses.items() if n != index}
@@ -156,8 +157,8 @@ def _about_coordinator(where: tuple[str, int] | None, called: Called | None, ind
     return about_coordinator(called, index, wrong)
 
 
-def _stranger(called: Called | None) -> str:
-    return stranger(called) if called is not None and called.reach is Reach.ANSWERS else ""
+def _stranger(called: Called | None) -> bool:
+    return called is not None and called.reach is Reach.ANSWERS and stranger(called)
 
 
 def _interface(called: dict[int, Called], others: dict[int, tuple[str, int]]) -> str:

@@ -117,23 +117,23 @@ def call_all(addresses: Iterable[tuple[str, int]]) -> list[Called]:
         return list(pool.map(call, addresses))
 
 
-def stranger(called: Called) -> str:
-    """What is wrong with who answers at an address: '' for gdist, of whatever job."""
+def stranger(called: Called) -> bool:
+    """True when who takes connections at an address does not speak as gdist does, of whatever job."""
     key = Key.from_secret(secrets.token_hex(), "")  # nobody's: only gdist has words to refuse it
     with Client(called.address, key, timeout=CONNECT_SECONDS) as client:
         try:
             client.json("GET", "/who")
         except RefusedError:
-            return ""
-        except GdistError as error:
-            return error.message
-    return f"{called.address} believes anybody"
+            return False
+        except GdistError:
+            return True
+    return True  # it believes anybody
 
 
-def about_coordinator(called: Called | None, index: int, wrong: str = "") -> Finding:
+def about_coordinator(called: Called | None, index: int, wrong: bool = False) -> Finding:
     """What follows from calling the coordinator; None where its address is not known.
 
-    `wrong` is what `stranger` says of who answers.
+    `wrong` is true where it is a `stranger` who answers.
     """
     check = "coordinator"
     if called is None:
@@ -142,7 +142,8 @@ def about_coordinator(called: Called | None, index: int, wrong: str = "") -> Fin
     what = f"{called.address} {called.reach.value}"
     if wrong:
         hint = "choose another --port for the job, or end what listens there"
-        return fail(check, RequestError, f"{what}, and is no host of a fetch: {wrong}", hint)
+        what = f"{called.address} takes connections, and does not speak as gdist does"
+        return fail(check, RequestError, what, hint)
     if called.reach is Reach.ANSWERS or called.reach is Reach.REFUSES:
         return ok(check, what)
     hint = "see that host 0 is up, that its name and the port are right, and that no firewall drops them"
