@@ -72,7 +72,7 @@ def check_space(
         needed = staging_needed(plan) + disk_for_staging(plan) + _in_flight(plan)
     elif payload == "keep":
         needed -= _allocated(directory.parent / "payload")
-    check_free(directory, needed, "fetch")
+    check_free(directory, needed, "fetch", share=plan.host.count > 1)
 
 
 def staging_needed(plan: HostPlan) -> int:
@@ -81,8 +81,8 @@ def staging_needed(plan: HostPlan) -> int:
     return sum(sizes[:STAGED_SHARDS])
 
 
-def check_free(directory: Path, needed: int, doing: str) -> None:
-    """That a disk has so many bytes free.
+def check_free(directory: Path, needed: int, doing: str, *, share: bool = False) -> None:
+    """That a disk has so many bytes free; `share` is true where they are of one host of several.
 
     Raises:
         SpaceError: with the numbers.
@@ -92,7 +92,8 @@ def check_free(directory: Path, needed: int, doing: str) -> None:
     if needed > free:
         raise SpaceError(
             f"the {doing} needs {needed:,} more bytes of disk at {directory}, {free:,} are free",
-            hint="choose a destination with more space, or fetch a share: --mesh and --host",
+            hint="choose a destination with more space, or "
+            + ("more hosts" if share else "fetch a share: --mesh and --host"),
             needed=needed,
             free=free,
         )
