@@ -52,7 +52,8 @@ def served(
 def reported(target: Path | None, output: Output) -> Iterator[Recorder | None]:
     """What to record a cluster's run with; at its end, also of one that failed, `target` has the page.
 
-    Nothing is written where nothing was recorded: by hosts that did not coordinate.
+    Nothing is written where nothing was recorded: by hosts that did not coordinate. Nor by one that did for a
+    while and is done: of the end another one knows.
 
     Raises:
         FilesystemError, SpaceError: when the page cannot be written.
@@ -70,7 +71,14 @@ def reported(target: Path | None, output: Output) -> Iterator[Recorder | None]:
         with contextlib.suppress(GdistError):  # the run's own error is the one to tell
             _write(recorder, run_page, target, output)
         raise
-    _write(recorder, run_page, target, output)
+    if recorder.ended:
+        _write(recorder, run_page, target, output)
+
+
+def tell_no_report(recorder: Recorder | None, already: bool, observe: Observer) -> None:
+    """Says that there will be no page, where one was asked for and nothing had to be done."""
+    if already and recorder is not None and recorder.record() is None:
+        observe(Note("no report: complete already"))
 
 
 def _write(recorder: Recorder, page: Callable[[RunRecord], str], target: Path, output: Output) -> None:

@@ -170,6 +170,11 @@ class Recorder:
             span = self._samples[-1].seconds - self._samples[0].seconds
             self._every = span / len(self._samples)
 
+    @property
+    def ended(self) -> bool:
+        """True when at the last look some were complete and nobody was at work: a run's end."""
+        return self._status is not None and not self._works
+
     def record(self) -> RunRecord | None:
         """What was recorded so far; None before anything was."""
         status = self._status

@@ -156,6 +156,17 @@ def test_while_a_host_that_is_done_serves_the_share_of_the_bound_stays() -> None
     assert share is not None and 0.6 < share < 0.8
 
 
+def test_a_look_at_the_end_is_told_from_one_in_between() -> None:
+    """Who stood in for the coordinator for a while saw no end."""
+    recorder = Recorder()
+    assert not recorder.ended
+    recorder.add(moment(1.0, member(0, 2), member(1, 2)))
+    recorder.add(moment(2.0, member(0, 2, stage=Stage.SERVE), member(1, 2)))
+    assert not recorder.ended
+    recorder.add(moment(3.0, member(0, 2, stage=Stage.SERVE), member(1, 2, stage=Stage.SERVE)))
+    assert recorder.ended
+
+
 def test_time_goes_on_when_a_host_comes_late() -> None:
     record = recorded(
         moment(1.0, member(0, 2)),

@@ -23,7 +23,7 @@ from gdist.cli.options import (
     swarm_options,
 )
 from gdist.cli.output import Output
-from gdist.cli.serving import reported
+from gdist.cli.serving import reported, tell_no_report
 from gdist.cli.signals import stop_on_signals
 from gdist.cli.words import kept_nbytes
 from gdist.core.exchanges import EXCHANGES
@@ -161,6 +161,7 @@ def fetch(
         output.progress() as observe,
     ):
         done = api.cluster_fetch(source, dest, recorder=recorder, observe=observe, stop=stop, **asked)
+        tell_no_report(recorder, done.already, observe)
     output.result(
         done.path,
         {
