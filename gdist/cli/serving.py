@@ -52,8 +52,8 @@ def served(
 def reported(target: Path | None, output: Output) -> Iterator[Recorder | None]:
     """What to record a cluster's run with; at its end, also of one that failed, `target` has the page.
 
-    Nothing is written where nothing was recorded: by hosts that did not coordinate. Nor by one that did for a
-    while and is done: of the end another one knows.
+    Nothing is written where nothing was recorded: by hosts that did not coordinate. Nor by one that stood in
+    for host 0 for a while: of the end that one knows.
 
     Raises:
         FilesystemError, SpaceError: when the page cannot be written.
@@ -71,7 +71,7 @@ def reported(target: Path | None, output: Output) -> Iterator[Recorder | None]:
         with contextlib.suppress(GdistError):  # the run's own error is the one to tell
             _write(recorder, run_page, target, output)
         raise
-    if recorder.ended:
+    if recorder.tells:
         _write(recorder, run_page, target, output)
 
 

@@ -171,9 +171,10 @@ class Recorder:
             self._every = span / len(self._samples)
 
     @property
-    def ended(self) -> bool:
-        """True when at the last look some were complete and nobody was at work: a run's end."""
-        return self._status is not None and not self._works
+    def tells(self) -> bool:
+        """True where the run's page is this host's to write: host 0's, and a stand-in's that saw the end."""
+        status = self._status
+        return status is not None and (status.coordinator == 0 or not self._works)
 
     def record(self) -> RunRecord | None:
         """What was recorded so far; None before anything was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -156,15 +157,18 @@ def test_while_a_host_that_is_done_serves_the_share_of_the_bound_stays() -> None
     assert share is not None and 0.6 < share < 0.8
 
 
-def test_a_look_at_the_end_is_told_from_one_in_between() -> None:
-    """Who stood in for the coordinator for a while saw no end."""
-    recorder = Recorder()
-    assert not recorder.ended
-    recorder.add(moment(1.0, member(0, 2), member(1, 2)))
-    recorder.add(moment(2.0, member(0, 2, stage=Stage.SERVE), member(1, 2)))
-    assert not recorder.ended
-    recorder.add(moment(3.0, member(0, 2, stage=Stage.SERVE), member(1, 2, stage=Stage.SERVE)))
-    assert recorder.ended
+def test_who_stood_in_for_host_0_tells_only_of_an_end() -> None:
+    """While others were at work it may have given its place back, and knows no more."""
+    recorder, first = Recorder(), Recorder()
+    assert not recorder.tells and not first.tells
+    last = member(0, 2, stage=Stage.SERVE), member(1, 2)
+    for where, coordinator in ((recorder, 1), (first, 0)):
+        where.add(replace(moment(1.0, member(0, 2), member(1, 2)), coordinator=coordinator))
+        where.add(replace(moment(2.0, *last), coordinator=coordinator))
+    assert not recorder.tells and first.tells
+    done = member(0, 2, stage=Stage.SERVE), member(1, 2, stage=Stage.SERVE)
+    recorder.add(replace(moment(3.0, *done), coordinator=1))
+    assert recorder.tells
 
 
 def test_time_goes_on_when_a_host_comes_late() -> None:
