@@ -30,7 +30,6 @@ from gdist.kvstore import is_url
 from gdist.releases import known_release
 from gdist.run.bootstrap.job import BootstrapJob
 from gdist.run.bootstrap.kubernetes import VOLUMES
-from gdist.run.resolve import check_source
 
 F = TypeVar("F", bound=Callable[..., Any])  # Any: click passes a command's options by name
 
@@ -178,6 +177,8 @@ def _check(job: BootstrapJob, own: tuple[str, ...], flags: tuple[str, ...]) -> d
             raise RequestError(f"--{name} is given before -- and after it", hint="give it once")
     asked = before | after
     _check_paths({"source": job.source} | asked)
+    from gdist.run.resolve import check_source  # libtorrent comes with it
+
     check_source(job.source)
     check_patterns(asked.get("select", ()))
     if "report" in asked:  # its directory is to be on a host, not here
