@@ -90,9 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if _interrupted(error):
             return _say(lambda: output.failure(exits.KEYBOARD, "Interrupted", "interrupted"))
-        if (
-            isinstance(error, OSError) and error.errno in FULL
-        ):  # click's own words; all of ours are translated
+        if isinstance(error, OSError) and error.errno in FULL:
+            # of click's own words: where we write, it is translated
             return _say(partial(output.error, translate(error, "writing to standard output")))
         # everything foreseen is a GdistError: this is a bug of ours
         if output.verbose:

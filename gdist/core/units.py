@@ -35,6 +35,18 @@ def parse_bytes(value: str | int, what: str = "size") -> int:
     return int(float(number) * factor)
 
 
+def parse_some_bytes(value: str | int, what: str, example: str) -> int:
+    """The same, where none at all would leave room for nothing.
+
+    Raises:
+        RequestError: as `parse_bytes`, and for 0.
+    """
+    nbytes = parse_bytes(value, what)
+    if not nbytes:
+        raise RequestError(f"{what} {value!r} holds nothing", hint=f"for example {example}")
+    return nbytes
+
+
 def parse_memory(value: str | int) -> int:
     """Bytes that may be held at a time.
 

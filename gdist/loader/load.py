@@ -21,7 +21,7 @@ from gdist import __version__
 from gdist.core.rename import RenameTable
 from gdist.core.select import check_patterns
 from gdist.core.store_manifest import StoreManifest, StoreTensor
-from gdist.core.units import parse_bytes
+from gdist.core.units import parse_some_bytes
 from gdist.errors import RequestError
 from gdist.loader.alike import check_replicas, release_of
 from gdist.loader.arrays import Mapped
@@ -107,7 +107,10 @@ def load(
     told = {"another release": "", "other tensors, shardings or options": ""}
     with ExitStack() as stack:
         with team.together(told):
-            limit, as_type = _parse_memory(memory), parse_dtype(dtype)
+            limit, as_type = (
+                parse_some_bytes(memory, "memory", "64MiB; 1GiB is the default"),
+                parse_dtype(dtype),
+            )
             table, names = table_or_names(rename, target)
             _check_ways(broadcast, exchange, table)
             opened = nullcontext(store) if isinstance(store, Store) else open_store(store, verify=verify)
@@ -146,13 +149,6 @@ def load(
             if others:
                 others.check()
             return build(arrays)
-
-
-def _parse_memory(memory: int | str) -> int:
-    nbytes = parse_bytes(memory, "memory")
-    if not nbytes:
-        raise RequestError(f"memory {memory!r} holds nothing", hint="for example 64MiB; 1GiB is the default")
-    return nbytes
 
 
 def _check_ways(broadcast: bool, exchange: bool, table: RenameTable | None) -> None:

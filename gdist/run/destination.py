@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,9 +209,9 @@ def lost_shards(dest: Destination, manifest: StoreManifest) -> list[str]:
         if size_of(Path(dest.root or "", file.path)) != file.nbytes:
             lost.append(file.path)
     for tensor in manifest.tensors if dest.root and not manifest.files else ():
+        layout = ShardLayout(tensor.grid, tensor.dtype.itemsize)
         for index in tensor.shards:
             key = f"{tensor.name}/{shard_key(index)}"
-            layout = ShardLayout(tensor.grid, tensor.dtype.itemsize)
             if not is_whole(Path(dest.root or "", key), layout, manifest.codec):
                 lost.append(key)
     if lost and dest.payload.is_dir():
@@ -223,9 +223,9 @@ def lost_shards(dest: Destination, manifest: StoreManifest) -> list[str]:
     return lost
 
 
-def reopen(dest: Destination, manifest: StoreManifest, job: str) -> None:
-    """Makes a complete store unfinished again, with all that is there done: what is lost is made again."""
-    lines, lost = [header_line(job)], set(lost_shards(dest, manifest))
+def reopen(dest: Destination, manifest: StoreManifest, lost: Collection[str], job: str) -> None:
+    """Makes a complete store unfinished again, with all done but what is `lost`: that is made again."""
+    lines, lost = [header_line(job)], frozenset(lost)
     for tensor in manifest.tensors:
         lines += [
             shard_line(ShardRecord(tensor.name, index, digests))

@@ -158,9 +158,9 @@ def fetch(
     lock = Lock(where.work / "lock", text)
     try:
         done = finished(where, resolved, asked)  # by the one that held the lock a moment ago
-        whole = done is not None and not lost_shards(where, done)
-        if done and not whole:
-            reopen(where, done, job_of(asked, done.mesh, done.plan))
+        lost = lost_shards(where, done) if done else []
+        if done and lost:
+            reopen(where, done, lost, job_of(asked, done.mesh, done.plan))
         run = _Fetch(
             resolved,
             where,
@@ -171,7 +171,7 @@ def fetch(
             neighbours=neighbours,
             opener=opener,
         )
-        if done and whole:
+        if done and not lost:
             if again and again(where):
                 run.open_again()
             clean(where)

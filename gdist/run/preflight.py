@@ -75,6 +75,20 @@ def check_space(
     check_free(directory, needed, "fetch", share=plan.host.count > 1)
 
 
+def check_rest(
+    directory: Path, plan: HostPlan, there: Collection[ShardTask], doing: str, *, staged: bool
+) -> None:
+    """The same, where shards are made of what is here or comes from hosts; those `there` take no more.
+
+    Raises:
+        SpaceError: with the numbers.
+    """
+    needed = plan.store_nbytes - sum(plan.tensors[t.tensor].layout().file_nbytes for t in there)
+    if staged:
+        needed = min(needed, staging_needed(plan))
+    check_free(directory, needed + DOCUMENT_BYTES, doing)
+
+
 def staging_needed(plan: HostPlan) -> int:
     """Bytes of disk for the shards that wait on their way to a bucket."""
     sizes = sorted((p.layout().file_nbytes for p in plan.tensors if p.shards), reverse=True)

@@ -51,7 +51,7 @@ from gdist.run.journal_file import JournalFile, Lock
 from gdist.run.manifest import finish, store_manifest
 from gdist.run.mover import Mover
 from gdist.run.origins import check_apart, open_origin
-from gdist.run.preflight import DOCUMENT_BYTES, check_free, shard_limit, staging_needed
+from gdist.run.preflight import check_rest, shard_limit
 from gdist.run.reshard_checks import check_neighbours, finished, share_memory
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
@@ -216,11 +216,12 @@ class _Reshard:
         lock = Lock(self._dest.work / "lock", self._dest.text)
         try:
             done = finished(*job)  # by the one that held the lock a moment ago
-            if done and not lost_shards(self._dest, done):
+            lost = lost_shards(self._dest, done) if done else []
+            if done and not lost:
                 clean(self._dest)
                 return done, True
             if done:
-                reopen(self._dest, done, self._job)
+                reopen(self._dest, done, lost, self._job)
             with left_behind(self._dest.work):
                 manifest = self._write()
             clean(self._dest)
@@ -246,7 +247,7 @@ class _Reshard:
             }
             self.cost = cost_of(plan, self._grains, done)
             self._tell_plan(done)
-            self._check_space({*done, *partial})
+            check_rest(self._dest.work, plan, {*done, *partial}, "reshard", staged=self._staged)
             self._observe(StageStarted(Stage.RESHARD))
             Mover(
                 plan,
@@ -322,10 +323,3 @@ class _Reshard:
             )
         )
         self._observe(TensorsPlanned(tuple(tensor.tensor.spec.name for tensor in plan.tensors)))
-
-    def _check_space(self, there: set[ShardTask]) -> None:
-        plan = self._plan
-        needed = plan.store_nbytes - sum(plan.tensors[t.tensor].layout().file_nbytes for t in there)
-        if self._staged:
-            needed = min(needed, staging_needed(plan))
-        check_free(self._dest.work, needed + DOCUMENT_BYTES, "reshard")

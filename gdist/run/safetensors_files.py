@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from gdist.core.dtypes import DType
-from gdist.core.units import parse_bytes
-from gdist.errors import RequestError, UnsupportedError
+from gdist.core.units import parse_some_bytes
+from gdist.errors import UnsupportedError
 
 FILE_BYTES = 5 * 10**9  # of a safetensors file: what Hugging Face's own tools choose
 MAX_HEADER_BYTES = 100 * 10**6  # what the safetensors library reads
@@ -58,10 +58,7 @@ def parse_file_bytes(value: int | str) -> int:
     Raises:
         RequestError: it is no size, or nothing fits.
     """
-    nbytes = parse_bytes(value, "file size")
-    if not nbytes:
-        raise RequestError(f"file size {value!r} holds nothing", hint="for example 5GB")
-    return nbytes
+    return parse_some_bytes(value, "file size", "5GB")
 
 
 def cut_files(tensors: Sequence[D], file_bytes: int) -> list[list[D]]:

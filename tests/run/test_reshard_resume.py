@@ -545,7 +545,7 @@ def test_other_peoples_files_are_left_alone(source: Path, tmp_path: Path) -> Non
 def test_a_disk_that_is_too_small_is_told_before_anything_is_read(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gdist.run.reshard.DOCUMENT_BYTES", 2**60)
+    monkeypatch.setattr("gdist.run.preflight.DOCUMENT_BYTES", 2**60)
     with pytest.raises(SpaceError, match="the reshard needs"):
         gdist.reshard(source, tmp_path / "b")
     assert not list((tmp_path / "b").rglob("*.part"))

@@ -384,10 +384,10 @@ class _Agent:
                 return False
             raise
         self._observe(Note("complete already: looking for hosts that are not"))
-        collective, met = self._options.exchange == "collective", station.rendezvous
-        gives = not collective and (self._options.gateway or bool(read_held(dest.work / HELD_NAME)))
+        met, gives = station.rendezvous, self._options.gateway or bool(read_held(dest.work / HELD_NAME))
+        gives = gives and self._options.exchange != "collective"
         found = station.link.announce(ANNOUNCE_SECONDS)
-        while found and not (station.link.inside.done or (met.all_complete() if collective else met.done())):
+        while found and not self._know_all_done(station):
             if self._host.index:
                 self._complete = gives
                 return gives

@@ -376,7 +376,7 @@ class Link:
             HostsMissing: some that are not at work did not come for `patience` seconds.
             GdistError: from `stop`.
         """
-        since, told, gone = time.monotonic(), "", ""
+        since, gone, told = time.monotonic(), "", False
         while True:
             self._stop()
             self.check()
@@ -386,14 +386,15 @@ class Link:
             now = time.monotonic()
             if found.get("wait"):
                 who = ", ".join(map(str, found["gone"]))
-                since, gone = (now, who) if who != gone or not who else (since, gone)
-                if who and now - since > patience:
+                if not who or who != gone:
+                    since, gone, told = now, who, False
+                elif now - since > patience:
                     raise HostsMissing(
                         f"hosts {who} are not here, and all hosts have to exchange their shares",
                         hint="start them with the same line; the same command goes on",
                     )
-                if who and now - since > min(SILENT_SECONDS, patience) / 2 and who != told:
-                    told = who
+                elif now - since > min(SILENT_SECONDS, patience) / 2 and not told:
+                    told = True
                     self.on_silence(f"waiting up to {format_seconds(patience)} for hosts {who} to come")
                 continue
             if not found["move"]:

@@ -31,7 +31,7 @@ from gdist.run.destination import (
 from gdist.run.fetch import FetchResult
 from gdist.run.journal_file import JournalFile, Lock
 from gdist.run.manifest import finish
-from gdist.run.preflight import DOCUMENT_BYTES, check_free, staging_needed
+from gdist.run.preflight import check_rest
 from gdist.run.reshard import open_sink
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
@@ -148,7 +148,7 @@ def opened(
         sink = open_sink(dest, plan, target.codec, staged=_staged(dest, target))
         stack.callback(sink.close)
         done, partial = sink.restore(journal.progress.shards.values())
-        _check_space(dest, plan, {*done, *partial}, staged=_staged(dest, target))
+        check_rest(dest.work, plan, {*done, *partial}, "exchange", staged=_staged(dest, target))
         write_atomically(dest.work / PLANNED_NAME, store_manifest_to_json(target))
         records = records_of(plan, journal.progress.shards, done)
         yield Opened(dest, shares, plan, reader, journal, sink, records, timing, observe)
@@ -208,10 +208,3 @@ def lock_of(dest: Destination) -> Lock:
 
 def _staged(dest: Destination, target: StoreManifest) -> bool:
     return dest.root is None or target.codec != "none"
-
-
-def _check_space(dest: Destination, plan: HostPlan, there: set[ShardTask], *, staged: bool) -> None:
-    needed = plan.store_nbytes - sum(plan.tensors[t.tensor].layout().file_nbytes for t in there)
-    if staged:
-        needed = min(needed, staging_needed(plan))
-    check_free(dest.work, needed + DOCUMENT_BYTES, "exchange")

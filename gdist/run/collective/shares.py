@@ -24,7 +24,6 @@ from gdist.core.store_manifest import (
     manifest_name,
     parse_store_manifest,
 )
-from gdist.durable import size_of
 from gdist.errors import CorruptError, RequestError, translate
 from gdist.events import Event, Finished, Observer, ShardCommitted, Stage, StageStarted, TensorReady
 from gdist.run.destination import (
@@ -42,6 +41,7 @@ from gdist.run.opening import Opener, open_alone
 from gdist.run.options import FetchOptions, Target
 from gdist.run.preflight import shard_limit
 from gdist.run.resolve import Resolved, resolve
+from gdist.stores.local import is_whole
 from gdist.stores.unfinished import SHARES
 
 Index = tuple[int, ...]
@@ -134,8 +134,8 @@ class Shares:
         """For each tensor the shards that are still here."""
         found = []
         for tensor in self.manifest.tensors:
-            nbytes = ShardLayout(tensor.grid, tensor.dtype.itemsize).file_nbytes if tensor.shards else 0
-            there = (index for index in tensor.shards if size_of(self.path(tensor, index)) == nbytes)
+            layout, codec = ShardLayout(tensor.grid, tensor.dtype.itemsize), self.manifest.codec
+            there = (index for index in tensor.shards if is_whole(self.path(tensor, index), layout, codec))
             found.append(tuple(there))
         return tuple(found)
 
