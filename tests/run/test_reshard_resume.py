@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 
 import gdist
-from gdist.core.journal import parse_journal
+from gdist.core.journal import ShardRecord, parse_journal
 from gdist.core.mesh import HostGroup
+from gdist.core.plan import ShardTask
 from gdist.errors import (
     CorruptError,
     FilesystemError,
@@ -28,6 +30,7 @@ from gdist.errors import (
     UnsupportedError,
 )
 from gdist.events import Event, ReshardPlanned, ShardCommitted
+from gdist.sinks.local import LocalSink
 from gdist.testing.checkpoints import write_safetensors
 from gdist.testing.fetches import Array, Recorder, assert_holds, tree_of
 from gdist.testing.stores import write_store
@@ -75,7 +78,14 @@ def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
 
 
 def stopped_after(shards: int, source: Path, dest: Path) -> None:
+    """Asks a run to stop when so many shards are committed; those after them are held until then."""
     stop, seen = threading.Event(), 0
+    begun, commit = itertools.count(), LocalSink.commit
+
+    def held(sink: LocalSink, task: ShardTask) -> ShardRecord:
+        if next(begun) >= shards:
+            stop.wait(30)
+        return commit(sink, task)
 
     def observe(event: Event) -> None:
         nonlocal seen
@@ -83,7 +93,8 @@ def stopped_after(shards: int, source: Path, dest: Path) -> None:
         if seen >= shards:
             stop.set()
 
-    with pytest.raises(InterruptedRun):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRun):
+        patch.setattr(LocalSink, "commit", held)
         gdist.reshard(source, dest, mesh="4x4", observe=observe, stop=stop)
 
 
