@@ -133,7 +133,7 @@ def test_the_others_go_on_without_a_host_that_is_killed(
         for other in others:
             assert verify(agents.dest(other)).ok
             notes = [event["text"] for event in agents.told(other, "note")]
-            assert any(f"hosts {host} are not here" in note for note in notes), notes
+            assert any(f"hosts {host} of {HOSTS} are not here" in note for note in notes), notes
         assert came_in(agents) <= allowed(union)
 
 

@@ -253,11 +253,9 @@ class _Agent:
         limit = self._options.deadline
         if not limit or time.monotonic() - self._started < limit:
             return
-        missing = sorted(set(range(self._host.count)) - {self._host.index, *self._here()})
-        if missing:
+        if missing := self._missing():
             raise HostsMissing(
-                f"the deadline of {limit:.0f} seconds passed, and hosts {', '.join(map(str, missing))} of "
-                f"{self._host.count} are not here",
+                f"the deadline of {limit:.0f} seconds passed, and {self._said_of(missing)}",
                 hint="start them with the same line, or give a longer --deadline; "
                 "what is here is kept, and the same command goes on",
             )
@@ -266,12 +264,28 @@ class _Agent:
             hint="the same command goes on where this one stopped",
         )
 
-    def _here(self) -> set[int]:
+    def _missing(self) -> list[int]:
+        """The other hosts that lack something and are not here."""
+        missing = set(range(self._host.count)) - {self._host.index}
         if self._station is None:
-            return set()
+            return sorted(missing)
         link = self._station.link
         with link.changed:
-            return {peer.index for peer in link.inside.peers.values() if peer.state in ("live", "done")}
+            missing -= {peer.index for peer in link.inside.peers.values() if peer.state in ("live", "done")}
+            if self._options.exchange != "collective":  # where who is complete has its shares only
+                missing -= link.inside.complete
+        return sorted(missing)
+
+    def _said_of(self, missing: list[int]) -> str:
+        """Which hosts did not come, and which came and went: their own words tell why."""
+        left = [i for i in missing if self._station and self._station.link.has_left(i)]
+        absent = [i for i in missing if i not in left]
+        count = self._host.count
+        return " and ".join(
+            f"hosts {', '.join(map(str, who))} of {count} {what}"
+            for who, what in ((absent, "are not here"), (left, "left before they were done"))
+            if who
+        )
 
     def _tick(self) -> None:
         if self._pieces is None:
@@ -452,18 +466,21 @@ class _Agent:
             now = time.monotonic()
             if working:
                 alone_since = now
-            missing = sorted(set(range(self._host.count)) - self._here())
-            who = ", ".join(map(str, missing))
+            missing = self._missing()
             limit, fewest = self._options.deadline, self._options.min_hosts
             over = limit and now - self._started > limit
             if over and self._host.count - len(missing) < fewest:
                 raise HostsMissing(
-                    f"this host is done; at the deadline of {limit:.0f} seconds hosts {who} of "
-                    f"{self._host.count} are not here, and at least {fewest} were asked for",
+                    f"this host is done; at the deadline of {limit:.0f} seconds {self._said_of(missing)}, "
+                    f"and at least {fewest} were asked for",
                     hint="start them with the same line",
                 )
             if over or now - alone_since > self._options.linger:
-                self._watch(Note(f"hosts {who} are not here; what they need comes in again when they are"))
+                if missing:
+                    said = f"{self._said_of(missing)}; what they need comes in again when they are"
+                else:
+                    said = "the deadline passed: leaving hosts that are still at work"
+                self._watch(Note(said))
                 break
         link.flush(FLUSH_SECONDS)
 

@@ -48,6 +48,7 @@ class Inside:
     union: int = 0
     slowest: int | None = None
     peers: dict[int, Peer] = field(default_factory=dict)
+    complete: set[int] = field(default_factory=set)  # hosts that had all they need when last heard of
     news: list[int] = field(default_factory=list)  # pieces that somebody has, not yet given out
 
 
@@ -346,6 +347,8 @@ class Link:
                 i: Peer(i, self.way.reach(i, address, asked), g, state, name)
                 for i, address, g, state, name in found["members"]
             }
+            inside.complete.update(i for i, peer in inside.peers.items() if peer.state == "done")
+            inside.complete.difference_update(i for i, peer in inside.peers.items() if peer.state == "live")
         if found.get("enrol"):
             self._version = None
         if "version" not in found or not self._enrolment or found["phase"] != self._enrolment["phase"]:
@@ -408,6 +411,12 @@ class Link:
             return format_address(host, found["port"])
 
     # --- the end --------------------------------------------------------------------------------------
+
+    def has_left(self, host: int) -> bool:
+        """True of a host that was here and went of itself."""
+        with self.changed:
+            peer = self.inside.peers.get(host)
+            return peer is not None and peer.state == "left"
 
     def announce(self, seconds: float) -> bool:
         """Tells that this host has all it needs since an earlier run; False when nobody answers in time."""

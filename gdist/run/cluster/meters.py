@@ -34,7 +34,6 @@ class Meters:
 
     def __init__(self, hosts: int) -> None:
         self._hosts = hosts
-        self._complete: set[int] = set()  # also those that have left since
         self._lan_in, self._lan_out = Rate(), Rate()
 
     def progress(self, link: Link, server: Server, pieces: ClusterSource) -> ClusterProgress:
@@ -43,11 +42,9 @@ class Meters:
         with link.changed:
             inside = link.inside
             states = [peer.state for peer in inside.peers.values()]
-            self._complete.update(i for i, peer in inside.peers.items() if peer.state == "done")
-            self._complete.difference_update(i for i, peer in inside.peers.items() if peer.state == "live")
+            incomplete = set(range(self._hosts)) - inside.complete
             brought, union, leased = inside.brought, inside.union, inside.lease.bit_count()
             slowest = inside.slowest
-        absent = () if "live" in states else sorted(set(range(self._hosts)) - self._complete)
         lan_in = self._lan_in.of(link.way.meter.received)
         return ClusterProgress(
             hosts=self._hosts,
@@ -62,7 +59,7 @@ class Meters:
             leased_pieces=leased,
             slowest=slowest,
             binds=_binds(stats.download_rate, lan_in),
-            waits_for=tuple(absent),
+            waits_for=() if "live" in states else tuple(sorted(incomplete)),
         )
 
 

@@ -388,9 +388,19 @@ def test_hosts_that_do_not_belong_together_refuse_each_other(
 def test_hosts_that_are_missing_at_the_deadline_are_named(seeded: Seeded, tmp_path: Path) -> None:
     with Agents(seeded, tmp_path, 3, "--gateways", "2", "--deadline", "15s", mesh="data=3") as agents:
         agents.start(0)
-        agents.start(1)
+        agents.start(1, "--deadline", "8s")
         assert agents.wait(0) == agents.wait(1) == 16
-        assert "hosts 2 of 3 are not here" in agents.errors(0)
+        assert "hosts 2 of 3 are not here" in agents.errors(1)
+        assert "hosts 2 of 3 are not here and hosts 1 of 3 left before they were done" in agents.errors(0)
+
+
+def test_hosts_that_were_done_and_left_count_at_the_deadline(seeded: Seeded, tmp_path: Path) -> None:
+    with Agents(seeded, tmp_path, 3, "--min-hosts", "2", "--deadline", "20s", mesh="data=3") as agents:
+        agents.start(0)
+        agents.start(1, "--deadline", "12s")
+        assert agents.wait(1) == 0, agents.said()
+        assert agents.wait(0) == 0, agents.said()
+        assert "hosts 2 of 3 are not here; what they need comes in again" in json.dumps(agents.events(0))
 
 
 @pytest.mark.parametrize(("fewest", "code"), [(1, 0), (2, 16)])
