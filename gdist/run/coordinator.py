@@ -36,7 +36,11 @@ from gdist.run.preflight import in_flight_limit
 from gdist.run.timing import Timing
 from gdist.sinks import Sink
 
-CHECKPOINT_SECONDS = 10.0  # what a kill may cost: pieces placed since the last one are fetched again
+# What a kill may cost: pieces placed since the last checkpoint are fetched again. How soon the next one
+# follows is the disk's affair: one that takes its time is busy with syncs for no more than a tenth of it.
+CHECKPOINT_SECONDS = 10.0  # at most
+LEAST_SECONDS = 1.0
+SYNC_SHARE = 0.1
 PROGRESS_SECONDS = 0.5
 WAIT_SECONDS = 0.25  # how late a stop may be noticed; pieces and finished work wake the wait at once
 QUEUED_PER_WORKER = 8  # so that a worker never waits for the coordinator's turn; what waits holds no bytes
@@ -98,6 +102,7 @@ class Coordinator:
         self._open_shards = [len(tensor.shards) for tensor in plan.tensors]
         self._tensors_ready = 0
         self._last_progress = self._last_checkpoint = time.monotonic()
+        self._rest_seconds = min(LEAST_SECONDS, CHECKPOINT_SECONDS)  # from one checkpoint to the next
         self._arrive(arrived)
 
     def run(self) -> None:
@@ -254,10 +259,14 @@ class Coordinator:
             self._syncing[0].result()
             self._journal.append(pieces_line(self._syncing[1]))
             self._syncing = None
-        if now - self._last_checkpoint > CHECKPOINT_SECONDS and not self._syncing and self._unsynced:
+            busy = now - self._last_checkpoint
+            self._rest_seconds = min(max(busy / SYNC_SHARE, LEAST_SECONDS), CHECKPOINT_SECONDS)
+        if now - self._last_checkpoint > self._rest_seconds and not self._syncing and self._unsynced:
             self._last_checkpoint = now
             pieces, self._unsynced = frozenset(self._unsynced), set()
-            self._syncing = (self._commits.submit(self._sync), pieces)
+            syncing = self._commits.submit(self._sync)
+            self._syncing = (syncing, pieces)
+            syncing.add_done_callback(self._wake)
         if now - self._last_progress > PROGRESS_SECONDS:
             self._last_progress = now
             self._observe(self._progress())

@@ -34,15 +34,15 @@ pytestmark = pytest.mark.torrent
 PIECE = 1 << 14
 MESH = "2x4"
 
-# A fetch of its own process: source, destination, payload choice, seconds between checkpoints.
+# A fetch of its own process: source, destination, payload choice, seconds between checkpoints: least, most.
 CHILD = """
 import sys
 from gdist.events import Progress
 from gdist.run import coordinator
 from gdist.run.fetch import fetch
 from gdist.testing.fetches import fetch_options
-source, dest, payload, seconds = sys.argv[1:]
-coordinator.CHECKPOINT_SECONDS = float(seconds)
+source, dest, payload, least, most = sys.argv[1:]
+coordinator.LEAST_SECONDS, coordinator.CHECKPOINT_SECONDS = float(least), float(most)
 coordinator.PROGRESS_SECONDS = 0.05
 def tell(event):
     if isinstance(event, Progress):
@@ -105,9 +105,11 @@ def stop_at_first_part(parts: Path, stop: threading.Event, event: Event) -> None
         stop.set()
 
 
-def child(source: str, dest: Path, payload: str, seconds: float) -> subprocess.Popen[str]:
+def child(
+    source: str, dest: Path, payload: str, least: float, most: float | None = None
+) -> subprocess.Popen[str]:
     """A fetch in a process of its own; it says "begun", then bytes downloaded, then "complete"."""
-    command = [sys.executable, "-c", CHILD, source, str(dest), payload, str(seconds)]
+    command = [sys.executable, "-c", CHILD, source, str(dest), payload, str(least), str(most or least)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -154,6 +156,21 @@ def test_a_run_killed_before_any_checkpoint_starts_again(
             pass
         time.sleep(0.5)
         process.kill()
+    fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(MESH))
+    assert tree_of(tmp_path / "s") == whole
+
+
+def test_a_disk_that_syncs_soon_is_synced_often(
+    slow: str, seeded: Seeded, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    journal = tmp_path / "s/.gdist/journal.jsonl"
+    with child(slow, tmp_path / "s", "discard", 0.1, 1000) as process:
+        end = time.monotonic() + 60
+        while not (journal.exists() and b'"pieces"' in journal.read_bytes()) and time.monotonic() < end:
+            time.sleep(0.02)
+        process.kill()
+    progress, _ = parse_journal(journal.read_bytes())
+    assert progress and progress.pieces, "though the next checkpoint may be far off on a slow disk"
     fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(MESH))
     assert tree_of(tmp_path / "s") == whole
 
