@@ -115,7 +115,7 @@ def _help(pieces: ClusterSource, link: Link, opening: Opening) -> Json | None:
     while True:
         pieces.serve()
         opening.tick()
-        if time.monotonic() - looked > LOOK_SECONDS:
+        if link.inside.catalogue or time.monotonic() - looked > LOOK_SECONDS:
             looked = time.monotonic()
             found = link.look()
             if found is not None:

@@ -44,6 +44,7 @@ class Inside:
     spare: PieceSet = 0
     wanted: bool = True
     done: bool = False
+    catalogue: bool = False  # whether all is known of what the torrent holds
     brought: int = 0
     union: int = 0
     slowest: int | None = None
@@ -77,6 +78,7 @@ class Link:
         self._boot, self._version, self._roster = "", None, -1
         self._enrolment: Json | None = None
         self._enrolments = 0  # how often; an answer to what was asked before the last one says nothing
+        self._enrolments_told = 0
         self._catalogue: Json | None = None
         self._needs: PieceSet = 0
         self._held: PieceSet = 0
@@ -295,7 +297,8 @@ class Link:
             self._exchange(0)
 
     def _has_news(self) -> bool:
-        return bool(self._gone or any(self._untold.values()) or self._done != self._done_told)
+        told = self._enrolments == self._enrolments_told and self._done == self._done_told
+        return bool(self._gone or any(self._untold.values()) or not told)
 
     def _exchange(self, wait: float) -> None:
         with self.changed:
@@ -303,6 +306,7 @@ class Link:
             untold, self._untold = self._untold, dict.fromkeys(self._untold, 0)
             body: Json = {name: to_json(value) for name, value in untold.items() if value}
             body |= {"coordinator": self._boot, "version": self._version, "roster": self._roster}
+            body["catalogue"] = self.inside.catalogue
             self._message += 1
             body |= {"message": self._message, "gone": gone}
             body |= {"rate": self._rate, "done": self._done, "wait": wait, "status": self._status()}
@@ -329,8 +333,11 @@ class Link:
                 return
             if body["done"] and not found.get("enrol"):
                 self._done_told = True
+            if "enrol" in body:
+                self._enrolments_told = max(enrolments, self._enrolments_told)
             if enrolments == self._enrolments:
                 self._take(found, asked)
+            self.inside.catalogue = found["catalogue"]
             self.changed.notify_all()
         if self._catalogue and not found["catalogue"]:
             self._request("PUT", "/catalogue", self._catalogue, timeout=ANSWER_SECONDS)

@@ -183,10 +183,14 @@ class Rendezvous:
         with self.changed:
             if self._member(body) is None:
                 return {"join": True}
-            if not (self._catalogue and self._catalogue["whole"]):
+            if not self._knows_all():
                 self._catalogue = {name: body[name] for name in ("torrent", "headers", "whole")}
             self.changed.notify_all()
         return {}
+
+    def _knows_all(self) -> bool:
+        """True once it is known what the torrent holds, headers and all."""
+        return bool(self._catalogue and self._catalogue["whole"])
 
     # --- pieces ---------------------------------------------------------------------------------------
 
@@ -215,11 +219,12 @@ class Rendezvous:
             version = body.get("version") if body.get("coordinator") == self.boot else None
             while True:
                 self._expire()
-                if not leases.knows(member.index, member.boot):
+                if leases is not self._leases or not leases.knows(member.index, member.boot):
                     return {**self._common(member, body), "enrol": True}
                 answer = leases.answer(member.index, version, time.monotonic())
                 news = answer.fresh or answer.changes or answer.spent or answer.lease != member.lease
                 news = news or member.roster != self._roster or leases.done()
+                news = news or bool(body.get("catalogue")) != self._knows_all()
                 if news or not self._wait(deadline):
                     break
             self._coalesce(member)
@@ -277,7 +282,7 @@ class Rendezvous:
     def _common(self, member: Member, body: Json) -> Json:
         """What every answer to a poll has; the members when this host does not know them yet."""
         found: Json = {"coordinator": self.boot, "index": self.index, "roster": self._roster}
-        found |= {"phase": self._phase, "catalogue": bool(self._catalogue and self._catalogue["whole"])}
+        found |= {"phase": self._phase, "catalogue": self._knows_all()}
         if body.get("roster") != self._roster or body.get("coordinator") != self.boot:
             found["members"] = [
                 [m.index, m.address if m.index != self.index else "", m.gateway, m.state, m.name]
