@@ -27,8 +27,14 @@ def is_url(address: str) -> bool:
 
 
 def local_path(address: str | os.PathLike[str]) -> Path | None:
-    """The directory an address names on this machine, `file://` included; None when it is elsewhere."""
+    """The directory an address names on this machine, `file://` included; None when it is elsewhere.
+
+    Raises:
+        RequestError: it is empty, as an unset variable is; Python would take it for the current directory.
+    """
     text = os.fspath(address)
+    if not text:
+        raise RequestError("an empty path names no store", hint="give a directory or a URL")
     if not is_url(text):
         return Path(text)
     scheme, host, path = _split(text)

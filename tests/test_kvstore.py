@@ -46,6 +46,12 @@ def test_other_addresses_are_refused(url: str) -> None:
         kvstore_spec(url, {})
 
 
+def test_an_empty_path_is_not_this_directory() -> None:
+    for ask in (local_path, kvstore_spec):
+        with pytest.raises(RequestError, match="an empty path"):
+            ask("")
+
+
 def test_only_paths_and_file_urls_are_local() -> None:
     assert local_path("a/b") == Path("a/b")
     assert local_path("file:///a") == Path("/a")

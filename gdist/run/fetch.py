@@ -91,7 +91,10 @@ _QUIET = (Stage.METADATA, Stage.HEADERS)
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """A complete store: where, its manifest, whether it was there already, seconds by kind of work."""
+    """A complete store: where, its manifest, whether it was there already, how long until it was complete.
+
+    `timing` has seconds by kind of work, of all threads together.
+    """
 
     path: str
     manifest: StoreManifest
@@ -137,11 +140,12 @@ def fetch(
     timing = Timing()
     tell: Observer = observe or (lambda event: None)
 
-    def result(manifest: StoreManifest, already: bool) -> FetchResult:
+    def result(manifest: StoreManifest, already: bool, seconds: float | None = None) -> FetchResult:
+        seconds = timing.elapsed if seconds is None else seconds
         if already:
             tell(TensorsPlanned(tuple(tensor.name for tensor in manifest.tensors)))
-        tell(Finished(text, manifest.nbytes, timing.elapsed, already, timing.table()))
-        return FetchResult(text, manifest, already, timing.elapsed, timing.table())
+        tell(Finished(text, manifest.nbytes, seconds, already, timing.table()))
+        return FetchResult(text, manifest, already, seconds, timing.table())
 
     done = finished(where, resolved, asked)
     lost = lost_shards(where, done) if done else []
@@ -182,7 +186,7 @@ def fetch(
             except EncodedDirectory as found:
                 manifest = run.convert_directory(found)
         clean(where)
-        return result(manifest, already=False)
+        return result(manifest, already=False, seconds=run.seconds)
     finally:
         lock.release()
 
@@ -209,6 +213,7 @@ class _Fetch:
         self._journal_path = dest.work / "journal.jsonl"
         self._stage = Stage.METADATA
         self._entered = self._told = time.monotonic()
+        self.seconds: float | None = None  # until the store was complete; a cluster's host serves others then
 
     def run(self) -> StoreManifest:
         for note in self._resolved.notes:
@@ -366,6 +371,7 @@ class _Fetch:
                 manifest = self._manifest(source, catalogue, plan, records, assets)
                 manifest = replace(manifest, source_files=kept)
                 finish(sink, self._dest.text, plan, manifest)
+            self.seconds = self._timing.elapsed
             return manifest
         finally:
             sink.close()

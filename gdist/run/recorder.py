@@ -88,9 +88,10 @@ class RunRecord:
         """The least time at the fastest rates that were seen; None where nothing came in.
 
         What was there from an earlier run is not counted: no more than what moved in this one. Who came to
-        coordinate late knows of no rate that tells how fast it could be: None too.
+        coordinate late, or has seen no more than some seconds, knows of no rate that tells how fast it could
+        be: None too.
         """
-        if self.seconds - self.samples[0].seconds < LEAST_SEEN * self.seconds:
+        if self.seconds - self.samples[0].seconds < max(WINDOW_SECONDS, LEAST_SEEN * self.seconds):
             return None
         moved = [(host.status.bytes_wanted, host.wan_bytes + host.lan_in_bytes) for host in self.hosts]
         union = min(self.status.union_bytes, self.wan_bytes)

@@ -135,6 +135,13 @@ def test_what_a_new_coordinator_saw_of_the_run_makes_the_bound_no_longer_than_it
     assert late.bound is None and late.share_of_bound is None, "it saw too little of it"
 
 
+def test_a_short_run_says_nothing_of_how_fast_it_could_be() -> None:
+    """Its rates are those of all of it: by them it would always reach the bound."""
+    statuses = [moment(float(s), member(0, 1, wan_bytes=s * MB), count=1) for s in range(12)]
+    assert recorded(*statuses[:10]).bound is None
+    assert recorded(*statuses).bound is not None
+
+
 def test_while_a_host_that_is_done_serves_the_share_of_the_bound_stays() -> None:
     recorder = Recorder()
     shares = set()

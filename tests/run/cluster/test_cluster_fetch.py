@@ -401,6 +401,11 @@ def test_hosts_that_were_done_and_left_count_at_the_deadline(seeded: Seeded, tmp
         assert agents.wait(1) == 0, agents.said()
         assert agents.wait(0) == 0, agents.said()
         assert "hosts 2 of 3 are not here; what they need comes in again" in json.dumps(agents.events(0))
+        events = agents.events(0)
+        served = next(event for event in events if event.get("stage") == "serve")
+        assert events[-1]["seconds"] <= served["time"] - events[0]["time"] + 1, (
+            "how long it served is not in it"
+        )
 
 
 @pytest.mark.parametrize(("fewest", "code"), [(1, 0), (2, 16)])
