@@ -3,14 +3,16 @@
 One host, the scout, fetches the metadata; the others get it from inside. Where no manifest knows the release,
 the headers of its files have to be read too, from both ends of every file: the scout reads them, and all who
 may use the outside bring those pieces in, as they later do with all the rest. Pieces are counted as they lie
-then, since nobody knows the loading order yet. What was brought in is kept for the fetch itself.
+then, since nobody knows the loading order yet. What was brought in is kept for the fetch itself. A host that
+read them in an earlier run gives them to all, and nobody reads on.
 """
 
 from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from gdist.run.cluster.source import ClusterSource
 from gdist.run.cluster.station import Station
 from gdist.run.opening import Opening
 from gdist.sinks.local import write_atomically
-from gdist.sources.torrent import TorrentSource
+from gdist.sources.torrent import TorrentOptions, TorrentSource
 
 LOOK_SECONDS = 0.5
 
@@ -67,12 +69,11 @@ def learn(
         GdistError: of opening a torrent and reading its headers.
     """
     link = station.link
-    found = link.catalogue()
-    spec = opening.spec if found is None else base64.b64decode(found["torrent"])
+    finder = _Finder(opening.tick, link)
+    opening = replace(opening, tick=finder)
     torrent = opening.torrent if gateway else replace(opening.torrent, outside=False)
-    outside = TorrentSource(spec, torrent, opening.observe, tick=opening.tick)
+    outside, found = _open(opening, finder, torrent, link, read_held(record))
     try:
-        opening.open_torrent(outside, read_held(record))
         station.downloaded = lambda: outside.downloaded
         if not opening.resolved.info_hash.names(outside.info_hash):
             raise RefusedError(
@@ -81,13 +82,59 @@ def learn(
         held = Held(outside, opening.dest.work)
         held.add(outside.had)
         learned = Learned(opening, station, outside, held, record, hold)
-        return learned, _catalogue(learned, found)
+        return learned, _catalogue(learned, finder, found)
     except BaseException:
         outside.close()
         raise
 
 
-def _catalogue(learned: Learned, found: Json | None) -> Catalogue:
+class _Known(Exception):
+    """Another host has told meanwhile what the torrent holds."""
+
+
+class _Finder:
+    """A fetch's tick that ends, by raising `_Known`, what is done inside `finds` once it need not be."""
+
+    def __init__(self, tick: Callable[[], None], link: Link):
+        self._tick, self._link = tick, link
+        self._finds = False
+
+    def __call__(self) -> None:
+        self._tick()
+        if self._finds and self._link.inside.catalogue:
+            raise _Known
+
+    @contextmanager
+    def finds(self) -> Iterator[None]:
+        """While this host finds out what the torrent holds."""
+        self._finds = True
+        try:
+            yield
+        finally:
+            self._finds = False
+
+
+def _open(
+    opening: Opening, finder: _Finder, options: TorrentOptions, link: Link, pieces: Collection[int]
+) -> tuple[TorrentSource, Json | None]:
+    """The open torrent, its metadata from inside or from outside; and what was known of it inside."""
+    knows = isinstance(opening.spec, bytes) and opening.headers_path.exists()
+    while True:
+        found = link.catalogue(knows=knows)
+        spec = opening.spec if found is None else base64.b64decode(found["torrent"])
+        outside = TorrentSource(spec, options, opening.observe, tick=opening.tick)
+        try:
+            with finder.finds() if found is None else nullcontext():
+                opening.open_torrent(outside, pieces)
+            return outside, found
+        except _Known:
+            outside.close()
+        except BaseException:
+            outside.close()
+            raise
+
+
+def _catalogue(learned: Learned, finder: _Finder, found: Json | None) -> Catalogue:
     """What the torrent holds: what was `found` inside, or what this host is to find out."""
     opening, link, outside = learned.opening, learned.station.link, learned.outside
     own = {"torrent": base64.b64encode(outside.torrent_file).decode(), "headers": None, "whole": False}
@@ -97,11 +144,17 @@ def _catalogue(learned: Learned, found: Json | None) -> Catalogue:
         pieces = learned.source(range(outside.payload.pieces), 0)
         if found is not None:
             found = _help(pieces, link, opening)
-        if found is None:
-            catalogue = opening.catalogue(pieces)
-            path = opening.headers_path
-            link.publish({**own, "headers": path.read_text() if path.exists() else None, "whole": True})
-            return replace(catalogue, arrived=frozenset())
+        while found is None:
+            try:
+                with finder.finds():
+                    catalogue = opening.catalogue(pieces)
+            except _Known:
+                found = _help(pieces, link, opening)
+            else:
+                path = opening.headers_path
+                headers = path.read_text() if path.exists() else None
+                link.publish({**own, "headers": headers, "whole": True})
+                return replace(catalogue, arrived=frozenset())
     link.keep(found)
     if found["headers"] is not None:
         write_atomically(opening.headers_path, str(found["headers"]).encode(), sync=False)

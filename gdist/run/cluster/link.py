@@ -147,10 +147,10 @@ class Link:
 
     # --- the catalogue --------------------------------------------------------------------------------
 
-    def catalogue(self) -> Json | None:
+    def catalogue(self, *, knows: bool) -> Json | None:
         """What is known of the torrent inside: `torrent`, and `headers` once they are known (`whole`).
 
-        None: this host is to find it out.
+        None: this host is to find it out, or to tell what it `knows` from an earlier run.
 
         Raises:
             HostsMissing: no host that may use the outside came for `PATIENCE_SECONDS`.
@@ -167,13 +167,15 @@ class Link:
             if waited > SILENT_SECONDS and not told:
                 told = True
                 self.on_silence(f"{why} yet; one is waited for up to {format_seconds(PATIENCE_SECONDS)}")
-            found = self._request("POST", "/catalogue", {"have": False}, timeout=ANSWER_SECONDS)
+            found = self._request(
+                "POST", "/catalogue", {"have": False, "knows": knows}, timeout=ANSWER_SECONDS
+            )
             if found is not None and not found.get("wait"):
                 return None if found.get("scout") else found
 
     def look(self) -> Json | None:
         """For a host that has the torrent: the whole catalogue, `scout` if it is to find it out, or None."""
-        found = self._request("POST", "/catalogue", {"have": True}, timeout=ANSWER_SECONDS)
+        found = self._request("POST", "/catalogue", {"have": True, "knows": False}, timeout=ANSWER_SECONDS)
         return None if found is None or found.get("wait") else found
 
     def publish(self, catalogue: Json) -> None:

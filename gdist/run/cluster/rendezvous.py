@@ -169,7 +169,11 @@ class Rendezvous:
                     return {"join": True}
                 self._expire()
                 known = self._catalogue or {}
-                if known.get("whole") or (known and not body["have"]):
+                if known.get("whole"):
+                    return known
+                if body["knows"]:  # nothing has to be read then, whoever began to
+                    return {"scout": True}
+                if known and not body["have"]:
                     return known
                 scout = self.members.get(self._scout) if self._scout is not None else None
                 if (scout is None or scout.state != "live" or scout is member) and member.gateway:

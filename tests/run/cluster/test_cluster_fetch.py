@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -383,6 +384,34 @@ def test_hosts_that_do_not_belong_together_refuse_each_other(
         said = agents.errors(1)
         assert words in said and "Traceback" not in said
         assert not list(agents.dest(1).glob("*/zarr.json")), "nothing was written"
+
+
+@pytest.mark.parametrize("torrent", [True, False], ids=["has the torrent", "has nothing"])
+def test_what_a_host_knows_from_an_earlier_run_is_not_looked_for_outside(
+    torrent: bool, seeded: Seeded, tmp_path: Path
+) -> None:
+    way = Slow(seeded.port, rate=1_000_000)
+    with way, Agents(slowed(seeded, way), tmp_path, 2, mesh="2") as agents:
+        agents.start_all()
+        for index in (0, 1):
+            agents.until(lambda index=index: agents.told(index, "planned"), "a plan")  # type: ignore[misc]
+        for index in (0, 1):
+            agents.kill(index)
+    (work,) = (agents.dest(0) / ".gdist").glob("*host-00000*")
+    kept = (work / "source.torrent").read_bytes()
+    shutil.rmtree(agents.dest(0))
+    if torrent:
+        work.mkdir(parents=True)
+        (work / "source.torrent").write_bytes(kept)
+    with agents:  # and nobody outside
+        agents.start(0)
+        agents.until(lambda: agents.told(0, "stage_started"), "a start")
+        agents.until(
+            lambda: agents.told(0, "stage_started")[-1]["stage"] in ("metadata", "headers"), "a scout"
+        )
+        agents.start(1)
+        for index in (1, 0):
+            agents.until(lambda index=index: agents.told(index, "planned"), "a plan")  # type: ignore[misc]
 
 
 def test_hosts_that_are_missing_at_the_deadline_are_named(seeded: Seeded, tmp_path: Path) -> None:
