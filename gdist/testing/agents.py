@@ -79,7 +79,7 @@ class Agents:
                 stdout=out,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
             )
         process.args = out.name  # where to look
         self.processes[index] = process
@@ -93,7 +93,20 @@ class Agents:
 
     def wait(self, index: int) -> int:
         """How a host's line ended."""
-        return self.processes[index].wait(WAIT_SECONDS)
+        try:
+            return self.processes[index].wait(WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"host {index} does not end: {self.said()}\n{self._stacks()}") from None
+
+    def _stacks(self) -> str:
+        """Where all threads of the hosts that run are; it ends them."""
+        found = []
+        for index, process in self.processes.items():
+            if process.poll() is None:
+                process.send_signal(signal.SIGABRT)
+                process.wait(WAIT_SECONDS)
+                found.append(f"host {index}: {self.errors(index)}")
+        return "\n".join(found)
 
     def wait_all(self) -> list[int]:
         """How all ended."""
