@@ -75,7 +75,8 @@ class Link:
         )
         self.on_news: Callable[[], None] = lambda: None
         self.on_silence: Callable[[str], None] = lambda why: None
-        self._boot, self._version, self._roster = "", None, -1
+        self._boot, self._roster = "", -1
+        self._version: int | None = None
         self._enrolment: Json | None = None
         self._enrolments = 0  # how often; an answer to what was asked before the last one says nothing
         self._enrolments_told = 0
@@ -338,15 +339,15 @@ class Link:
             if "enrol" in body:
                 self._enrolments_told = max(enrolments, self._enrolments_told)
             if enrolments == self._enrolments:
-                self._take(found, asked)
+                self._take(found, asked, body["version"])
             self.inside.catalogue = found["catalogue"]
             self.changed.notify_all()
         if self._catalogue and not found["catalogue"]:
             self._request("PUT", "/catalogue", self._catalogue, timeout=ANSWER_SECONDS)
         self.on_news()
 
-    def _take(self, found: Json, asked: str) -> None:
-        """Learns what the answer of who was `asked` says; with the lock held."""
+    def _take(self, found: Json, asked: str, since: int | None) -> None:
+        """Learns what the answer of who was `asked` says, from version `since` on; with the lock held."""
         inside = self.inside
         if found["coordinator"] != self._boot:
             self._boot, self._version = found["coordinator"], None
@@ -362,8 +363,14 @@ class Link:
             self._version = None
         if "version" not in found or not self._enrolment or found["phase"] != self._enrolment["phase"]:
             return
+        # One thread's answer may overtake the other's. An older one would take back what is known since, for
+        # good: the question that is on its way already asks for no more than what came after that.
+        if self._version is not None and found["version"] < self._version:
+            return
         if found["fresh"]:
             inside.holders.clear()
+        elif self._version is None or since is None or since > self._version:  # to be told all anew
+            return
         for piece, host, held in found["changes"]:
             if held:
                 inside.holders.setdefault(piece, set()).add(host)
