@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gdist.exchange import Client, Handler, Key, Server
+from gdist.exchange import Client, Handler, Key, Server, server
 from gdist.exchange.auth import ANSWER, REQUEST, Session
 from gdist.exchange.channel import Channel, Meter
 from gdist.exchange.greeting import greet_caller
@@ -54,8 +54,9 @@ def loopback(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def serve(key: Key) -> Iterator[Callable[..., Server]]:
-    """Starts servers: `serve(handler, **options)`."""
+def serve(key: Key, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
+    """Starts servers: `serve(handler, **options)`. They wait for their threads also on a busy machine."""
+    monkeypatch.setattr(server, "CLOSE_SECONDS", GRACE_SECONDS)
     with contextlib.ExitStack() as stack:
 
         def start(handler: Handler, listen: str = "127.0.0.1:0", **options: Any) -> Server:

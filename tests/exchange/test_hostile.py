@@ -351,7 +351,7 @@ def test_no_more_than_so_many_connections(serve: Serve, asked: Asked, key: Key) 
 
 HASTY = Limits(greet_seconds=0.3, stall_seconds=0.3)
 # Who greets properly has to be let in, also by a machine that is busy.
-PATIENT = Limits(greet_seconds=2.0, idle_seconds=0.2, stall_seconds=0.2, body_seconds=0.2)
+PATIENT = Limits(greet_seconds=5.0, idle_seconds=0.2, stall_seconds=0.2, body_seconds=0.2)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.02])
@@ -379,8 +379,9 @@ def test_a_slow_request_ends(serve: Serve, asked: Asked, key: Key, part: str) ->
 
 def test_who_takes_nothing_is_dropped(serve: Serve, key: Key, encrypt: bool) -> None:
     given_up = threading.Event()
+    limits = Limits(stall_seconds=0.2)  # its request is waited for
     server = serve(
-        lambda _: Response(body=bytes(64 * MIB), done=given_up.set), limits=PATIENT, encrypt=encrypt
+        lambda _: Response(body=bytes(64 * MIB), done=given_up.set), limits=limits, encrypt=encrypt
     )
     with greeted(server, key, encrypt) as (channel, session):
         channel.send((request_of(session, "/a"),))

@@ -12,6 +12,7 @@ import pytest
 
 from gdist.errors import RequestError, TransferError
 from gdist.exchange import Key, Request, Response, Server
+from gdist.exchange.ports import free_port
 from gdist.run.environment import network
 from gdist.run.environment.findings import Status
 from gdist.run.environment.network import (
@@ -106,8 +107,8 @@ def test_what_the_own_name_resolves_to(addresses: list[str] | None, hosts: int, 
 
 
 def test_a_port_that_is_taken() -> None:
-    with socket.create_server(("", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()  # the system gives it to no connection meanwhile
+    with socket.create_server(("", port)):
         found = about_port(port, needed=True)
         assert found.status is Status.FAIL and found.family is RequestError and str(port) in found.what
         assert about_port(port, needed=False).status is Status.WARN
