@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gdist.core.journal import ShardRecord
 from gdist.core.mesh import parse_host, parse_mesh
-from gdist.events import Event
+from gdist.core.plan import ShardTask
+from gdist.errors import InterruptedRun
+from gdist.events import Event, Observer, ShardCommitted
+from gdist.run.coordinator import Coordinator
 from gdist.run.options import FetchOptions
 from gdist.sources.torrent import TorrentOptions
 from gdist.stores import open as open_store
 from gdist.testing.swarm import LOOPBACK
 
+HELD_SECONDS = 60.0  # a guard against hangs
 Array = NDArray[Any]  # Any: the element types of ml_dtypes have no static type
 _Kind = TypeVar("_Kind", bound=Event)
 
@@ -58,3 +65,39 @@ class Recorder:
     def of(self, kind: type[_Kind]) -> list[_Kind]:
         """The events of one kind, in order."""
         return [event for event in self.events if isinstance(event, kind)]
+
+
+def stopped_when(
+    done: Callable[[Recorder], object], run: Callable[[Observer, threading.Event], object]
+) -> Recorder:
+    """What a fetch told that was asked to stop once something is `done`, and ended so before it was complete.
+
+    `run` is the fetch, with this observer and this event. A shard is committed when the one before is told
+    of: the thread that tells may wake late, and would find all of them there, and nothing left to stop.
+    """
+    recorder, stop, told, commit = Recorder(), threading.Event(), threading.Condition(), Coordinator._commit
+    untold = 0
+
+    def in_turn(coordinator: Coordinator, task: ShardTask) -> ShardRecord:
+        nonlocal untold
+        with told:
+            told.wait_for(lambda: untold <= 0 or stop.is_set(), HELD_SECONDS)
+            untold += 1
+        return commit(coordinator, task)
+
+    def observe(event: Event) -> None:
+        nonlocal untold
+        recorder(event)
+        if done(recorder):
+            stop.set()
+        with told:
+            if isinstance(event, ShardCommitted) and untold:  # else an earlier run committed it
+                untold -= 1
+            told.notify_all()
+
+    with mock.patch.object(Coordinator, "_commit", in_turn):
+        try:
+            run(observe, stop)
+        except InterruptedRun:
+            return recorder
+    raise AssertionError("it was complete before it was asked to stop")

@@ -46,7 +46,7 @@ from gdist.run.destination import find_destination
 from gdist.run.fetch import FetchResult, fetch
 from gdist.run.verify import verify
 from gdist.testing.checkpoints import write_grok1, write_safetensors
-from gdist.testing.fetches import Recorder, fetch_options, tree_of
+from gdist.testing.fetches import Recorder, fetch_options, stopped_when, tree_of
 from gdist.testing.meeting import Meeting, MeetingCarrier
 from gdist.testing.shares import assert_same, fetch_both, odd_tensors
 from gdist.testing.swarm import seed
@@ -317,15 +317,14 @@ def test_a_fetch_and_an_exchange_take_over_from_each_other(odd: Source, tmp_path
     options = [fetch_options("2x2", f"{index}/2", rules=ODD) for index in range(2)]
     for index in range(2):
         fetch(odd[0], tmp_path / f"plain{index}", options[index])
-        stop = threading.Event()
-
-        def stops(event: Event, stop: threading.Event = stop) -> None:
-            if isinstance(event, ShardCommitted):
-                stop.set()
-
-        with pytest.raises(InterruptedRun):
-            fetch(odd[0], tmp_path / f"moved{index}", options[index], observe=stops, stop=stop)
-        fetch_shares(odd[0], tmp_path / f"moved{index}", options[index])
+        moved, asked = tmp_path / f"moved{index}", options[index]
+        stopped_when(
+            lambda told: told.of(ShardCommitted),
+            lambda observe, stop, to=moved, asked=asked: fetch(  # type: ignore[misc]
+                odd[0], to, asked, observe=observe, stop=stop
+            ),
+        )
+        fetch_shares(odd[0], moved, asked)
     never, halt, seen = threading.Event(), threading.Event(), itertools.count()
 
     def halts(event: Event) -> None:

@@ -26,7 +26,7 @@ from gdist.run import coordinator
 from gdist.run.fetch import fetch
 from gdist.run.verify import verify
 from gdist.testing.checkpoints import write_safetensors
-from gdist.testing.fetches import Array, Recorder, fetch_options, tree_of
+from gdist.testing.fetches import Array, Recorder, fetch_options, stopped_when, tree_of
 from gdist.testing.swarm import LOCALHOST, Seeded, Slow, seed
 
 pytestmark = pytest.mark.torrent
@@ -98,6 +98,14 @@ def stop_after(count: int, kind: type[Event] = Event) -> tuple[Recorder, threadi
 
     recorder.then = check
     return recorder, stop
+
+
+def some_shards(count: int, magnet: str, dest: Path) -> None:
+    """A fetch that was stopped once so many shards were committed."""
+    stopped_when(
+        lambda told: len(told.of(ShardCommitted)) >= count,
+        lambda observe, stop: fetch(magnet, dest, fetch_options(MESH), observe=observe, stop=stop),
+    )
 
 
 def stop_at_first_part(parts: Path, stop: threading.Event, event: Event) -> None:
@@ -216,9 +224,7 @@ def test_many_stops_fetch_little_twice(
 
 def test_a_torn_last_line_is_dropped(seeded: Seeded, whole: dict[str, bytes], tmp_path: Path) -> None:
     magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
-    recorder, stop = stop_after(9, ShardCommitted)
-    with pytest.raises(InterruptedRun):
-        fetch(magnet, dest, fetch_options(MESH), observe=recorder, stop=stop)
+    some_shards(9, magnet, dest)
     journal = dest / ".gdist/journal.jsonl"
     data = journal.read_bytes()
     for cut in (3, len(data) // 2, len(data) - 5):
@@ -230,9 +236,7 @@ def test_a_torn_last_line_is_dropped(seeded: Seeded, whole: dict[str, bytes], tm
 
 def test_a_damaged_journal_is_refused(seeded: Seeded, tmp_path: Path) -> None:
     magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
-    recorder, stop = stop_after(3, ShardCommitted)
-    with pytest.raises(InterruptedRun):
-        fetch(magnet, dest, fetch_options(MESH), observe=recorder, stop=stop)
+    some_shards(3, magnet, dest)
     journal = dest / ".gdist/journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(lines[0] + b'{"nonsense": 1}\n' + b"".join(lines[1:]))
@@ -309,9 +313,7 @@ def test_shards_that_vanish_are_written_again(
     seeded: Seeded, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
-    recorder, stop = stop_after(12, ShardCommitted)
-    with pytest.raises(InterruptedRun):
-        fetch(magnet, dest, fetch_options(MESH), observe=recorder, stop=stop)
+    some_shards(12, magnet, dest)
     shards = [path for path in dest.rglob("c/*") if path.is_file() and ".gdist" not in path.parts]
     for number, shard in enumerate(sorted(shards)):
         if number % 2:

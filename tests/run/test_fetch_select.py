@@ -15,14 +15,14 @@ from gdist.core.extent import Extent
 from gdist.core.magnet import format_magnet
 from gdist.core.source_files import SourceArray, SourceFile
 from gdist.core.source_manifest import SourceManifest
-from gdist.errors import InterruptedRun, RequestError, ResumeError
+from gdist.errors import RequestError, ResumeError
 from gdist.events import PieceVerified, Planned, ShardCommitted
 from gdist.formats import drive
 from gdist.run.fetch import fetch
 from gdist.run.headers import FileReport, identify
 from gdist.run.verify import verify
 from gdist.testing.checkpoints import write_grok1
-from gdist.testing.fetches import Array, Recorder, assert_holds, fetch_options, tree_of
+from gdist.testing.fetches import Array, Recorder, assert_holds, fetch_options, stopped_when, tree_of
 from gdist.testing.swarm import LOCALHOST, Seeded, seed
 
 pytestmark = pytest.mark.torrent
@@ -153,22 +153,11 @@ def test_another_choice_is_another_job(seeded: Seeded, tmp_path: Path) -> None:
 
 def test_an_unfinished_choice_is_finished_first(seeded: Seeded, grok: Content, tmp_path: Path) -> None:
     magnet, dest = format_magnet(seeded.magnet), tmp_path / "s"
-
-    class Stop:
-        def __init__(self) -> None:
-            self.seen = 0
-
-        def is_set(self) -> bool:
-            return self.seen > 3
-
-    stop, recorder = Stop(), Recorder()
-
-    def count(event: object) -> None:
-        stop.seen += isinstance(event, ShardCommitted)
-
-    recorder.then = count
-    with pytest.raises(InterruptedRun):
-        fetch(magnet, dest, fetch_options(select=(LAYER,)), observe=recorder, stop=stop)  # type: ignore[arg-type]
+    options = fetch_options(select=(LAYER,))
+    stopped_when(
+        lambda told: len(told.of(ShardCommitted)) > 3,
+        lambda observe, stop: fetch(magnet, dest, options, observe=observe, stop=stop),
+    )
     for other in ((r"decoder_layer_[12]\.",), ()):
         with pytest.raises(ResumeError, match="unfinished fetch of another plan"):
             fetch(magnet, dest, fetch_options(select=other))

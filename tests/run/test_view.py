@@ -22,14 +22,14 @@ import gdist
 from gdist.core.dtypes import BY_SAFETENSORS
 from gdist.core.magnet import format_magnet
 from gdist.core.order import loading_order
-from gdist.errors import CorruptError, InterruptedRun, RequestError, ResumeError, UnsupportedError
+from gdist.errors import CorruptError, RequestError, ResumeError, UnsupportedError
 from gdist.events import Event, ShardCommitted, TensorReady
 from gdist.run import view_sink
 from gdist.run.verify import verify
 from gdist.run.view import ViewOptions, make_view
 from gdist.sources.torrent import Version, magnet_of, make_torrent
 from gdist.testing.checkpoints import write_grok1, write_safetensors
-from gdist.testing.fetches import Array, Recorder, assert_holds, tree_of
+from gdist.testing.fetches import Array, Recorder, assert_holds, stopped_when, tree_of
 from gdist.testing.swarm import Seeded, WebSeed, seed
 
 SWARM = {"dht": False, "lsd": False, "listen": "127.0.0.1:0"}
@@ -575,16 +575,12 @@ def test_a_fetch_that_is_ended_goes_on_and_can_be_read_meanwhile(
 ) -> None:
     dest, magnet = tmp_path / "dest", format_magnet(seeded.magnet)
     for most in (1, 4, 9):
-        stop, seen = threading.Event(), 0
-
-        def observe(event: Event, most: int = most, stop: threading.Event = stop) -> None:
-            nonlocal seen
-            seen += isinstance(event, ShardCommitted)
-            if seen >= most:
-                stop.set()
-
-        with pytest.raises(InterruptedRun):
-            gdist.fetch(magnet, dest, layout="view", observe=observe, stop=stop, **SWARM)
+        stopped_when(
+            lambda told, most=most: len(told.of(ShardCommitted)) >= most,  # type: ignore[misc]
+            lambda observe, stop: gdist.fetch(
+                magnet, dest, layout="view", observe=observe, stop=stop, **SWARM
+            ),
+        )
         with pytest.raises(RequestError, match="not a store"):
             gdist.open(dest)
     assert not gdist.fetch(magnet, dest, layout="view", **SWARM).already

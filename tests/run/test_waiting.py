@@ -26,7 +26,7 @@ from gdist.run.status_of_events import StatusOfEvents
 from gdist.run.waiting import wait
 from gdist.run.watch import Sight
 from gdist.testing.checkpoints import write_safetensors
-from gdist.testing.fetches import Array, Recorder, fetch_options
+from gdist.testing.fetches import Array, fetch_options, stopped_when
 from gdist.testing.swarm import Seeded, seed
 
 pytestmark = pytest.mark.torrent
@@ -49,16 +49,11 @@ def seeded(content: tuple[Path, dict[str, Array]]) -> Iterator[Seeded]:
 @pytest.fixture(scope="module")
 def half(seeded: Seeded, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose fetch was stopped after its first tensors."""
-    dest = tmp_path_factory.mktemp("half") / "s"
-    stop, recorder = threading.Event(), Recorder()
-
-    def check(event: Event) -> None:
-        if len(recorder.of(TensorReady)) >= 3:
-            stop.set()
-
-    recorder.then = check
-    with pytest.raises(InterruptedRun):
-        fetch(format_magnet(seeded.magnet), dest, fetch_options(MESH), observe=recorder, stop=stop)
+    dest, magnet = tmp_path_factory.mktemp("half") / "s", format_magnet(seeded.magnet)
+    stopped_when(
+        lambda told: len(told.of(TensorReady)) >= 3,
+        lambda observe, stop: fetch(magnet, dest, fetch_options(MESH), observe=observe, stop=stop),
+    )
     return dest
 
 
@@ -95,15 +90,17 @@ def test_a_complete_store_is_not_waited_for(seeded: Seeded, tmp_path: Path) -> N
 
 def test_a_wait_begins_before_the_fetch_and_ends_with_it(seeded: Seeded, tmp_path: Path) -> None:
     shown: list[int] = []
+    looked = threading.Event()
 
     def show(sights: Sequence[Sight]) -> None:
         shown.append(len(sights))
+        looked.set()
 
     found: list[tuple[Sight, ...]] = []
     waiting = on_a_thread(lambda: found.append(wait(str(tmp_path / "s"), start_seconds=30, show=show)))
-    time.sleep(0.5)
+    assert looked.wait(60)
     fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options(MESH))
-    waiting.join(20)
+    waiting.join(60)
     assert found[0][0].complete and shown[0] == 0
 
 
@@ -128,20 +125,19 @@ def test_the_first_layers_are_waited_for_while_the_last_ones_come(seeded: Seeded
 
 
 def test_the_error_of_the_run_ends_the_wait_at_once(copy: Path) -> None:
-    lock = Lock(copy / ".gdist/lock", "a test")
+    lock, looked = Lock(copy / ".gdist/lock", "a test"), threading.Event()
 
     def fail() -> None:
-        time.sleep(0.5)
+        assert looked.wait(60)  # what is there at the first look is of an earlier run
         with pytest.raises(SpaceError), left_behind(copy / ".gdist"):
             raise SpaceError("no space left", hint="free some")
         lock.release()
 
     failing = on_a_thread(fail)
-    start = time.monotonic()
     with pytest.raises(SpaceError, match=r"the run that wrote to .* ended: no space left") as ended:
-        wait(str(copy), start_seconds=1000)
+        wait(str(copy), start_seconds=1000, timeout=60, show=lambda sights: looked.set())
     failing.join()
-    assert ended.value.hint == "free some" and time.monotonic() - start < 20
+    assert ended.value.hint == "free some"
 
 
 def test_what_an_earlier_run_left_is_believed_when_none_begins_again(copy: Path, seeded: Seeded) -> None:
@@ -149,13 +145,14 @@ def test_what_an_earlier_run_left_is_believed_when_none_begins_again(copy: Path,
     with pytest.raises(InterruptedRun):
         wait(str(copy), start_seconds=0.5)
     assert time.monotonic() - start > 0.5
+    looked = threading.Event()
 
     def again() -> None:
-        time.sleep(0.5)
+        assert looked.wait(60)
         fetch(format_magnet(seeded.magnet), copy, fetch_options(MESH))
 
     fetching = on_a_thread(again)
-    wait(str(copy), start_seconds=30)
+    wait(str(copy), start_seconds=30, show=lambda sights: looked.set())
     fetching.join()
 
 
@@ -167,12 +164,17 @@ def test_a_run_that_was_killed_is_not_waited_for_for_ever(copy: Path) -> None:
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline()
-        killing = threading.Timer(1.0, process.send_signal, (signal.SIGKILL,))
-        start = time.monotonic()
-        killing.start()
+        alive: list[float] = []
+
+        def show(sights: Sequence[Sight]) -> None:
+            if sights[0].running:
+                alive.append(time.monotonic())
+            if len(alive) == 4:
+                process.send_signal(signal.SIGKILL)
+
         with pytest.raises(TransferError, match=r"no run was at work .* tensors are ready") as ended:
-            wait(str(copy), start_seconds=0.5)
-        assert time.monotonic() - start > 1.2 and "goes on" in ended.value.hint
+            wait(str(copy), start_seconds=0.5, show=show)
+        assert len(alive) >= 4 and time.monotonic() - alive[-1] > 0.5 and "goes on" in ended.value.hint
 
 
 def test_where_nothing_begins_the_wait_ends(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from gdist.core.magnet import format_magnet
 from gdist.core.mesh import HostGroup
 from gdist.core.order import loading_order
 from gdist.core.status import AgentStatus, Stage
-from gdist.errors import InterruptedRun, RequestError, StalledError
+from gdist.errors import RequestError, StalledError
 from gdist.events import Event, StageStarted, TensorReady
 from gdist.exchange import Key, Request, Response, Server
 from gdist.run.collective import fetch_shares, taken
@@ -30,7 +30,7 @@ from gdist.run.reshard import reshard
 from gdist.run.resolve import resolve
 from gdist.run.watch import Sight, Watch, all_ready
 from gdist.testing.checkpoints import write_safetensors
-from gdist.testing.fetches import Array, Recorder, fetch_options
+from gdist.testing.fetches import Array, fetch_options, stopped_when
 from gdist.testing.swarm import Seeded, seed
 
 pytestmark = pytest.mark.torrent
@@ -52,15 +52,11 @@ def seeded(content: tuple[Path, dict[str, Array]]) -> Iterator[Seeded]:
 
 def stopped(seeded: Seeded, dest: Path, host: str = "0/1", tensors: int = 3) -> list[str]:
     """A fetch that was stopped after some tensors; their names."""
-    stop, recorder = threading.Event(), Recorder()
-
-    def check(event: Event) -> None:
-        if len(recorder.of(TensorReady)) >= tensors:
-            stop.set()
-
-    recorder.then = check
-    with pytest.raises(InterruptedRun):
-        fetch(format_magnet(seeded.magnet), dest, fetch_options(MESH, host), observe=recorder, stop=stop)
+    magnet, options = format_magnet(seeded.magnet), fetch_options(MESH, host)
+    recorder = stopped_when(
+        lambda told: len(told.of(TensorReady)) >= tensors,
+        lambda observe, stop: fetch(magnet, dest, options, observe=observe, stop=stop),
+    )
     return [event.tensor for event in recorder.of(TensorReady)]
 
 
@@ -102,12 +98,22 @@ def test_a_run_that_works_is_followed_to_its_end(copy: Path, seeded: Seeded) -> 
     with Watch(str(copy)) as watch:
         seen = [watch.look()[0]]
         stages = {seen[0].status.stage}
-        again = threading.Thread(target=fetch, args=(format_magnet(seeded.magnet), copy, fetch_options(MESH)))
+        go_on = threading.Event()
+
+        def observe(event: Event) -> None:
+            if isinstance(event, TensorReady):
+                go_on.wait(60)  # the run stands still until it was seen at work
+
+        magnet, options = format_magnet(seeded.magnet), fetch_options(MESH)
+        again = threading.Thread(target=fetch, args=(magnet, copy, options), kwargs={"observe": observe})
         again.start()
         deadline = time.monotonic() + 60
         while not seen[-1].complete and time.monotonic() < deadline:
             seen.append(watch.look()[0])
             stages.add(seen[-1].status.stage)
+            if seen[-1].running and seen[-1].status.stage is Stage.FETCH:
+                go_on.set()
+        go_on.set()
         again.join()
         assert Stage.FETCH in stages and stages >= {Stage.FAILED, Stage.DONE}
         assert any(sight.running and sight.failure is None for sight in seen)
@@ -166,11 +172,11 @@ def test_a_run_with_another_plan_takes_the_place_of_the_one_that_was_followed(
     with Watch(str(copy)) as watch:
         watch.look()
         shutil.rmtree(copy)
-        stop, recorder = threading.Event(), Recorder()
-        recorder.then = lambda event: stop.set() if isinstance(event, TensorReady) else None
-        with pytest.raises(InterruptedRun):
-            options = fetch_options("1", select=("layers",))
-            fetch(format_magnet(seeded.magnet), copy, options, observe=recorder, stop=stop)
+        magnet, options = format_magnet(seeded.magnet), fetch_options("1", select=("layers",))
+        stopped_when(
+            lambda told: told.of(TensorReady),
+            lambda observe, stop: fetch(magnet, copy, options, observe=observe, stop=stop),
+        )
         for _ in range(3):
             (sight,) = watch.look()
         assert sight.names == tuple(name for name in loading_order(content[1]) if "layers" in name)
@@ -211,13 +217,13 @@ def test_the_run_of_a_bucket_is_seen_where_it_works(
     seeded: Seeded, content: tuple[Path, dict[str, Array]], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     url, magnet = f"memory://{request.node.name}/s", format_magnet(seeded.magnet)
-    stop, recorder = threading.Event(), Recorder()
-    recorder.then = lambda event: stop.set() if isinstance(event, TensorReady) else None
     options = fetch_options(MESH, work=tmp_path / "work")
     with Watch(url, work=tmp_path / "work") as watch:
         assert watch.look() == () and not watch.local
-        with pytest.raises(InterruptedRun):
-            fetch(magnet, url, options, observe=recorder, stop=stop)
+        recorder = stopped_when(
+            lambda told: told.of(TensorReady),
+            lambda observe, stop: fetch(magnet, url, options, observe=observe, stop=stop),
+        )
         (sight,) = watch.look()
         assert sight.status.error_kind == "InterruptedRun" and sight.names == loading_order(content[1])
         assert set(sight.here) >= {event.tensor for event in recorder.of(TensorReady)}

@@ -24,13 +24,13 @@ from gdist.errors import (
     StalledError,
     TransferError,
 )
-from gdist.events import Event, ReshardPlanned, TensorReady
+from gdist.events import ReshardPlanned, TensorReady
 from gdist.run.fetch import fetch
 from gdist.run.journal_file import Lock
 from gdist.stores.growing import Growing
 from gdist.stores.unfinished import held
 from gdist.testing.checkpoints import write_safetensors
-from gdist.testing.fetches import Array, Recorder, fetch_options
+from gdist.testing.fetches import Array, fetch_options, stopped_when
 from gdist.testing.stores import write_store
 from gdist.testing.swarm import Seeded, seed
 
@@ -53,16 +53,11 @@ def seeded(content: tuple[Path, dict[str, Array]]) -> Iterator[Seeded]:
 
 def stopped(seeded: Seeded, dest: Path, host: str = "0/1", tensors: int = 3) -> list[str]:
     """A fetch that was stopped after some tensors; their names."""
-    stop = threading.Event()
-    recorder = Recorder()
-
-    def check(event: Event) -> None:
-        if len(recorder.of(TensorReady)) >= tensors:
-            stop.set()
-
-    recorder.then = check
-    with pytest.raises(InterruptedRun):
-        fetch(format_magnet(seeded.magnet), dest, fetch_options(MESH, host), observe=recorder, stop=stop)
+    magnet, options = format_magnet(seeded.magnet), fetch_options(MESH, host)
+    recorder = stopped_when(
+        lambda told: len(told.of(TensorReady)) >= tensors,
+        lambda observe, stop: fetch(magnet, dest, options, observe=observe, stop=stop),
+    )
     return [event.tensor for event in recorder.of(TensorReady)]
 
 
@@ -166,11 +161,11 @@ def test_a_complete_store_is_read_too(
 def test_a_compressed_store_grows_as_well(
     growing: Open, seeded: Seeded, content: tuple[Path, dict[str, Array]], tmp_path: Path
 ) -> None:
-    stop, recorder = threading.Event(), Recorder()
-    recorder.then = lambda event: stop.set() if isinstance(event, TensorReady) else None
-    options = fetch_options(MESH, codec="zstd")
-    with pytest.raises(InterruptedRun):
-        fetch(format_magnet(seeded.magnet), tmp_path / "s", options, observe=recorder, stop=stop)
+    magnet, options = format_magnet(seeded.magnet), fetch_options(MESH, codec="zstd")
+    recorder = stopped_when(
+        lambda told: told.of(TensorReady),
+        lambda observe, stop: fetch(magnet, tmp_path / "s", options, observe=observe, stop=stop),
+    )
     found = growing(tmp_path / "s")
     name = recorder.of(TensorReady)[0].tensor
     found.wait(whole(found, name))
