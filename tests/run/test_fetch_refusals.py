@@ -102,7 +102,7 @@ def test_a_bucket_that_does_not_exist_is_refused_before_anything_is_asked_for(tm
 
 def test_a_hash_nobody_has_says_what_was_tried(tmp_path: Path) -> None:
     with Tracker() as tracker, Tracker(refuse="go away") as refusing:
-        torrent = replace(IMPATIENT, trackers=(tracker.url, refusing.url))
+        torrent = replace(IMPATIENT, metadata_timeout_seconds=5, trackers=(tracker.url, refusing.url))
         with pytest.raises(NoPeersError) as caught:
             fetch("ab" * 20, tmp_path / "s", fetch_options(torrent=torrent))
     assert f"tracker {tracker.url} answered" in caught.value.message
@@ -137,9 +137,9 @@ def test_bad_peers_beside_a_good_one_change_no_byte(
 def test_a_bad_peer_alone_brings_nothing(
     content: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
 ) -> None:
-    recorder = Recorder()
+    recorder, options = Recorder(), fetch_options(torrent=replace(LOOPBACK, stall_seconds=5))
     with bad_seed(content[0], seeded.torrent) as bad, pytest.raises((StalledError, NoPeersError)):
-        fetch(format_magnet(bad.magnet), tmp_path / "s", fetch_options(torrent=IMPATIENT), observe=recorder)
+        fetch(format_magnet(bad.magnet), tmp_path / "s", options, observe=recorder)
     assert recorder.of(HashFailed)
     assert_not_complete(tmp_path / "s")
     fetch(format_magnet(seeded.magnet), tmp_path / "s", fetch_options())

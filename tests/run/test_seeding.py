@@ -73,7 +73,7 @@ def magnet(held: Held, server: Seeder | PieceServer) -> str:
 
 def wait_for(tracker: Tracker, port: int) -> None:
     """Until a port is announced."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while port not in {known for peers in tracker.announced.values() for _, known in peers}:
         assert time.monotonic() < until, f"nobody announced port {port}"
         time.sleep(0.02)

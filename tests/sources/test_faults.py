@@ -62,7 +62,7 @@ def test_a_tracker_that_answers_no_text_harms_nobody(content: Path, tmp_path: Pa
         nobody = Magnet(parse_magnet("0" * 39 + "1")[0].info_hash, trackers=(tracker.url,))
         with (
             pytest.raises(NoPeersError, match="failed: an answer that is not text"),
-            opened(nobody, tmp_path / "none", metadata_timeout_seconds=1.5),
+            opened(nobody, tmp_path / "none", metadata_timeout_seconds=5),
         ):
             pass
         with opened(replace(seeded.magnet, trackers=(tracker.url,)), tmp_path / "to") as found:
@@ -96,10 +96,10 @@ def test_an_alert_thread_that_fails_ends_every_wait(
         began = time.monotonic()
         with pytest.raises(TransferError, match="ZeroDivisionError: for a test"):
             while True:
-                found.verified(30)
+                found.verified(600)
         with pytest.raises(TransferError, match="ZeroDivisionError"):
             found.check_alive()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 300
 
 
 def test_a_stop_is_noticed_while_files_are_checked(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -50,6 +51,7 @@ PIECE = 1 << 16
 NOBODY = "0" * 39 + "1"  # an info-hash that nobody serves
 VERSIONS: tuple[Version, ...] = ("v1", "v2", "hybrid")
 IMPATIENT = replace(LOOPBACK, metadata_timeout_seconds=1.5, stall_seconds=1.5)
+WHILE = replace(LOOPBACK, metadata_timeout_seconds=5, stall_seconds=5)  # all that may be seen is, until then
 
 
 @pytest.fixture
@@ -95,8 +97,8 @@ def line_of(source: TorrentSource, content: Path) -> bytes:
     return bytes(line)
 
 
-def collect(source: TorrentSource, count: int, seconds: float = 20) -> list[int]:
-    """Waits for `count` verified pieces."""
+def collect(source: TorrentSource, count: int, seconds: float = 60) -> list[int]:
+    """Waits for `count` verified pieces; `seconds` guard against hangs."""
     pieces: list[int] = []
     limit = time.monotonic() + seconds
     while len(pieces) < count:
@@ -104,6 +106,16 @@ def collect(source: TorrentSource, count: int, seconds: float = 20) -> list[int]
         pieces += source.verified(0.2)
         source.check_alive()
     return pieces
+
+
+def want_once_met(source: TorrentSource, pieces: Sequence[int]) -> None:
+    """Wants pieces, and again when somebody is there: the clock of a stall starts with the wish."""
+    source.want(pieces)
+    limit = time.monotonic() + 20
+    while not source._open.swarm.met:
+        assert time.monotonic() < limit, "nobody is there"
+        source.verified(0.02)
+    source.want(pieces)
 
 
 def assert_equal(source: TorrentSource, pieces: list[int], line: bytes) -> None:
@@ -200,7 +212,7 @@ def test_a_source_that_does_not_upload_serves_nobody(content: Path, tmp_path: Pa
         collect(source, source.payload.pieces)
         options = replace(IMPATIENT, peers=((LOCALHOST, source.port),))
         with opened(seeded.torrent, tmp_path / "b", options) as other:
-            other.want([0])
+            want_once_met(other, [0])
             with pytest.raises(StalledError):
                 collect(other, 1)
 
@@ -236,6 +248,10 @@ def test_a_web_seed_that_gives_nothing_is_told_with_its_reason(content: Path, tm
             options = replace(IMPATIENT, web_seeds=(mirror.url,))
             with opened(torrent, tmp_path / "to", options) as source:
                 source.want(pieces)
+                limit = time.monotonic() + 20
+                while not re.search(said, source._open.swarm.evidence()):
+                    assert time.monotonic() < limit, source._open.swarm.evidence()
+                    source.verified(0.02)
                 with pytest.raises((NoPeersError, StalledError), match=said):
                     collect(source, 1)
 
@@ -304,7 +320,7 @@ def test_no_metadata_says_what_tracker_and_peers_answered(tmp_path: Path) -> Non
             trackers=(refusing.url, empty.url),
             peers=((LOCALHOST, closed),),
         )
-        with pytest.raises(NoPeersError) as caught, opened(magnet, tmp_path, IMPATIENT):
+        with pytest.raises(NoPeersError) as caught, opened(magnet, tmp_path, WHILE):
             pass
     message = caught.value.message
     assert NOBODY in message
@@ -321,7 +337,7 @@ def test_no_peer_at_all_is_told_from_a_stall(content: Path, tmp_path: Path) -> N
         source.check_alive()  # nothing is wanted, so nothing is missed
         source.want([0])
         source.check_alive()  # the clock starts with the wish
-        with pytest.raises(NoPeersError, match=r"nothing arrived for [12] seconds though 1 pieces"):
+        with pytest.raises(NoPeersError, match=r"nothing arrived for \d+ seconds though 1 pieces"):
             collect(source, 1)
 
 
@@ -336,7 +352,7 @@ def test_a_corrupt_peer_beside_a_good_one_does_no_harm(content: Path, tmp_path: 
         opened(bad.magnet, tmp_path / "to", observe=events.append) as source,
     ):
         source.want(range(source.payload.pieces))
-        limit = time.monotonic() + 10
+        limit = time.monotonic() + 60
         while not any(isinstance(event, HashFailed) for event in events):
             assert source.verified(0.2) == ()  # the bad one is alone at first, so it is certain to be asked
             assert time.monotonic() < limit
@@ -350,8 +366,9 @@ def test_a_corrupt_peer_beside_a_good_one_does_no_harm(content: Path, tmp_path: 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_corrupt_peer_alone_never_yields_a_piece(version: Version, content: Path, tmp_path: Path) -> None:
     torrent = make_torrent(content, version=version, piece_length=PIECE)
-    with bad_seed(content, torrent) as bad, opened(bad.magnet, tmp_path / "to", IMPATIENT) as source:
-        source.want(range(source.payload.pieces))
+    options = replace(LOOPBACK, stall_seconds=1.5)
+    with bad_seed(content, torrent) as bad, opened(bad.magnet, tmp_path / "to", options) as source:
+        want_once_met(source, range(source.payload.pieces))
         with pytest.raises(StalledError, match="nothing arrived"):
             collect(source, 1)
 
@@ -410,13 +427,13 @@ def test_pieces_are_fetched_again_while_others_arrive(content: Path, tmp_path: P
         opened(replace(seeded.magnet, peers=((LOCALHOST, slow.port),)), tmp_path / "to") as source,
     ):
         everything = range(source.payload.pieces)
-        missing, limit, times = set(everything), time.monotonic() + 20, 0
+        missing, limit, times = set(everything), time.monotonic() + 60, 0
         source.want(everything)
         while missing:
             assert time.monotonic() < limit, f"{len(missing)} pieces did not come"
             arrived = source.verified(0.02)
             missing.difference_update(arrived)
-            if arrived and missing and times < 3:
+            if arrived and times < 3:
                 times += 1
                 source.fetch_again(arrived[:1])
                 missing.add(arrived[0])
