@@ -10,10 +10,12 @@ Debian's `openssh-server` and `openssh-client`; `missing_programs` says what is 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +24,9 @@ from pathlib import Path
 from gdist.exchange.ports import free_port
 
 PROGRAMS = ("sshd", "ssh", "ssh-keygen")
-START_SECONDS, STOP_SECONDS = 20, 10
-PRIVILEGE_SEPARATION = Path("/run/sshd")  # compiled in; sshd wants it when root runs it
+START_SECONDS, STOP_SECONDS = 60, 10
+PRIVILEGE_SEPARATION = Path("/run/sshd")  # compiled in; sshd wants it when root runs it, at each connection
+_LOCK = Path(tempfile.gettempdir()) / "gdist-sshd.lock"  # of the processes that run tests at once
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])  # sshd is in sbin
 
 _CONF = """\
@@ -95,14 +98,24 @@ def ssh_server(directory: Path, hosts: int = 4) -> Iterator[SshServer]:
 
 @contextlib.contextmanager
 def _privilege_separation() -> Iterator[None]:
-    made = os.geteuid() == 0 and not PRIVILEGE_SEPARATION.exists()
-    if made:
-        PRIVILEGE_SEPARATION.mkdir(mode=0o755)
-    try:
+    """The directory is there. That it was made is noted in the lock its users share; the last removes it."""
+    if os.geteuid():
         yield
-    finally:
-        if made:
-            PRIVILEGE_SEPARATION.rmdir()
+        return
+    with _LOCK.open("a+b") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        with contextlib.suppress(FileExistsError):
+            PRIVILEGE_SEPARATION.mkdir(mode=0o755)
+            users.write(b"made here")
+            users.flush()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(BlockingIOError):  # another one uses it
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(users.fileno()).st_size:
+                    users.truncate(0)
+                    PRIVILEGE_SEPARATION.rmdir()
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -140,7 +140,7 @@ def test_the_notice_before_the_limit_lets_every_node_leave(
     number = submit()
     standin.wait_for(NODES)
     slurm.run("scancel", "--signal=TERM", "--batch", str(number))  # what --signal=B:TERM@120 does in time
-    slurm.wait(number, "PENDING", timeout=30)
+    slurm.wait(number, "PENDING")
     stopped = [record["index"] for record in standin.records() if "stopped" in record]
     assert stopped == [0, 1, 2, 3], slurm.output(number)
     assert "ended with 20, which may pass; the job is put back" in slurm.output(number)
@@ -159,7 +159,7 @@ def test_cancelling_the_job_lets_every_node_leave(
     number = submit()
     standin.wait_for(NODES)
     slurm.run("scancel", str(number))
-    assert slurm.wait(number, timeout=30)["JobState"] == "CANCELLED"
+    assert slurm.wait(number)["JobState"] == "CANCELLED"
     stopped = [record["index"] for record in standin.records() if "stopped" in record]
     assert stopped == [0, 1, 2, 3], slurm.output(number)
 

@@ -21,6 +21,7 @@ from gdist.run.bootstrap.ssh import ssh_script
 from gdist.testing.ssh import SshServer, missing_programs, ssh_server
 
 HOSTS = 4
+WAIT_SECONDS = 60  # a guard against hangs; the stand-in ends by itself after as much
 ssh_is_there = pytest.mark.skipif(bool(missing_programs()), reason=missing_programs())
 
 
@@ -84,7 +85,7 @@ def test_every_host_gets_the_line_as_it_was_given(
 ) -> None:
     then = 'echo "trained as $GDIST_HOST${GDIST_SECRET:+ with the secret}"'
     process = start(nasty, then=then)
-    out, errors = process.communicate(timeout=30)
+    out, errors = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 0, errors
     calls = standin.calls()
     assert [call["index"] for call in calls] == list(range(HOSTS))
@@ -123,7 +124,7 @@ def test_the_code_that_matters_most_is_the_scripts(
 ) -> None:
     standin.ends_with(codes)
     process = start()
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == result
     assert says in errors
     assert len(errors.splitlines()) == len(codes)
@@ -140,11 +141,11 @@ def test_when_the_script_ends_every_host_leaves(
     process = start()
     standin.wait_for(HOSTS)
     process.send_signal(how)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + WAIT_SECONDS
     while stopped(standin) != list(range(HOSTS)) or running(standin):
         assert time.monotonic() < deadline, (stopped(standin), running(standin))
         time.sleep(0.05)
-    code = process.wait(20)
+    code = process.wait(WAIT_SECONDS)
     assert code == (-9 if how == signal.SIGKILL else 20)
 
 
@@ -158,12 +159,12 @@ def test_a_lost_connection_lets_the_host_leave_and_is_told(
     standin.wait_for(HOSTS)
     for pid in sessions(server.pid, standin.calls()[2]["pid"]):
         os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + WAIT_SECONDS
     while stopped(standin) != [2]:
         assert time.monotonic() < deadline, stopped(standin)
         time.sleep(0.05)
     standin.hold(False)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 11
     assert errors.strip().endswith("127.0.0.3: ssh did not get there, or lost the connection")
 
@@ -193,7 +194,7 @@ def test_a_host_that_is_not_there_does_not_keep_the_others(
     )
     wrapper.chmod(0o755)
     process = start(ssh=(str(wrapper),))
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 11
     assert "127.0.0.2: ssh did not get there" in errors
     assert [call["index"] for call in standin.calls()] == [0, 2, 3]

@@ -72,7 +72,7 @@ def test_every_worker_gets_the_line_as_it_was_given(
         "HOMES": str(tmp_path),
         "ENDPOINTS": endpoints,
     }
-    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, env=environ, timeout=60)
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, env=environ, timeout=180)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained") == WORKERS
     calls = standin.calls()
