@@ -19,6 +19,7 @@ def test_ports_are_free_and_none_of_those_given_to_connections(
     given.write_text("20000\t29989\n")
     taken = free_ports(1)[0]  # by the real range: nothing else takes it at the end
     monkeypatch.setattr(ports, "_LOCAL_RANGE", given)
+    monkeypatch.setattr(ports, "_RANGE", range(20_000, 30_000))
     with socket.create_server(("127.0.0.1", taken)):
         found = free_ports(5)
         assert len(set(found)) == 5 and all(29_989 < port < 30_000 for port in found)
