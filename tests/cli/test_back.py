@@ -42,7 +42,7 @@ def gdist(*arguments: object) -> Done:
     """One run of the program; whatever happens, it shows no traceback."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GDIST_")}
     done = subprocess.run(
-        [*GDIST, *map(str, arguments)], capture_output=True, text=True, env=kept, timeout=60
+        [*GDIST, *map(str, arguments)], capture_output=True, text=True, env=kept, timeout=180
     )
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return Done(done.returncode, done.stdout, done.stderr)
@@ -145,7 +145,7 @@ def test_seed_serves_a_store(store: Path, origin: Path, tmp_path: Path) -> None:
         assert done.code == 0, done.err
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     files = tree_of(tmp_path / "again/payload/tiny")
     assert files == tree_of(origin)
 

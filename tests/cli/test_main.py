@@ -337,7 +337,7 @@ def test_ctrl_c_while_the_program_is_loaded() -> None:
         "def pressed(name, *rest): raise KeyboardInterrupt if name == 'gdist.cli' else AssertionError\n"
         "builtins.__import__ = pressed; run()"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=180)
     assert (done.returncode, done.stderr) == (130, b"")
 
 

@@ -32,7 +32,7 @@ def gdist(*arguments: object) -> subprocess.CompletedProcess[str]:
     """One run of the program; whatever happens, it shows no traceback."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GDIST_")}
     command = [sys.executable, "-W", "error", "-m", "gdist", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return done
 

@@ -283,7 +283,7 @@ def on_a_terminal(columns: int, **variables: str) -> str:
         except OSError:
             pass  # how a terminal says that the other side is closed
         os.close(mine)
-        assert process.wait(60) == 0
+        assert process.wait(180) == 0
     return drawn.decode()
 
 

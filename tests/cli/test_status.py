@@ -48,7 +48,7 @@ class Done:
 
 def gdist(*arguments: object, **variables: str) -> Done:
     command = [*GDIST, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(**variables), timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(**variables), timeout=180)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -114,8 +114,8 @@ def test_a_fetch_is_seen_probed_and_waited_for(seeded: Seeded, tmp_path: Path) -
         assert (late.code, late.out) == (11, "") and " seconds for all of it at " in late.err
 
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 20
-        assert waiting.wait(20) == 20
+        assert process.wait(60) == 20
+        assert waiting.wait(60) == 20
         out, err = waiting.communicate()
         assert out == "" and "ended: the run was asked to stop" in err
 
@@ -144,7 +144,7 @@ def test_a_killed_fetch_ends_the_wait(seeded: Seeded, tmp_path: Path) -> None:
     dest = tmp_path / "store"
     with half_way(seeded, dest) as process:
         process.kill()
-        process.wait(20)
+        process.wait(60)
     dead = gdist("wait", dest, "--start-timeout", "0.3s")
     assert dead.code == 11 and "no run was at work on" in dead.err
     assert "not complete, and nobody works on it" in gdist("status", dest).out

@@ -297,7 +297,7 @@ def test_mpirun_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
     monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
     command = ["mpirun", "--oversubscribe", "-np", "3", sys.executable, "-c", TELL]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     # mpirun may put the lines of two processes into one.
     rows = sorted(json.loads(line) for line in done.stdout.replace("][", "]\n[").splitlines() if line)

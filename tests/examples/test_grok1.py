@@ -121,7 +121,7 @@ def test_pairs_compute_on_a_mesh(mesh: str, small: tuple[Path, dict[str, Array]]
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{2 + 12 * SMALL_LAYERS} modules; ")

@@ -186,7 +186,7 @@ def test_processes_that_share_a_destination_need_not_talk(tmp_path: Path) -> Non
         for host in range(4)
     ]
     for process in running:
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=180)
         assert process.returncode == 0, said
     cut(tmp_path / "one", "2x4", HostGroup())
     with gdist.open(tmp_path / "b") as store:
