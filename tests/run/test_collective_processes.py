@@ -43,6 +43,7 @@ stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
 def tell(event):
     print(type(event).__name__, flush=True)
+print("Begun", flush=True)
 try:
     start_move(MoveRequest(dest, host, platform="cpu", **options), observe=tell, stop=stop)
     print("done")
@@ -148,15 +149,15 @@ def test_four_hosts_with_two_devices_each(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("victim", [1, 0])
 def test_a_host_that_is_killed_ends_the_others_and_all_go_on(victim: int, shares: Path) -> None:
     """Host 0's process is also where the others have met."""
-    with hosts(shares, 2, **FEW) as running:
+    with hosts(shares, 2, silence_seconds=600, **FEW) as running:
         running[victim].until("ShardCommitted")
         child = running[victim].child()
         os.kill(running[victim].process.pid, signal.SIGKILL)
         killed = time.monotonic()
-        kind, said = running[1 - victim].end(30)
+        kind, said = running[1 - victim].end()
         assert kind == "Unreachable" and said
-        assert time.monotonic() - killed < 25
-        gone, alive = psutil.wait_procs([child], 5)
+        assert time.monotonic() - killed < 60
+        gone, alive = psutil.wait_procs([child], 30)
         assert gone and not alive, "what it started ends with it"
     move(shares, 2)
 
@@ -165,9 +166,9 @@ def test_a_process_of_jax_that_is_killed_ends_all(shares: Path) -> None:
     with hosts(shares, 2, **FEW) as running:
         running[1].until("ShardCommitted")
         running[1].child().kill()
-        kind, said = running[1].end(30)
+        kind, said = running[1].end()
         assert kind == "Unreachable" and "ended with -9" in said
-        assert running[0].end(30)[0] == "Unreachable"
+        assert running[0].end()[0] == "Unreachable"
     move(shares, 2)
 
 
@@ -177,11 +178,11 @@ def test_a_frozen_host_ends_the_others_in_time(shares: Path) -> None:
         frozen = running[1].child()
         frozen.suspend()
         start = time.monotonic()
-        kind, said = running[0].end(40)
+        kind, said = running[0].end()
         assert kind == "Unreachable" and said
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 60
         frozen.resume()
-        assert running[1].end(30)[0] == "Unreachable"  # it learns that it was given up
+        assert running[1].end()[0] == "Unreachable"  # it learns that it was given up
     move(shares, 2)
 
 
@@ -189,9 +190,9 @@ def test_a_host_that_is_slow_for_too_long_ends_the_others(shares: Path) -> None:
     with hosts(shares, 2, silence_seconds=600, stall_seconds=5, **FEW) as running:
         running[1].until("ShardCommitted")
         running[1].child().suspend()
-        kind, said = running[1].end(40)
+        kind, said = running[1].end()
         assert kind == "StalledError" and "the exchange moved nothing for" in said, said
-        assert running[0].end(40)[0] in ("StalledError", "Unreachable")  # whichever of the two gives up first
+        assert running[0].end()[0] in ("StalledError", "Unreachable")  # whichever of the two gives up first
     move(shares, 2)
 
 
@@ -199,10 +200,10 @@ def test_a_host_that_does_not_come_is_not_waited_for_for_ever(shares: Path) -> N
     for only in (0, 1):
         with hosts(shares, 2, [only], join_seconds=4) as (host,):
             start = time.monotonic()
-            kind, said = host.end(60)
+            kind, said = host.end()
             assert kind == "Unreachable", said
             assert "the 2 hosts did not come together" in said or "ended with" in said
-            assert time.monotonic() - start < 40
+            assert time.monotonic() - start < 80
 
 
 def test_a_stop_on_one_host_stops_all(shares: Path) -> None:
@@ -211,22 +212,23 @@ def test_a_stop_on_one_host_stops_all(shares: Path) -> None:
         running[0].process.terminate()
         start = time.monotonic()
         for host in running:
-            kind, said = host.end(30)
+            kind, said = host.end()
             assert kind == "InterruptedRun" and "asked to stop" in said, said
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 60
     move(shares, 2)
 
 
 def test_a_stop_while_the_others_are_waited_for(shares: Path) -> None:
     with hosts(shares, 2, [0], join_seconds=300) as (host,):
+        host.until("Begun")  # else it does not know yet what to do when it is asked to stop
         time.sleep(3)
         host.process.terminate()
-        assert host.end(15)[0] == "InterruptedRun"
+        assert host.end()[0] == "InterruptedRun"
 
 
 def test_what_takes_longer_than_it_may_is_stopped(shares: Path) -> None:
     with hosts(shares, 2, [0], join_seconds=300, most_seconds=2) as (host,):
-        assert host.end(15)[0] == "InterruptedRun"
+        assert host.end()[0] == "InterruptedRun"
 
 
 def test_a_failure_of_one_host_is_told_by_all(shares: Path) -> None:
