@@ -166,11 +166,14 @@ def run_page(page: Path) -> None:
 def _stay(code: str) -> None:
     process = subprocess.Popen(["bash", "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline(), "the command ended and said nothing"
-    time.sleep(0.3)  # tee writes to its file after its output
+    said = process.stdout.readline()
+    assert said, "the command ended and said nothing"
+    for copy in map(Path, re.findall(r"\btee (\S+)", code)):  # it writes to its file after its output
+        while not copy.exists() or said not in copy.read_text():
+            time.sleep(0.02)
 
 
-PAGE_SECONDS = 90  # a page takes a few; imports of JAX and Orbax are most of it
+PAGE_SECONDS = 300  # a page takes a few, on a busy machine many; imports of JAX and Orbax are most of it
 TESTED = [page for page in PAGES if any(blocks(page))]
 
 

@@ -17,8 +17,10 @@ from gdist.run.environment import together
 from gdist.run.environment.findings import Finding, Status
 from gdist.run.environment.together import Meeting, Met, about_meeting, check_meeting, meet
 
+SHORT = 5  # seconds that are waited for who does not come; who comes has been met by then
 
-def meetings(count: int, *, named: bool, seconds: float = 20, secret: str = "horse") -> list[Meeting]:
+
+def meetings(count: int, *, named: bool, seconds: float = 60, secret: str = "horse") -> list[Meeting]:
     """A meeting for each host; where they are not `named`, all know host 0 only."""
     ports = free_ports(count)
     everyone = {n: f"127.0.0.1:{port}" for n, port in enumerate(ports)}
@@ -55,7 +57,7 @@ def test_all_meet_all(named: bool) -> None:
     """Also where only host 0 is known to all, and one comes later."""
     for index, (met, findings) in enumerate(hold(meetings(4, named=named), lambda n: 0.7 * (n == 2))):
         assert [one.index for one in met] == [n for n in range(4) if n != index]
-        assert all(abs(one.skew) < 1 and one.bulk and not one.refused for one in met)
+        assert all(abs(one.skew) < 10 and one.bulk and not one.refused for one in met)
         (finding,) = findings
         assert finding.status is Status.OK
         assert finding.what == "all 4 hosts were met; the secret is theirs too, and large answers get through"
@@ -67,7 +69,7 @@ def test_encrypted() -> None:
 
 
 def test_another_secret_is_told_on_both_sides() -> None:
-    first, second = meetings(2, named=True, seconds=2)
+    first, second = meetings(2, named=True, seconds=SHORT)
     for _, findings in hold([first, replace(second, secret="battery")]):
         failed = [finding for finding in findings if finding.status is Status.FAIL]
         assert [finding.family for finding in failed] == [ResumeError]
@@ -76,14 +78,14 @@ def test_another_secret_is_told_on_both_sides() -> None:
 
 def test_a_host_that_does_not_come_is_told() -> None:
     started = time.monotonic()
-    for _, findings in hold(meetings(3, named=True, seconds=2)[:2]):
+    for _, findings in hold(meetings(3, named=True, seconds=SHORT)[:2]):
         (finding,) = findings
-        assert finding.family is HostsMissing and finding.what == "hosts 2 of 3 did not come in 2 s"
-    assert time.monotonic() - started < 15
+        assert finding.family is HostsMissing and finding.what == f"hosts 2 of 3 did not come in {SHORT} s"
+    assert time.monotonic() - started < 60
 
 
 def test_two_hosts_with_one_index_are_told() -> None:
-    first, second, third = meetings(3, named=True, seconds=2)
+    first, second, third = meetings(3, named=True, seconds=SHORT)
     both = [first, second, replace(third, host=second.host, port=free_ports(1)[0])]
     findings = [finding for _, found in hold(both) for finding in found]
     claims = [finding for finding in findings if finding.family is RefusedError]
@@ -92,7 +94,7 @@ def test_two_hosts_with_one_index_are_told() -> None:
 
 
 def test_a_host_in_anothers_place_is_told() -> None:
-    first, second, _ = meetings(3, named=True, seconds=2)
+    first, second, _ = meetings(3, named=True, seconds=SHORT)
     swapped = replace(first, addresses={**first.addresses, 2: second.addresses[1]})
     findings = hold([swapped, second])[0][1]
     assert any("says that it is host 1" in f.what for f in findings if f.family is ResumeError)
