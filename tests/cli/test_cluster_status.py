@@ -34,7 +34,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seeded]:
 def gdist(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GDIST_")}
     command = [sys.executable, "-W", "error", "-m", "gdist", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**kept, **variables}, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env={**kept, **variables}, timeout=180)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return done
 
@@ -103,6 +103,7 @@ def test_a_run_that_ends_early_has_its_page_too(seeded: Seeded, tmp_path: Path) 
         agents.start(0, "--report", str(page))
         agents.start(1)
         agents.until(lambda: agents.told(0, "cluster_progress"), "progress")
+        agents.until(lambda: agents.told(1, "planned"), "host 1 has come")
         way.limit = 0
         agents.kill(0, signal.SIGTERM)
         assert agents.wait(0) == 20, agents.said()

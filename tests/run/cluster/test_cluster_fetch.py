@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -21,7 +22,7 @@ from gdist.exchange.ports import free_port
 from gdist.run.cluster import way
 from gdist.run.verify import verify
 from gdist.stores import open as open_store
-from gdist.testing.agents import Agents
+from gdist.testing.agents import WAIT_SECONDS, Agents
 from gdist.testing.checkpoints import write_grok1, write_safetensors
 from gdist.testing.fetches import Array, tree_of
 from gdist.testing.swarm import LOCALHOST, Seeded, Slow, seed
@@ -46,6 +47,14 @@ def grok(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Arra
 @pytest.fixture
 def seeded(grok: tuple[Path, dict[str, Array]]) -> Iterator[Seeded]:
     with seed(grok[0], piece_length=PIECE) as found:
+        yield found
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Seeded]:
+    """So little that it is there long before any deadline."""
+    write_grok1(tmp_path / "small", layers=1, emb=96, ffn=192, vocab=384)
+    with seed(tmp_path / "small", piece_length=1 << 15) as found:
         yield found
 
 
@@ -102,11 +111,10 @@ def test_each_byte_comes_in_once(
         if "--gateways" not in options:
             shares = [agents.told(index, "cluster_progress")[-1]["wan_rate"] for index in range(4)]
             assert len(shares) == 4
-        began = time.monotonic()
         agents.start_all()
         assert agents.wait_all() == [0] * 4
         assert all(agents.events(index)[-1]["already"] for index in range(4))
-        assert time.monotonic() - began < 60
+        assert not any(agents.told(index, "stage_started") for index in range(4)), "they know that all are"
         assert seeded.stats().uploaded == uploaded, "a second run fetches nothing"
 
 
@@ -195,6 +203,7 @@ def test_another_coordinates_when_host_0_never_comes_back(
     ):
         for index in range(3):
             agents.start(index, "--coordinator", hosts[0])
+        agents.until(lambda: agents.told(2, "planned"), "host 2 has met host 0")
         agents.until_ready(1, 10)
         agents.kill(0)
         slow.rate = 50e6
@@ -258,7 +267,11 @@ def test_hosts_that_are_complete_give_what_they_held_when_the_line_is_run_again(
         for index in early:
             agents.kill(index, kind)
         assert kind == signal.SIGKILL or [agents.wait(index) for index in early] == [20] * 3, agents.said()
-        agents.start_all()
+        agents.processes.clear()  # their ends are no surprise
+        agents.start(3)
+        agents.until(lambda: agents.told(3, "stage_started"), "host 3 is there, before who is complete looks")
+        for index in early:
+            agents.start(index)
         assert agents.wait_all() == [0] * 4, agents.said()
         assert_whole(agents, grok[1])
         assert nbytes(grok) <= seeded.stats().uploaded <= nbytes(grok) + AGAIN
@@ -269,10 +282,15 @@ def test_a_gateway_that_is_complete_brings_in_for_others_when_the_line_is_run_ag
 ) -> None:
     """Host 3 comes when nobody serves any more, and cannot reach the outside."""
     with Agents(seeded, tmp_path, 4, "--gateways", "0", "--linger", "1s", mesh="4") as agents:
-        for index in range(3):
+        for index in (1, 2):
             agents.start(index)
+            agents.until(lambda index=index: agents.told(index, "stage_started"))  # type: ignore[misc]
+        agents.start(0)  # it lingers for a second, and they are there
         assert [agents.wait(index) for index in range(3)] == [0] * 3, agents.said()
-        agents.start_all("--linger", "10m")
+        agents.start(3, "--linger", "10m")
+        agents.until(lambda: agents.told(3, "stage_started"), "host 3 is there, before who is complete looks")
+        for index in range(3):
+            agents.start(index, "--linger", "10m")
         assert agents.wait_all() == [0] * 4, agents.said()
         assert_whole(agents, grok[1])
         agents.start_all()
@@ -285,13 +303,14 @@ def test_a_lone_host_has_a_deadline_probes_and_a_report_too(
 ) -> None:
     port, page = free_port(), tmp_path / "report.html"
     probes, report = ("--http", f"{LOCALHOST}:{port}"), ("--report", str(page))
-    with Slow(seeded.port, rate=LINE / 3) as slow, Agents(slowed(seeded, slow), tmp_path, 1) as agents:
-        agents.start(0, *probes, "--deadline", "4s")
+    way = Slow(seeded.port, rate=LINE / 3, limit=3 * nbytes(grok) / 4)
+    with way as slow, Agents(slowed(seeded, slow), tmp_path, 1) as agents:
+        agents.start(0, *probes, "--deadline", "12s")
         agents.until_ready(0, 1)
         assert urlopen(f"http://{LOCALHOST}:{port}/livez").status == 200
         assert agents.wait(0) == 11
         assert "not done at the deadline" in agents.told(0, "error")[-1]["message"]
-        slow.rate = 50e6
+        slow.rate, slow.limit = 50e6, inf
         agents.start(0, *report)
         assert agents.wait(0) == 0, agents.said()
         assert_whole(agents, grok[1])
@@ -301,14 +320,14 @@ def test_a_lone_host_has_a_deadline_probes_and_a_report_too(
 def test_a_host_with_a_slow_line_stops_as_soon(
     grok: tuple[Path, dict[str, Array]], seeded: Seeded, tmp_path: Path
 ) -> None:
-    """What it reads from others takes a minute; it is not waited for."""
+    """What it reads from others takes half a minute; it is not waited for."""
     with Agents(seeded, tmp_path, 2, "--max-lan", "20kB/s", mesh="1x2") as agents:
         agents.start_all()
         agents.until(lambda: agents.inside(1) > nbytes(grok) // 2, "half of it came in")
         asked = time.monotonic()
         agents.kill(1, signal.SIGTERM)
         assert agents.wait(1) == 20
-        assert time.monotonic() - asked < 10
+        assert time.monotonic() - asked < 20
 
 
 def test_a_host_that_is_stopped_hands_over_and_goes_on_later(
@@ -320,7 +339,7 @@ def test_a_host_that_is_stopped_hands_over_and_goes_on_later(
         asked = time.monotonic()
         agents.kill(2, signal.SIGTERM)
         assert agents.wait(2) == 20
-        assert time.monotonic() - asked < 10
+        assert time.monotonic() - asked < 30  # ten, where nothing else runs
         slow.rate = 50e6
         agents.start(2)
         assert agents.wait_all() == [0] * 4, agents.said()
@@ -357,7 +376,7 @@ def test_a_second_process_of_a_host_waits_for_the_first(
         second = agents.start(0)
         agents.until(lambda: agents.told(0, "note"))
         agents.start(1)
-        assert first.wait(60) == second.wait(60) == agents.wait(1) == 0
+        assert first.wait(WAIT_SECONDS) == second.wait(WAIT_SECONDS) == agents.wait(1) == 0
         assert_whole(agents, grok[1])
         assert_once(seeded, nbytes(grok))
 
@@ -414,19 +433,19 @@ def test_what_a_host_knows_from_an_earlier_run_is_not_looked_for_outside(
             agents.until(lambda index=index: agents.told(index, "planned"), "a plan")  # type: ignore[misc]
 
 
-def test_hosts_that_are_missing_at_the_deadline_are_named(seeded: Seeded, tmp_path: Path) -> None:
-    with Agents(seeded, tmp_path, 3, "--gateways", "2", "--deadline", "15s", mesh="data=3") as agents:
+def test_hosts_that_are_missing_at_the_deadline_are_named(small: Seeded, tmp_path: Path) -> None:
+    with Agents(small, tmp_path, 3, "--gateways", "2", "--deadline", "20s", mesh="data=3") as agents:
         agents.start(0)
-        agents.start(1, "--deadline", "8s")
+        agents.start(1, "--deadline", "12s")
         assert agents.wait(0) == agents.wait(1) == 16
         assert "hosts 2 of 3 are not here" in agents.errors(1)
         assert "hosts 2 of 3 are not here and hosts 1 of 3 left before they were done" in agents.errors(0)
 
 
-def test_hosts_that_were_done_and_left_count_at_the_deadline(seeded: Seeded, tmp_path: Path) -> None:
-    with Agents(seeded, tmp_path, 3, "--min-hosts", "2", "--deadline", "20s", mesh="data=3") as agents:
+def test_hosts_that_were_done_and_left_count_at_the_deadline(small: Seeded, tmp_path: Path) -> None:
+    with Agents(small, tmp_path, 3, "--min-hosts", "2", "--deadline", "25s", mesh="data=3") as agents:
         agents.start(0)
-        agents.start(1, "--deadline", "12s")
+        agents.start(1, "--deadline", "15s")
         assert agents.wait(1) == 0, agents.said()
         assert agents.wait(0) == 0, agents.said()
         assert "hosts 2 of 3 are not here; what they need comes in again" in json.dumps(agents.events(0))
@@ -439,10 +458,10 @@ def test_hosts_that_were_done_and_left_count_at_the_deadline(seeded: Seeded, tmp
 
 @pytest.mark.parametrize(("fewest", "code"), [(1, 0), (2, 16)])
 def test_a_host_that_is_done_does_not_wait_beyond_the_deadline(
-    fewest: int, code: int, seeded: Seeded, tmp_path: Path
+    fewest: int, code: int, small: Seeded, tmp_path: Path
 ) -> None:
     options = ("--deadline", "20s", "--min-hosts", str(fewest), "--report", str(tmp_path / "run.html"))
-    with Agents(seeded, tmp_path, 2, *options, mesh="2") as agents:
+    with Agents(small, tmp_path, 2, *options, mesh="2") as agents:
         agents.start(0)
         assert agents.wait(0) == code, agents.said()
         assert "hosts 1 " in json.dumps(agents.events(0))
