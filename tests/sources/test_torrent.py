@@ -41,6 +41,7 @@ from gdist.sources.torrent import (
     magnet_of,
     make_torrent,
 )
+from gdist.sources.torrent import source as source_module
 from gdist.sources.torrent.session import Swarm, _record_ban
 from gdist.sources.torrent.window import FIRST, MIN_WINDOW_PIECES, REST, UNWANTED, Window
 from gdist.testing.swarm import LOCALHOST, LOOPBACK, Slow, Tracker, WebSeed, bad_seed, seed
@@ -439,6 +440,34 @@ def test_pieces_are_fetched_again_while_others_arrive(content: Path, tmp_path: P
                 missing.add(arrived[0])
                 source.want(sorted(missing))
         assert times == 3
+        assert_equal(source, list(everything), line_of(source, content))
+
+
+def test_a_torrent_that_stands_still_after_wrong_bytes_is_added_anew(
+    content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "REVIVE_SECONDS", 0.0)
+    with (
+        seed(content, piece_length=PIECE) as seeded,
+        Slow(seeded.port, rate=4e6) as slow,
+        opened(replace(seeded.magnet, peers=((LOCALHOST, slow.port),)), tmp_path / "to") as source,
+    ):
+        everything = range(source.payload.pieces)
+        arrived: list[int] = []
+        limit, handles = time.monotonic() + 60, {id(source._handle): source._handle}
+        source.want(everything)
+        while len(arrived) < len(everything):
+            assert time.monotonic() < limit, f"{len(arrived)} of {len(everything)} pieces came"
+            found = source.verified(0.02)
+            arrived += found
+            if found and len(handles) < 3:
+                with source._open.changed:
+                    source._open.swarm.hash_failures += 1  # as if
+                source.check_alive()
+                source.check_alive()  # once for each failure
+                handles[id(source._handle)] = source._handle
+        assert len(handles) == 3
+        assert sorted(arrived) == list(everything), "each once"
         assert_equal(source, list(everything), line_of(source, content))
 
 

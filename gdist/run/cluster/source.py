@@ -237,6 +237,7 @@ class ClusterSource:
         Raises:
             NoPeersError, StalledError: nothing arrived for the stall window, neither from outside nor inside.
         """
+        self._outside.revive()
         waited = time.monotonic() - self._progress
         if waited < self._stall_seconds:
             return

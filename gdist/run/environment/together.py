@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -86,6 +86,10 @@ class _Table:
             self.claims[claim] = None
             return claim
 
+    def callers(self) -> frozenset[int]:
+        with self._lock:
+            return frozenset(self._tokens)
+
     def addresses(self) -> dict[int, str]:
         with self._lock:
             return dict(self._addresses)
@@ -120,16 +124,21 @@ def meet(
 
     with Server(f":{meeting.port}", key, handler=answer, encrypt=meeting.encrypt) as server:
         hello = {"index": meeting.host.index, "port": server.port, "name": own, "token": token}
-        met = _call_until_all(meeting, table, key, hello, stop)
-        _stay(meeting, met, stop)
+        deadline = time.monotonic() + meeting.seconds
+        met = _call_until_all(meeting, table, key, hello, deadline, stop)
+        _stay({index for index, one in met.items() if not one.refused}, table, deadline, stop)
     return tuple(met[index] for index in sorted(met)), tuple(table.claims)
 
 
 def _call_until_all(
-    meeting: Meeting, table: _Table, key: Key, hello: dict[str, object], stop: Callable[[], None]
+    meeting: Meeting,
+    table: _Table,
+    key: Key,
+    hello: dict[str, object],
+    deadline: float,
+    stop: Callable[[], None],
 ) -> dict[int, Met]:
     met: dict[int, Met] = {}
-    deadline = time.monotonic() + meeting.seconds
     with ThreadPoolExecutor(THREADS) as pool:
         while True:
             missing = {n: a for n, a in table.addresses().items() if n not in met or met[n].refused}
@@ -144,10 +153,12 @@ def _call_until_all(
             time.sleep(AGAIN_SECONDS)
 
 
-def _stay(meeting: Meeting, met: Mapping[int, Met], stop: Callable[[], None]) -> None:
-    """Answers for a while those that came later and are still calling; nobody, where all are missing."""
-    until = time.monotonic() + (AFTER_SECONDS if met and meeting.host.count > 1 else 0)
-    while time.monotonic() < until:
+def _stay(met: Collection[int], table: _Table, deadline: float, stop: Callable[[], None]) -> None:
+    """Answers until all who were met have called too, and for a while those who call for the second time."""
+    until = time.monotonic() + (AFTER_SECONDS if met else 0)
+    while (now := time.monotonic()) < until:
+        if now < deadline and not table.callers() >= set(met):
+            until = now + AFTER_SECONDS
         stop()
         time.sleep(0.1)
 

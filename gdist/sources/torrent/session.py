@@ -59,6 +59,7 @@ class Swarm:
     events: deque[Event] = field(default_factory=deque)
     trackers: dict[str, TrackerAnswer] = field(default_factory=dict)
     tried: dict[str, str] = field(default_factory=dict)  # peer -> why it is not connected, or nothing
+    hash_failures: int = 0
     banned: set[str] = field(default_factory=set)
     mirrors: dict[str, str] = field(default_factory=dict)  # web seed -> why it gives nothing
     met: bool = False  # somebody was there, however shortly
@@ -239,6 +240,7 @@ def record(swarm: Swarm, alert: lt.alert) -> None:
                 swarm.flush.state(())
         case lt.hash_failed_alert():
             swarm.met = True
+            swarm.hash_failures += 1
             swarm.events.append(HashFailed(int(alert.piece_index)))
         case lt.peer_ban_alert():
             _record_ban(swarm, _address(alert))

@@ -54,6 +54,7 @@ MAX_READERS = 4
 TRICKLE_BYTES = 64 * 1024  # a second, while the download waits for the conversion
 SAMPLE = 16  # one read in so many is hashed again, to notice a back end that breaks its promise
 _READ_SECONDS = 60.0  # for libtorrent's own read of a piece, behind a busy disk
+REVIVE_SECONDS = 10.0
 _FIRST_DEADLINE_MS, _DEADLINE_STEP_MS = 500, 20  # urgent pieces: in their order, requested at once
 
 
@@ -83,6 +84,7 @@ class TorrentSource:
         self.downloaded = 0  # bytes that came in; only grows, may be read from any thread
         self._backlog_limit, self._throttled, self._backlog_lock = 0, False, threading.Lock()
         self._urgent: frozenset[int] = frozenset()
+        self._failed = 0  # pieces that had failed their hash when it was revived last
 
     def open(self, directory: Path, have: Iterable[int] | None = (), *, look: bool = False) -> None:
         """Joins the swarm and learns the metadata; wants no piece yet and writes nothing.
@@ -275,13 +277,19 @@ class TorrentSource:
             return
         self._had -= lost
         self._old -= lost
+        self._window = Window(self.payload.piece_length)
+        self._add_anew()  # what libtorrent has, it has for good
+
+    def _add_anew(self) -> None:
+        """Gives libtorrent the torrent once more, with what is had, and what is wanted by the window."""
         params = load_torrent(self.torrent_file)
         self._open.remove(self._handle)
-        self._window, self._urgent = Window(self.payload.piece_length), frozenset()
-        # What libtorrent has, it has for good: the torrent is added anew without them.
         self._handle, _ = start(
             self._open, params, self._links, self._options, self._directory, self._had, self._emit
         )
+        self._urgent, self._throttled = frozenset(), False
+        if wanted := self._window.priorities():
+            self._handle.prioritize_pieces(list(wanted))
 
     def matches(self, piece: int, data: memoryview) -> bool:
         """True when these are the piece's bytes, or its hash is not known yet (v2 from a magnet)."""
@@ -365,6 +373,18 @@ class TorrentSource:
         usual = [peer.connection_type == lt.peer_info.standard_bittorrent for peer in peers]
         return True in usual, False in usual
 
+    def revive(self) -> None:
+        """Where nothing came for a while since a piece failed its hash, adds the torrent anew.
+
+        Now and then libtorrent takes a block of such a piece for written, and asks nobody for it any more.
+        """
+        with self._open.changed:
+            waited = time.monotonic() - self._open.swarm.progress_seconds
+            failed = self._open.swarm.hash_failures
+        if self._window.missing and waited > REVIVE_SECONDS and failed > self._failed:
+            self._failed = failed
+            self._add_anew()
+
     def check_alive(self) -> None:
         """Returns while there is hope.
 
@@ -372,6 +392,7 @@ class TorrentSource:
             StalledError: pieces are wanted, and nothing useful arrived for `stall_seconds`.
             NoPeersError: likewise, and no peer was ever connected.
         """
+        self.revive()
         with self._open.changed:
             swarm = self._open.swarm
             if swarm.error:

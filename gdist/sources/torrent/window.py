@@ -39,6 +39,10 @@ class Window:
         """Wanted pieces that are not had yet."""
         return len(self._priorities)
 
+    def priorities(self) -> tuple[tuple[int, int], ...]:
+        """Those of all wanted pieces that are not had yet."""
+        return tuple(self._priorities.items())
+
     def want(
         self, ordered: Sequence[int], urgent: Collection[int], had: Collection[int]
     ) -> tuple[tuple[int, int], ...]:

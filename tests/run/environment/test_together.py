@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -61,6 +63,25 @@ def test_all_meet_all(named: bool) -> None:
         (finding,) = findings
         assert finding.status is Status.OK
         assert finding.what == "all 4 hosts were met; the secret is theirs too, and large answers get through"
+
+
+def test_a_host_stays_until_who_it_met_has_called_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That one may be starved: it answers, and has not begun to call."""
+    monkeypatch.setattr(together, "AFTER_SECONDS", 0.2)
+    call, met_by_0 = together._call, threading.Event()
+
+    def late(index: int, address: str, meeting: Meeting, *others: Any) -> Met | None:
+        if meeting.host.index == 1:
+            assert met_by_0.wait(60)
+            time.sleep(1)
+        found = call(index, address, meeting, *others)
+        if meeting.host.index == 0 and found:
+            met_by_0.set()
+        return found
+
+    monkeypatch.setattr(together, "_call", late)
+    for met, _ in hold(meetings(2, named=True)):
+        assert len(met) == 1
 
 
 def test_encrypted() -> None:
