@@ -42,7 +42,7 @@ def test_an_answer_names_who_was_asked_though_this_host_follows_itself_by_now() 
     asked = link.way.address
     link.way.coordinator = 2
     members = [[0, "", True, "live", "h0"], [2, "10.0.0.2:4002", True, "live", "h2"]]
-    link._take({"coordinator": "there", "index": 0, "roster": 1, "members": members}, asked)
+    link._take({"coordinator": "there", "index": 0, "roster": 1, "members": members}, asked, None)
     assert {i: peer.address for i, peer in link.inside.peers.items()} == {0: asked, 2: "127.0.0.1:4002"}
     link.way.coordinator = 0
     assert link.way.address == asked
