@@ -35,13 +35,13 @@ from gdist.events import (
 )
 from gdist.kvstore import local_path
 from gdist.run.catalogue import Catalogue
+from gdist.run.cluster.deadline import Deadline
 from gdist.run.cluster.held import Held, read_held
 from gdist.run.cluster.job import job_of
 from gdist.run.cluster.learning import learn
 from gdist.run.cluster.link import LOCALHOST, Link
 from gdist.run.cluster.meters import Meters
 from gdist.run.cluster.options import ClusterOptions
-from gdist.run.cluster.patience import Patience
 from gdist.run.cluster.rendezvous import FINAL_PHASE
 from gdist.run.cluster.sharing import Sharing
 from gdist.run.cluster.source import ClusterSource
@@ -95,7 +95,7 @@ def cluster_fetch(
             if not waiting:
                 tell(Note("another process of this host fetches it already: waiting for it"))
             waiting = True
-            agent.patience.check()
+            agent.deadline.check()
             if stopped.wait(ATTACH_SECONDS):
                 raise InterruptedRun("the run was asked to stop while another process fetches") from None
 
@@ -123,7 +123,7 @@ class Agent:
         self.serving = self._complete = False
         self._meters = Meters(self.host.count)
         self._sharing = Sharing(self)
-        self.patience = Patience(options, started)
+        self.deadline = Deadline(options, started)
 
     def run(self, dest: str | os.PathLike[str] | None) -> FetchResult:
         """The fetch."""
@@ -184,7 +184,7 @@ class Agent:
                 raise InterruptedRun(
                     "the run was asked to stop", hint="the same command goes on where this one stopped"
                 )
-            self.patience.check()
+            self.deadline.check()
         if self.station is not None:
             self.station.link.check()
         self._tell()
@@ -266,7 +266,7 @@ class Agent:
         """Lets others find this host."""
         job = job_of(self.source, self.options)
         self.station = station = Station(self.options, job, self.status, self._tick, self._started)
-        self.patience.link = station.link
+        self.deadline.link = station.link
         station.link.on_silence = lambda why: self._observe(Note(why))
         station.rendezvous.on_change = lambda member: self._changes.append(
             MemberChanged(member.index, MemberState(member.state), member.address)
@@ -359,12 +359,12 @@ class Agent:
             now = time.monotonic()
             if working:
                 alone_since = now
-            self.patience.check_enough()
-            over = not self.patience.left
+            self.deadline.check_enough()
+            over = not self.deadline.left
             if over or now - alone_since > self.options.linger:
-                missing = self.patience.missing()
+                missing = self.deadline.missing()
                 if missing:
-                    said = f"{self.patience.said_of(missing)}; what they need comes in again when they are"
+                    said = f"{self.deadline.said_of(missing)}; what they need comes in again when they are"
                 else:
                     said = "the deadline passed: leaving hosts that are still at work"
                 self.watch(Note(said))

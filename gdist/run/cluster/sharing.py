@@ -86,12 +86,12 @@ class Sharing:
             coordinator,
             memory=asked.memory,
             work=asked.work,
-            most_seconds=self._agent.patience.left,
+            most_seconds=self._agent.deadline.left,
         )
         try:
             return start_move(request, locked=True, observe=watch, stop=self._agent.stop)
         except InterruptedRun:
-            self._agent.patience.check()
+            self._agent.deadline.check()
             raise
 
     @staticmethod

@@ -10,7 +10,7 @@ from gdist.run.cluster.link import Link
 from gdist.run.cluster.options import ClusterOptions
 
 
-class Patience:
+class Deadline:
     """The deadline of one run that began at `started`; `link` is known once the host looks for the others."""
 
     def __init__(self, options: ClusterOptions, started: float):
