@@ -79,7 +79,6 @@ class Link:
         self._version: int | None = None
         self._enrolment: Json | None = None
         self._enrolments = 0  # how often; an answer to what was asked before the last one says nothing
-        self._enrolments_told = 0
         self._catalogue: Json | None = None
         self._needs: PieceSet = 0
         self._held: PieceSet = 0
@@ -300,8 +299,7 @@ class Link:
             self._exchange(0)
 
     def _has_news(self) -> bool:
-        told = self._enrolments == self._enrolments_told and self._done == self._done_told
-        return bool(self._gone or any(self._untold.values()) or not told)
+        return bool(self._gone or any(self._untold.values()) or self._done != self._done_told)
 
     def _exchange(self, wait: float) -> None:
         with self.changed:
@@ -336,8 +334,6 @@ class Link:
                 return
             if body["done"] and not found.get("enrol"):
                 self._done_told = True
-            if "enrol" in body:
-                self._enrolments_told = max(enrolments, self._enrolments_told)
             if enrolments == self._enrolments:
                 self._take(found, asked, body["version"])
             self.inside.catalogue = found["catalogue"]

@@ -30,6 +30,7 @@ from gdist.exchange import Request, Response
 
 FINAL_PHASE = 1  # what the torrent holds is known; before that its pieces are counted as they lie
 POLL_SECONDS = 1.0  # the longest that an answer is held back; a host is late by as much after a lost message
+ENROL_SECONDS = 0.05  # the same while hosts are about to say what they need
 WAKE_SECONDS = 0.25  # how late the passing of time is noticed
 COALESCE_SECONDS, COALESCE_SECONDS_PER_HOST = 0.02, 0.0005  # between two answers to one host
 
@@ -200,8 +201,10 @@ class Rendezvous:
 
     def _poll(self, request: Request, body: Json) -> Json:
         wait = min(float(body.get("wait", 0)), POLL_SECONDS)
-        deadline = time.monotonic() + wait
         with self.changed:
+            if self._knows_all() and self._phase != FINAL_PHASE:  # every host is about to say what it needs
+                wait = min(wait, ENROL_SECONDS)
+            deadline = time.monotonic() + wait
             member = self._member(body)
             if member is None:
                 return {"join": True}
