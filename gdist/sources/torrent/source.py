@@ -287,7 +287,9 @@ class TorrentSource:
         self._handle, _ = start(
             self._open, params, self._links, self._options, self._directory, self._had, self._emit
         )
-        self._urgent, self._throttled = frozenset(), False
+        self._urgent = frozenset()
+        with self._backlog_lock:
+            self._throttled = False  # it is added without a limit of ours
         if wanted := self._window.priorities():
             self._handle.prioritize_pieces(list(wanted))
 
