@@ -61,10 +61,9 @@ class Deadline:
         if self.link is None:
             return sorted(missing)
         with self.link.changed:
-            inside = self.link.inside
-            missing -= {peer.index for peer in inside.peers.values() if peer.state in ("live", "done")}
+            missing.difference_update(peer.index for peer in self.link.inside.here())
             if self._options.exchange != "collective":  # where who is complete has its shares only
-                missing -= inside.complete
+                missing -= self.link.inside.complete
         return sorted(missing)
 
     def said_of(self, missing: list[int]) -> str:

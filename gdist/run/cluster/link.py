@@ -52,6 +52,10 @@ class Inside:
     complete: set[int] = field(default_factory=set)  # hosts that had all they need when last heard of
     news: list[int] = field(default_factory=list)  # pieces that somebody has, not yet given out
 
+    def here(self) -> tuple[Peer, ...]:
+        """The hosts that are here, at work or done."""
+        return tuple(peer for peer in self.peers.values() if peer.state in ("live", "done"))
+
 
 class Link:
     """How this host and the coordinator know of each other."""

@@ -221,7 +221,7 @@ class Others:
 
         Not those who bring in: their lines out are what there is too little of.
         """
-        here = [peer for peer in self._link.inside.peers.values() if peer.state in ("live", "done")]
+        here = self._link.inside.here()
         if not self.takes_whole or 2 * sum(peer.gateway for peer in here) > len(here):
             return ()
         return sorted(peer.index for peer in here if not peer.gateway)

@@ -243,7 +243,7 @@ class ClusterSource:
             return
         self._outside.check_alive()
         with self._link.changed:
-            here = [peer.index for peer in self._link.inside.peers.values() if peer.state in ("live", "done")]
+            here = [peer.index for peer in self._link.inside.here()]
         raise StalledError(
             f"nothing arrived for {waited:.0f} seconds, from outside or from other hosts "
             f"(hosts {', '.join(map(str, sorted(here))) or 'none'} are here)",
